@@ -1,0 +1,45 @@
+# `make help` lists what there is. Settings: PYTHON, TORCH (a version of torch), ARGS (for the demo).
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+BIN := .venv/bin
+STAMP := .venv/torch-$(TORCH).installed
+NATIVE := $(shell find csrc)
+
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train on true and on random labels and plot the coherence (ARGS=... are passed on)"
+	@echo "make test    run all tests"
+	@echo "make lint    check formatting, style and types"
+	@echo "make clean   remove the environment and everything built"
+	@echo "Each sets up .venv first, with torch $(TORCH); TORCH=... picks another version."
+
+demo: $(STAMP)
+	$(BIN)/python -m pycoherence demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf .venv build dist *.egg-info pycoherence/*.so pycoherence/_build.json
+
+# torch comes first, alone: it is large, and the build and all that depends on it must use this one.
+$(STAMP): Makefile pyproject.toml setup.py $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: make PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) cannot make environments: install its venv package (Debian: python3-venv)"; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install "torch==$(TORCH)"
+	$(BIN)/pip install "setuptools>=77.0.3" wheel ninja
+	$(BIN)/pip install --no-build-isolation -e ".[dev,studies]"
+	rm -f .venv/*.installed
+	touch $@
