@@ -1,5 +1,5 @@
-// The template op on the CPU: pycoherence_native::identity(Tensor x) -> Tensor, a contiguous copy of x.
-// To add a kernel, copy this file; setup.py finds it by name.
+// The template op on the CPU, a contiguous copy: pycoherence_native::identity(Tensor x) -> Tensor.
+// To add a kernel, copy this file; setup.py builds whatever lies here.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

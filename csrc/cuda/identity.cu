@@ -1,7 +1,5 @@
-// The template op on CUDA: pycoherence_native::identity(Tensor x) -> Tensor, a contiguous copy of x.
-// To add a kernel, copy this file and identity.cuh; setup.py finds them by name.
-
-#include "identity.cuh"
+// The template op on CUDA, a contiguous copy: pycoherence_native::identity(Tensor x) -> Tensor.
+// To add a kernel, copy this file and identity.cuh; setup.py builds whatever lies here.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -9,6 +7,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
+
+#include "identity.cuh"
 
 namespace {
 

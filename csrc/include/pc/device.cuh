@@ -18,7 +18,7 @@ inline __device__ int64_t thread_index() {
 
 inline __device__ int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
-// Starts kernel(args...) with about a thread per item; an empty grid is an error to CUDA, so items > 0.
+// Starts kernel(args...) with up to a thread per item; items > 0, for CUDA refuses empty grids.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t items, cudaStream_t stream, Args... args) {
   const int64_t blocks = std::min((items + kThreads - 1) / kThreads, kMaxBlocks);
