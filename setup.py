@@ -1,17 +1,15 @@
 """Builds the native libraries; everything else about the package is said in pyproject.toml.
 
-csrc/cpu/*.cpp become pycoherence/_C_cpu.abi3.so and csrc/cuda/*.cu pycoherence/_C_cuda.abi3.so: a
-file there is built because it is there. Both use the stable ABI of LibTorch and no Python API, so
-one build serves every torch >= 2.10 and Python >= 3.10; torch.ops.load_library loads them. Building
-imports no torch, needs no CUDA in it, looks for no device and uses no network.
+csrc/cpu/*.cpp become pycoherence/_C_cpu.abi3.so and csrc/cuda/*.cu _C_cuda.abi3.so: a file there is
+built because it is there. Both use the stable ABI of LibTorch and no Python API, so that one build
+serves every torch >= 2.10 and Python >= 3.10. Building imports no torch, needs no CUDA in it and no
+device. The outcome goes to pycoherence/_build.json, for `python -m pycoherence info` to print.
 
 PYCOHERENCE_BUILD     auto (default): whatever can be built, a failure being a warning
                       cpu or cuda: that must build (cuda means both); none: a pure Python package
 TORCH_CUDA_ARCH_LIST  GPUs to build for, such as "8.0;9.0+PTX"
 MAX_JOBS              compilers run at the same time
 CXX, CXXFLAGS, LDFLAGS and CUDA_HOME mean what they usually do.
-
-The outcome is written to pycoherence/_build.json, for `python -m pycoherence info` to print.
 """
 
 import contextlib
@@ -36,7 +34,6 @@ LIBRARIES = {"auto": ["cpu", "cuda"], "cpu": ["cpu"], "cuda": ["cpu", "cuda"], "
 SOURCES = {"cpu": "csrc/cpu/*.cpp", "cuda": "csrc/cuda/*.cu"}
 MODE = os.environ.get("PYCOHERENCE_BUILD") or "auto"
 RECORD = "pycoherence/_build.json"
-NINJA_DIR = Path("build/native")
 NINJA_FILE = """\
 builddir = {folder}
 rule compile
@@ -50,7 +47,6 @@ build {library}: link {objects}
 """
 FLAGS = ["-std=c++20", "-O3", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Icsrc/include"]
 GPUS = ["8.0", "9.0", "10.0"]
-BYTES_PER_JOB = 2 * 2**30
 ERROR_LINE = re.compile(r"\b(error|fatal)\s*:|undefined reference|\bld: ")
 
 
@@ -137,15 +133,15 @@ def commands(kind: str) -> tuple[list[str], list[str]]:
 
 def jobs() -> int:
     """How many compilers to run at once: MAX_JOBS, or what the cores and the memory allow."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    allowed = min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB)
+    gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
+    allowed = min(len(os.sched_getaffinity(0)), gigabytes // 2)
     return int(os.environ.get("MAX_JOBS") or max(1, allowed))
 
 
 def write_ninja_file(kind: str, sources: list[str]) -> tuple[Path, Path]:
     """Writes what ninja has to do for a library; returns that file and the library it makes."""
     compile_command, link_command = commands(kind)
-    folder = NINJA_DIR / kind
+    folder = Path("build/native", kind)
     library = folder / f"_C_{kind}.abi3.so"
     objects = {source: folder / f"{Path(source).stem}.o" for source in sources}
     text = NINJA_FILE.format(
@@ -157,9 +153,8 @@ def write_ninja_file(kind: str, sources: list[str]) -> tuple[Path, Path]:
         library=library,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    ninja_file = folder / "build.ninja"
-    ninja_file.write_text(text)
-    return ninja_file, library
+    (folder / "build.ninja").write_text(text)
+    return folder / "build.ninja", library
 
 
 def compile_library(kind: str, sources: list[str]) -> Path:
@@ -211,14 +206,14 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         """Builds what PYCOHERENCE_BUILD asks for and writes the record beside it."""
+        self.mkpath(f"{self.build_lib}/pycoherence")
         reasons = {kind: self.build_library(kind) for kind in SOURCES}
         self.extensions = [
             ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()
         ]
         outcome = {kind: {"built": why is None, "reason": why} for kind, why in reasons.items()}
-        record = Path("." if self.inplace else self.build_lib, RECORD)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"mode": MODE, **versions(), **outcome}, indent=2) + "\n")
+        record = json.dumps({"mode": MODE, **versions(), **outcome}, indent=2)
+        Path("." if self.inplace else self.build_lib, RECORD).write_text(record + "\n")
 
     def build_library(self, kind: str) -> str | None:
         """Builds one library into its place; returns why not, and leaves no older one behind."""
@@ -233,7 +228,6 @@ class BuildNative(build_ext):
                 raise SystemExit(f"pycoherence: cannot build _C_{kind}: {error}") from error
             self.warn(f"pycoherence is installed without _C_{kind}: {error}")
             return str(error)
-        target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(library), str(target))
         return None
 
