@@ -1,0 +1,40 @@
+// Vectors of 64 bytes that the compiler maps to whatever the machine has, and functions compiled
+// for several machines of which the loader picks one.
+#pragma once
+
+#include <cstdint>
+
+// The levels ask for features; naming a processor (arch=haswell) would ask for that very model.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
+#define PC_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define PC_CLONES
+#endif
+
+// What a cloned function calls must be inlined into it, or it would be compiled for the least
+// machine.
+#define PC_INLINE inline __attribute__((always_inline))
+
+namespace pc {
+
+template <typename T>
+struct VectorOf {
+  static constexpr int lanes = 64 / sizeof(T);
+  typedef T type __attribute__((vector_size(64)));
+  typedef T unaligned __attribute__((vector_size(64), aligned(alignof(T)), may_alias));
+};
+
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+template <typename T>
+PC_INLINE Vector<T> load(const T* from) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+}
+
+template <typename T>
+PC_INLINE void store(T* to, Vector<T> value) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+}  // namespace pc

@@ -1,0 +1,33 @@
+"""pycoherence: statistics of per-example gradients, without building them."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pycoherence import metrics, ops
+from pycoherence.collect import collect
+from pycoherence.errors import UnsupportedError, VerificationError
+from pycoherence.meter import CoherenceMeter
+from pycoherence.ops import backend
+from pycoherence.record import ParameterRecord, Record
+from pycoherence.statistics import Coherence, SqNorms
+from pycoherence.verify import Verification, verify
+
+try:
+    __version__ = version("pycoherence")
+except PackageNotFoundError:
+    __version__ = "0+source"
+
+__all__ = [
+    "Coherence",
+    "CoherenceMeter",
+    "ParameterRecord",
+    "Record",
+    "SqNorms",
+    "UnsupportedError",
+    "Verification",
+    "VerificationError",
+    "backend",
+    "collect",
+    "metrics",
+    "ops",
+    "verify",
+]

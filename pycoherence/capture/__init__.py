@@ -1,0 +1,17 @@
+"""Capture: from a model's forward pass to sites.
+
+Each file of this folder without a leading underscore teaches one torch function (or family) to
+`Capture`; it is found by being here.
+"""
+
+import importlib
+import pkgutil
+
+from pycoherence.capture._capture import Capture, tracked_parameters
+from pycoherence.capture._probes import BACKWARDS, Shape, per_example, scalar
+
+__all__ = ["BACKWARDS", "Capture", "Shape", "per_example", "scalar", "tracked_parameters"]
+
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_module.name}")

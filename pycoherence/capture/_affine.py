@@ -1,0 +1,44 @@
+"""Scale and shift of what has been normalised already."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pycoherence.capture._call import Call
+from pycoherence.sites import AffineSite
+from pycoherence.sites._site import channels_last
+
+
+class Affine(torch.autograd.Function):
+    """`y = x * weight + bias` for `x` `[B, C, ...]`, with one weight and bias for each channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *probes: Tensor,
+    ) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(x, weight)
+        scaled = x.clone() if weight is None else x * _per_channel(weight, x)
+        return (scaled if bias is None else scaled + _per_channel(bias, x)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        input_grad = None
+        if ctx.needs_input_grad[1]:
+            input_grad = g if weight is None else (g * _per_channel(weight, x)).to(x.dtype)
+        g, x = channels_last(g), channels_last(x)
+        sites = {"weight": AffineSite(g, x), "bias": AffineSite(g)}
+        return None, input_grad, *ctx.call.gradients(**sites)
+
+
+def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.view(-1, *[1] * (x.dim() - 2))

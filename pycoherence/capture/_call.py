@@ -1,0 +1,83 @@
+"""One call of a torch function that uses parameters, and what its backward pass returns."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pycoherence.capture._probes import BACKWARDS
+from pycoherence.sites import Site
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter argument of a call that needs a gradient.
+
+    Attributes:
+        name: Name of the argument, such as `weight`.
+        dtype: Dtype of the parameter, hence of its gradient.
+        probes: By output; empty if the tensor is not a tracked parameter.
+    """
+
+    name: str
+    dtype: torch.dtype
+    probes: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an autograd Function of this folder needs to know about the call it carries out.
+
+    Attributes:
+        slots: One for each parameter argument, in the order of the Function's arguments; `None`
+            where the argument is absent or needs no gradient.
+    """
+
+    slots: tuple[Slot | None, ...]
+
+    @property
+    def probes(self) -> tuple[Tensor, ...]:
+        """The last arguments of the Function."""
+        return tuple(probe for slot in self._used() for probe in slot.probes.values())
+
+    def needs(self, name: str) -> bool:
+        """Whether the parameter argument `name` needs a gradient."""
+        return any(slot.name == name for slot in self._used())
+
+    def gradients(self, **sites: Site) -> Iterator[Tensor | None]:
+        """Gradients of the parameter arguments, then of the probes.
+
+        Args:
+            sites: The site of each parameter argument, by its name.
+        """
+        parameters: list[Tensor | None] = []
+        probes: list[Tensor] = []
+        for slot in self.slots:
+            if slot is None:
+                parameters.append(None)
+                continue
+            gradient, *statistics = _gradients(sites[slot.name], slot)
+            parameters.append(gradient)
+            probes.extend(statistics)
+        yield from parameters
+        yield from probes
+
+    def _used(self) -> Iterable[Slot]:
+        return (slot for slot in self.slots if slot is not None)
+
+
+def _gradients(site: Site, slot: Slot) -> Iterator[Tensor]:
+    """Of the parameter, then of its probes; all from one reduction."""
+    ours = ("sum_sq_norm", BACKWARDS)
+    reduced = site.reduce(("weighted_sum", *(name for name in slot.probes if name not in ours)))
+    total = reduced.weighted_sum
+    assert total is not None
+    yield total.to(slot.dtype)
+    for name, probe in slot.probes.items():
+        if name == BACKWARDS:
+            yield torch.ones_like(probe)
+        elif name == "sum_sq_norm":
+            yield total.square().sum()
+        else:
+            yield getattr(reduced, name)

@@ -1,0 +1,168 @@
+"""The mode that watches a forward pass for uses of tracked parameters."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pycoherence.capture._call import Call, Slot
+from pycoherence.capture._probes import Shape, make_probes
+from pycoherence.capture._registry import guards, handlers
+from pycoherence.errors import UnsupportedError
+
+
+def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model that require a gradient, by name.
+
+    Raises:
+        ValueError: There are none.
+        TypeError: One is not a floating-point tensor.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError(
+            f"expected a model with parameters that require a gradient, got "
+            f"{type(model).__name__} without any; call requires_grad_() on those to measure"
+        )
+    for name, parameter in found.items():
+        if not parameter.is_floating_point():
+            raise TypeError(f"expected real floating parameters, got {parameter.dtype} in {name!r}")
+    return found
+
+
+class Capture(TorchFunctionMode):
+    """Routes each use of a tracked parameter through an autograd Function with probes.
+
+    Attributes:
+        parameters: The tracked parameters, by name.
+        batch_size: Of the forward pass; `None` until a parameter has been used.
+        probes: Of each parameter that has been used: output name to probe.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], outputs: Mapping[str, Shape]
+    ) -> None:
+        super().__init__()
+        self.parameters = dict(parameters)
+        self.batch_size: int | None = None
+        self.probes: dict[str, dict[str, Tensor]] = {}
+        self._outputs = dict(outputs)
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._function: Callable[..., Any] | None = None
+        self._used: list[str] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        self._function = func
+        self._used = [self._names[id(x)] for x in _tensors((args, kwargs)) if id(x) in self._names]
+        if func in guards:
+            guards[func](self, *args, **kwargs)
+        if not self._used:
+            return func(*args, **kwargs)
+        if func in handlers:
+            return handlers[func](self, *args, **kwargs)
+        result = func(*args, **kwargs)
+        if any(x.grad_fn is not None for x in _tensors(result)):
+            known = sorted(resolve_name(known) or repr(known) for known in handlers)
+            self.refuse(
+                "per-example gradients through this function are not known",
+                f"write the layer with one that is ({', '.join(known)}), freeze the parameter with "
+                "requires_grad_(False), or detach it here",
+            )
+        return result
+
+    def probe(self, name: str, output: str) -> Tensor:
+        """The probe of one output of a parameter; a fresh one if the parameter was not used."""
+        assert self.batch_size is not None
+        if name in self.probes:
+            return self.probes[name][output]
+        return make_probes(self._outputs, self.batch_size, self.parameters[name])[output]
+
+    def call(self, batched: Tensor, /, **parameters: Tensor | None) -> Call:
+        """Describe a call to its autograd Function, and make the probes.
+
+        Args:
+            batched: The input, `[B, ...]`.
+            parameters: The parameter arguments by name, in the Function's order; `None` if absent.
+
+        Raises:
+            UnsupportedError: The call cannot be measured exactly.
+        """
+        names = {slot: self._names.get(id(p)) for slot, p in parameters.items()}
+        if sorted(name for name in names.values() if name) != sorted(self._used):
+            self.refuse(
+                "a parameter stands where this function takes its input",
+                "freeze that parameter with requires_grad_(False), or detach it here",
+            )
+        self._check_batch(batched)
+        return Call(tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()))
+
+    def _slot(self, slot: str, parameter: Tensor | None, name: str | None) -> Slot | None:
+        if parameter is None or not parameter.requires_grad:
+            return None
+        if name is None:
+            return Slot(slot, parameter.dtype, {})
+        if name in self.probes:
+            self.refuse(
+                "this is its second use in the block, and shared parameters are not supported yet",
+                "measure one forward pass in a block, and give each layer a parameter of its own",
+            )
+        assert self.batch_size is not None
+        self.probes[name] = make_probes(self._outputs, self.batch_size, parameter)
+        return Slot(slot, parameter.dtype, self.probes[name])
+
+    def _check_batch(self, batched: Tensor) -> None:
+        if torch.is_autocast_enabled(batched.device.type):
+            self.refuse("autocast is not supported yet", "leave autocast out of the block")
+        if batched.dim() < 2:
+            self.refuse(
+                f"its input {tuple(batched.shape)} has no separate batch dimension",
+                "give it an input [B, ...] of two or more dimensions; for ids of one position that "
+                "is ids.unsqueeze(1), for positions that all examples share positions.expand(B, T)",
+            )
+        if self.batch_size is None:
+            self.batch_size = batched.shape[0]
+        if batched.shape[0] != self.batch_size:
+            self.refuse(
+                f"its input {tuple(batched.shape)} has {batched.shape[0]} rows, but the batch size "
+                f"of this block is {self.batch_size}",
+                "keep the batch first in every layer: expand what all examples share to [B, ...], "
+                "and do not fold positions into the batch",
+            )
+
+    def refuse(self, why: str, fix: str) -> NoReturn:
+        """Raise the error for the torch function being called.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        op = resolve_name(self._function) or getattr(self._function, "__name__", "a function")
+        who = " and ".join(_describe(name) for name in self._used)
+        who = f"{who}, used by {op}" if who else op
+        raise UnsupportedError(f"{who}: {why}. What to do: {fix}.")
+
+
+def _describe(name: str) -> str:
+    module, _, parameter = name.rpartition(".")
+    return f"parameter {parameter!r} of " + (f"module {module!r}" if module else "the model itself")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))

@@ -1,0 +1,66 @@
+"""`torch.nn.functional.group_norm`."""
+
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pycoherence.capture._call import Call
+from pycoherence.capture._capture import Capture
+from pycoherence.capture._registry import register_site
+from pycoherence.sites import AffineSite
+from pycoherence.sites._site import channels_last
+
+
+@register_site(F.group_norm)
+def group_norm(
+    capture: Capture,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    call = capture.call(input, weight=weight, bias=bias)
+    return _GroupNorm.apply(call, num_groups, eps, input, weight, bias, *call.probes)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        groups: int,
+        eps: float,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *probes: Tensor,
+    ) -> Tensor:
+        input = input.contiguous()
+        ctx.sizes = (input.shape[0], input.shape[1], prod(input.shape[2:]), groups)
+        output, mean, rstd = torch.native_group_norm(input, weight, bias, *ctx.sizes, eps)
+        ctx.call = call
+        ctx.save_for_backward(input, mean, rstd, weight)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        input, mean, rstd, weight = ctx.saved_tensors
+        input_grad = None
+        if ctx.needs_input_grad[3]:
+            input_grad = torch.ops.aten.native_group_norm_backward(
+                g.contiguous(), input, mean, rstd, weight, *ctx.sizes, [True, False, False]
+            )[0]
+        _, channels, _, groups = ctx.sizes
+        mean, rstd = (
+            s.view(-1, groups).repeat_interleave(channels // groups, 1).unsqueeze(1)
+            for s in (mean, rstd)
+        )
+        g, x = channels_last(g), channels_last(input)
+        sites = {"weight": AffineSite(g, x, mean, rstd), "bias": AffineSite(g)}
+        return None, None, None, input_grad, *ctx.call.gradients(**sites)

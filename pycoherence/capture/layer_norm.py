@@ -1,0 +1,64 @@
+"""`torch.nn.functional.layer_norm`."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pycoherence.capture._call import Call
+from pycoherence.capture._capture import Capture
+from pycoherence.capture._registry import register_site
+from pycoherence.sites import AffineSite
+
+
+@register_site(F.layer_norm)
+def layer_norm(
+    capture: Capture,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    call = capture.call(input.flatten(-len(normalized_shape)), weight=weight, bias=bias)
+    return _LayerNorm.apply(call, list(normalized_shape), eps, input, weight, bias, *call.probes)
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        shape: list[int],
+        eps: float,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *probes: Tensor,
+    ) -> Tensor:
+        output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
+        ctx.call, ctx.shape = call, shape
+        ctx.save_for_backward(input, mean, rstd, weight, bias)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        input, mean, rstd, weight, bias = ctx.saved_tensors
+        input_grad = None
+        if ctx.needs_input_grad[3]:
+            input_grad = torch.ops.aten.native_layer_norm_backward(
+                g, input, ctx.shape, mean, rstd, weight, bias, [True, False, False]
+            )[0]
+        rows = (len(g), -1, prod(ctx.shape))
+        g, x = g.reshape(rows), input.reshape(rows)
+        mean, rstd = mean.reshape(len(g), -1, 1), rstd.reshape(len(g), -1, 1)
+        sites = {
+            "weight": AffineSite(g, x, mean, rstd, ctx.shape),
+            "bias": AffineSite(g, shape=ctx.shape),
+        }
+        return None, None, None, input_grad, *ctx.call.gradients(**sites)

@@ -1,0 +1,40 @@
+"""`torch.nn.functional.linear`."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pycoherence.capture._call import Call
+from pycoherence.capture._capture import Capture
+from pycoherence.capture._registry import register_site
+from pycoherence.sites import AffineSite, LinearSite
+from pycoherence.sites._site import positions_last
+
+
+@register_site(F.linear)
+def linear(capture: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    call = capture.call(input, weight=weight, bias=bias)
+    return _Linear.apply(call, input, weight, bias, *call.probes)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *probes: Tensor
+    ) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(
+            input if call.needs("weight") else None, weight if ctx.needs_input_grad[1] else None
+        )
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        input_grad = g @ weight if ctx.needs_input_grad[1] else None
+        sites = {"weight": LinearSite(input, g), "bias": AffineSite(positions_last(g))}
+        return None, input_grad, *ctx.call.gradients(**sites)

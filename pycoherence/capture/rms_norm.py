@@ -1,0 +1,60 @@
+"""`torch.nn.functional.rms_norm`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pycoherence.capture._call import Call
+from pycoherence.capture._capture import Capture
+from pycoherence.capture._registry import register_site
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.sites import AffineSite
+
+
+@register_site(F.rms_norm)
+def rms_norm(
+    capture: Capture,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    call = capture.call(input.flatten(-len(normalized_shape)), weight=weight)
+    return _RMSNorm.apply(call, list(normalized_shape), eps, input, weight, *call.probes)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        shape: list[int],
+        eps: float | None,
+        input: Tensor,
+        weight: Tensor,
+        *probes: Tensor,
+    ) -> Tensor:
+        ctx.call, ctx.shape = call, shape
+        ctx.eps = torch.finfo(input.dtype).eps if eps is None else eps
+        ctx.save_for_backward(input, weight)
+        return F.rms_norm(input, shape, weight, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        rows = (len(g), -1, weight.numel())
+        g, x = g.reshape(rows), input.reshape(rows)
+        wide = x.to(accumulate_dtype(x.dtype))
+        rstd = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
+        input_grad = None
+        if ctx.needs_input_grad[3]:
+            scaled, normal = g * weight.flatten().to(wide.dtype), wide * rstd
+            along = (scaled * normal).mean(-1, keepdim=True)
+            input_grad = ((scaled - normal * along) * rstd).to(x.dtype).reshape(input.shape)
+        site = AffineSite(g, x, rstd=rstd, shape=ctx.shape)
+        return None, None, None, input_grad, *ctx.call.gradients(weight=site)

@@ -1,0 +1,83 @@
+"""Statistics of the per-example gradients of one backward pass."""
+
+from types import TracebackType
+
+from torch import nn
+
+from pycoherence.capture import Capture, Shape, tracked_parameters
+from pycoherence.record import GradientWatch, LossReduction, Record, check_loss_reduction
+from pycoherence.statistics import Statistic
+
+
+class collect:
+    r"""Measure the per-example gradients of the forward and backward pass inside a `with` block.
+
+    .. math:: g_b = B \cdot \nabla_w \frac{1}{B} \ell_b \ \text{(mean)}
+        \qquad g_b = \nabla_w \ell_b \ \text{(sum)}
+
+    `.grad` is filled as always, by the same pass that measures. The model is not touched: no hooks,
+    no wrappers, no attributes.
+
+    The first dimension of every layer's input must be the batch. Each parameter may be used once
+    inside the block; everything under `torch.no_grad()` is left alone.
+
+    Args:
+        model: Any module. Parameters with `requires_grad=False` are not measured.
+        statistics: What to measure, such as `pc.SqNorms()`.
+        loss_reduction: How the loss joins its per-example terms. With `"mean"` the mean of the
+            `g_b` is the gradient, with `"sum"` their sum is.
+
+    Returns:
+        On entering, the `Record` that holds the results once `backward()` has run.
+
+    Raises:
+        ValueError: No statistic, no parameter to track, or an unknown `loss_reduction`.
+        RuntimeError: The blocks of two `collect` are nested.
+        UnsupportedError: In the block, from a parameter used in a way that is not known, a layer
+            that mixes examples, or batch sizes that disagree; at the end of the block, if a
+            gradient reached a parameter past the capture.
+
+    Cost: One forward and backward pass, in which each weight gradient is computed together with its
+    statistics; `O(B)` memory for each parameter.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> model = torch.nn.Linear(3, 1, bias=False)
+        >>> x = torch.eye(3)
+        >>> with pc.collect(model, pc.SqNorms(), loss_reduction="sum") as record:
+        ...     model(x).sum().backward()
+        >>> record.sq_norms
+        tensor([1., 1., 1.])
+        >>> record.coherence().m
+        1.0
+    """
+
+    def __init__(
+        self, model: nn.Module, *statistics: Statistic, loss_reduction: LossReduction = "mean"
+    ) -> None:
+        check_loss_reduction(loss_reduction)
+        if not statistics:
+            raise ValueError("expected one or more statistics such as pc.SqNorms(), got none")
+        outputs: dict[str, Shape] = {}
+        for statistic in statistics:
+            outputs.update(statistic.outputs)
+        self._capture = Capture(tracked_parameters(model), outputs)
+        self._loss_reduction: LossReduction = loss_reduction
+        self._watch: GradientWatch | None = None
+
+    def __enter__(self) -> Record:
+        if self._watch is not None:
+            raise RuntimeError("this collect has been used; make a new one for each batch")
+        self._watch = GradientWatch(self._capture)
+        self._capture.__enter__()
+        return Record(self._capture, self._watch, self._loss_reduction)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._capture.__exit__(kind, error, trace)
+        if kind is None and self._watch is not None:
+            self._watch.check()

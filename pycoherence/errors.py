@@ -1,0 +1,9 @@
+"""Errors of the library's own."""
+
+
+class UnsupportedError(RuntimeError):
+    """A model uses a parameter, or mixes examples, in a way that cannot be measured exactly."""
+
+
+class VerificationError(AssertionError):
+    """What was measured on a model disagrees with one-example-at-a-time autograd."""

@@ -1,0 +1,178 @@
+"""The coherence of a sample that is larger than a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pycoherence.capture import Capture, per_example, tracked_parameters
+from pycoherence.errors import UnsupportedError
+from pycoherence.record import LossReduction, bypassed, check_loss_reduction
+from pycoherence.statistics import Coherence
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""`loss_fn(model, batch)`: the loss of a batch, a scalar."""
+
+
+class CoherenceMeter:
+    r"""Streams over the batches of a sample, at fixed weights, and gives its coherence.
+
+    .. math:: S = \sum_i g_i, \quad Q = \sum_i \lVert g_i \rVert^2, \quad m = \lVert S \rVert^2 / Q
+
+    Both are kept in float64, for each parameter. Batches may have any sizes; up to rounding, the
+    result does not depend on how the sample was split. Neither the model nor its `.grad` is touched.
+
+    Args:
+        model: The model whose parameters (those that require a gradient) are measured.
+        loss_reduction: How `loss_fn` joins per-example losses, `"mean"` or `"sum"`.
+
+    Raises:
+        ValueError: No parameter to track, or an unknown `loss_reduction`.
+
+    Cost: For each batch one forward and backward pass; memory of two gradients in float64.
+
+    Source: Chatterjee and Zielinski 2020, arXiv:2008.01217; 2022, arXiv:2203.10036.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> meter = pc.CoherenceMeter(model)
+        >>> for x in (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])):
+        ...     meter.update(lambda model, x: model(x).mean(), x)
+        >>> meter.compute().m  # S = (1, 2), Q = 3
+        1.6666666666666667
+    """
+
+    def __init__(self, model: nn.Module, *, loss_reduction: LossReduction = "mean") -> None:
+        check_loss_reduction(loss_reduction)
+        self._model = model
+        self._loss_reduction = loss_reduction
+        self._parameters = tracked_parameters(model)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches; needed when the weights have changed."""
+        self._n = 0
+        self._sums = {name: _zeros(p, p.shape) for name, p in self._parameters.items()}
+        self._totals = {name: _zeros(p, ()) for name, p in self._parameters.items()}
+        self._versions: dict[str, int] | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of examples so far."""
+        return self._n
+
+    def update(self, loss_fn: LossFn, batch: Any) -> None:
+        """Add a batch.
+
+        Args:
+            loss_fn: `loss_fn(model, batch)` gives the loss of the batch, a scalar tensor.
+            batch: Passed on as it is.
+
+        Raises:
+            RuntimeError: The weights have changed since the first batch.
+            ValueError: The loss is not a scalar, or the sums are not finite.
+            UnsupportedError: As in `pycoherence.collect`.
+        """
+        versions = {name: p._version for name, p in self._parameters.items()}
+        if self._versions not in (None, versions):
+            raise RuntimeError(
+                "the weights have changed since the meter's first batch, but coherence belongs to "
+                "one point; call reset() first"
+            )
+        capture = Capture(self._parameters, {"sq_norms": per_example})
+        sums, totals = run_backward(self._model, loss_fn, batch, capture)
+        batch_size = capture.batch_size
+        assert batch_size is not None
+        scale = batch_size if self._loss_reduction == "mean" else 1
+        for name, gradient in sums.items():
+            self._sums[name] += gradient.double() * scale
+            self._totals[name] += totals[name].double().sum() * scale**2
+        self._n += batch_size
+        self._versions = versions
+
+    def compute(self) -> Coherence:
+        """The coherence of all examples so far.
+
+        Raises:
+            RuntimeError: There are none.
+        """
+        if self._n == 0:
+            raise RuntimeError("the meter has seen no example; call update(loss_fn, batch) first")
+        parts = {
+            name: (s.square().sum().item(), self._totals[name].item())
+            for name, s in self._sums.items()
+        }
+        return Coherence.of(parts, self._n)
+
+    def merge(self, other: "CoherenceMeter") -> None:
+        """Add the examples of another meter on the same weights, from another process say.
+
+        Raises:
+            ValueError: The meters track different parameters.
+        """
+        self._add(other.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has been accumulated, as tensors and numbers."""
+        return {"n": self._n, "sums": dict(self._sums), "totals": dict(self._totals)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace what has been accumulated by what `state_dict` gave.
+
+        Raises:
+            ValueError: The state tracks different parameters.
+        """
+        _check_state(self._sums, state)
+        self.reset()
+        self._add(state)
+
+    def _add(self, state: dict[str, Any]) -> None:
+        _check_state(self._sums, state)
+        for name, s in self._sums.items():
+            self._sums[name] = s + state["sums"][name].to(s.device)
+            self._totals[name] = self._totals[name] + state["totals"][name].to(s.device)
+        self._n += state["n"]
+
+
+def run_backward(
+    model: nn.Module, loss_fn: LossFn, batch: Any, capture: Capture
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradient and squared norms of each parameter that took part, without touching `.grad`."""
+    with torch.enable_grad(), capture:
+        loss = loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(f"expected loss_fn to return a scalar tensor, got {_describe(loss)}")
+    if not capture.probes:
+        raise ValueError("expected loss_fn to use the parameters of the meter's model, got no use")
+    parameters = capture.parameters
+    probes = {name: probes["sq_norms"] for name, probes in capture.probes.items()}
+    inputs = [*parameters.values(), *probes.values()]
+    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    sums, norms = grads[: len(parameters)], grads[len(parameters) :]
+    found = {name: g for name, g in zip(parameters, sums, strict=True) if g is not None}
+    totals = {name: n for name, n in zip(probes, norms, strict=True) if n is not None}
+    for name in found:
+        if name not in totals:
+            raise UnsupportedError(bypassed(name))
+    return found, totals
+
+
+def _zeros(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=parameter.device)
+
+
+def _check_state(sums: dict[str, Tensor], state: dict[str, Any]) -> None:
+    theirs = {name: tuple(s.shape) for name, s in state["sums"].items()}
+    ours = {name: tuple(s.shape) for name, s in sums.items()}
+    if theirs != ours:
+        names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f"expected the state of a meter on the same parameters, got another; they differ in "
+            f"{', '.join(names)}"
+        )
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

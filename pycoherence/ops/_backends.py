@@ -1,0 +1,159 @@
+"""Which implementation of an op runs, and why the others do not."""
+
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pycoherence.ops._spec import OpSpec
+
+BACKENDS = ("triton", "native", "reference")
+"""In order of preference."""
+
+NATIVE_NAMESPACE = "pycoherence_native"
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def _checked(name: str | None) -> str | None:
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+# Not a context variable: autograd runs backward passes in threads of its own.
+_forced = _checked(os.environ.get("PYCOHERENCE_BACKEND") or None)
+
+
+@contextmanager
+def backend(name: str | None) -> Iterator[None]:
+    """Run every op on one backend while the block lasts, in all threads.
+
+    The environment variable `PYCOHERENCE_BACKEND` does the same for a whole process.
+
+    Args:
+        name: `"reference"`, `"native"` or `"triton"`; `None` goes back to picking the fastest that
+            accepts the arguments.
+
+    Raises:
+        ValueError: The name is none of these.
+        RuntimeError: From an op inside the block that the backend cannot run; it names the reason.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> x, g = torch.ones(2, 1, 3), torch.ones(2, 1, 4)
+        >>> with pc.backend("reference"):
+        ...     pc.ops.linear_reduce(x, g).sq_norms
+        tensor([12., 12.])
+    """
+    global _forced
+    previous, _forced = _forced, _checked(name)
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def build_record() -> dict[str, Any]:
+    """What the installation built, as `setup.py` wrote it down; empty if it left no record."""
+    path = _PACKAGE / "_build.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@functools.cache
+def load_native(device: str) -> str | None:
+    """Load the compiled kernels for a device type; returns why they cannot be used, or `None`."""
+    if device not in ("cpu", "cuda"):
+        return f"no native kernels exist for {device}"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    path = _PACKAGE / f"_C_{device}.abi3.so"
+    if not path.exists():
+        reason = build_record().get(device, {}).get("reason") or "not part of this installation"
+        return f"_C_{device} was not built: {reason}"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"_C_{device} does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def _native_reason(op: str, device: str) -> str | None:
+    reason = load_native(device)
+    if reason is not None:
+        return reason
+    key = {"cpu": "CPU", "cuda": "CUDA"}[device]
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NATIVE_NAMESPACE}::{op}", key):
+        return None
+    return f"no native {device} kernel is written for {op}"
+
+
+@functools.cache
+def _triton_reason(op: str, device: str) -> str | None:
+    if device != "cuda":
+        return "Triton kernels run on CUDA devices"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if importlib.util.find_spec(f"pycoherence.triton_kernels.{op}") is None:
+        return f"no Triton kernel is written for {op}"
+    return None
+
+
+def unavailable(op: str, name: str, device: str) -> str | None:
+    """Why backend `name` has no implementation of `op` on `device`, or `None` if it has one."""
+    if name == "native":
+        return _native_reason(op, device)
+    if name == "triton":
+        return _triton_reason(op, device)
+    return None
+
+
+def reasons(spec: OpSpec, device: str, args: tuple[Any, ...]) -> dict[str, str | None]:
+    """For each backend, why it cannot run `spec` on these arguments, or `None` if it can."""
+    found: dict[str, str | None] = {}
+    for name in BACKENDS:
+        reason = unavailable(spec.name, name, device)
+        if reason is None and name in spec.supports:
+            reason = spec.supports[name](*args)
+        found[name] = reason
+    return found
+
+
+@functools.cache
+def _report_missing_library(device: str, reason: str) -> None:
+    warnings.warn(
+        f"pycoherence runs on its slower reference path on {device}: {reason}. "
+        "`python -m pycoherence info` tells more; PYCOHERENCE_BACKEND=reference silences this.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """The implementation to run: the forced backend, or the first that accepts the arguments."""
+    forced = _forced
+    if forced == "reference":
+        return spec.reference
+    found = reasons(spec, device, args)
+    if forced is not None and found[forced] is not None:
+        raise RuntimeError(
+            f"{spec.name}: backend {forced!r} was asked for but cannot run this call: "
+            f"{found[forced]}. Use pc.backend(None) to let the library choose."
+        )
+    name = forced or next(name for name in BACKENDS if found[name] is None)
+    if name == "reference":
+        missing = load_native(device) if device in ("cpu", "cuda") else None
+        if missing is not None:
+            _report_missing_library(device, missing)
+        return spec.reference
+    if name == "native":
+        return getattr(getattr(torch.ops, NATIVE_NAMESPACE), spec.name).default
+    return getattr(importlib.import_module(f"pycoherence.triton_kernels.{spec.name}"), spec.name)

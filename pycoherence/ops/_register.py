@@ -1,0 +1,58 @@
+"""From an `OpSpec` to `torch.ops.pycoherence.<op>`."""
+
+from typing import Any
+
+import torch
+
+from pycoherence.ops._backends import NATIVE_NAMESPACE, pick
+from pycoherence.ops._spec import OpSpec, Outputs
+
+NAMESPACE = "pycoherence"
+
+specs: dict[str, OpSpec] = {}
+"""Every registered op, by name."""
+
+_public = torch.library.Library(NAMESPACE, "FRAGMENT")
+_native = torch.library.Library(NATIVE_NAMESPACE, "FRAGMENT")
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Define the op for torch: schemas, picker, fake kernel, and a backward that raises."""
+    for library in (_public, _native):
+        library.define(spec.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    op = getattr(getattr(torch.ops, NAMESPACE), spec.name).default
+
+    def run(*args: Any) -> Outputs:
+        spec.check(*args)
+        return pick(spec, args[0].device.type, args)(*args)
+
+    def fake(*args: Any) -> Outputs:
+        spec.check(*args)
+        return spec.fake(*args)
+
+    # torch.library.register_autograd would do the same at four times the cost of a call.
+    def autograd(*args: Any) -> Outputs:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return _NotDifferentiable.apply(op, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    _public.impl(spec.name, run, "CompositeExplicitAutograd")
+    _public.impl(spec.name, autograd, "Autograd")
+    torch.library.register_fake(f"{NAMESPACE}::{spec.name}", fake, lib=_public)
+    specs[spec.name] = spec
+    return spec
+
+
+class _NotDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: Any, *args: Any) -> Outputs:
+        ctx.op = op
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"{ctx.op} is not differentiable; call it under torch.no_grad() or on x.detach()"
+        )

@@ -1,0 +1,249 @@
+"""Reductions over per-example gradients of a convolution's weight."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pycoherence.ops._reduce import (
+    Reduced,
+    check_factors,
+    chunks,
+    mask,
+    randn,
+    reduce_reference,
+    reduce_spec,
+    unpack,
+)
+from pycoherence.ops._register import register
+from pycoherence.ops._spec import accumulate_dtype
+
+
+def conv_reduce(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    coef: Tensor | None = None,
+    direction: Tensor | None = None,
+    want: Sequence[str] = ("sq_norms",),
+) -> Reduced:
+    r"""Reductions over the per-example weight gradients of a convolution, without keeping them.
+
+    .. math:: G_b = \sum_p g_{b \cdot p} \, \mathrm{patch}_p(x_b)^\top
+        \in \mathbb{R}^{O \times I / \mathrm{groups} \times K_1 \times \dots \times K_n}
+
+    where `p` runs over the output positions. One, two or three spatial dimensions.
+
+    Scaling: as `linear_reduce`.
+
+    Args:
+        x: Layer input, `[B, I, *S]`, floating, any strides.
+        g: Gradient with respect to the layer output, `[B, O, *S_out]`, same dtype and device.
+        kernel_size: `(K_1, ..., K_n)`.
+        stride: One number or one for each spatial dimension; so are `padding` and `dilation`.
+        padding: Zeros on both sides, or `"valid"`, or `"same"` (stride 1 only, as in torch).
+        dilation: Spacing of the kernel points.
+        groups: Groups of channels.
+        coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
+        direction: `[O, I / groups, *kernel_size]`, what `dots` are taken with.
+        want: Names of the outputs to compute, fields of `Reduced`.
+
+    Returns:
+        `Reduced`, with `None` for what was not wanted.
+
+    Raises:
+        ValueError: Shapes or options disagree, `want` names no output, or `coef`/`direction` do
+            not fit it.
+        TypeError: Dtypes or devices differ, or a dtype is not floating.
+
+    Cost: The FLOPs of the ordinary weight gradient. The reference path unfolds a bounded chunk of
+    the batch (64 MiB, or one example).
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> x, g = torch.ones(2, 1, 4, 4), torch.ones(2, 5, 4, 4)
+        >>> pc.ops.conv_reduce(x, g, (3, 3), padding="same").weighted_sum is None
+        True
+    """
+    n, bits = len(kernel_size), mask(want)
+    strides, dilations = per_dim(stride, n, "stride"), per_dim(dilation, n, "dilation")
+    x, pads = resolve_padding(x, kernel_size, strides, padding, dilations)
+    out = torch.ops.pycoherence.conv_reduce(
+        x, g, list(kernel_size), strides, pads, dilations, groups, coef, direction, bits
+    )
+    return unpack(out, bits)
+
+
+def per_dim(value: int | Sequence[int], n: int, name: str) -> list[int]:
+    """One number for each of `n` spatial dimensions."""
+    values = [value] * n if isinstance(value, int) else list(value)
+    values = values * n if len(values) == 1 else values
+    if len(values) != n:
+        raise ValueError(f"conv: expected {name} of one or {n} numbers, got {tuple(values)}")
+    return values
+
+
+def resolve_padding(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, list[int]]:
+    """Turn any padding of torch's convolutions into a symmetric one.
+
+    `"same"` may need one more zero on the far side, which is then put into the returned input.
+    """
+    n = len(kernel_size)
+    if not isinstance(padding, str):
+        return x, per_dim(padding, n, "padding")
+    if padding == "valid":
+        return x, [0] * n
+    if padding != "same" or any(s != 1 for s in stride):
+        raise ValueError(
+            f"conv: expected padding to be numbers, 'valid', or 'same' with stride 1, "
+            f"got {padding!r} with stride {tuple(stride)}"
+        )
+    total = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    if any(t % 2 for t in total):
+        x = F.pad(x, [side for t in reversed(total) for side in (0, t % 2)])
+    return x, [t // 2 for t in total]
+
+
+def _check(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> None:
+    op, n = "conv_reduce", len(kernel_size)
+    if n not in (1, 2, 3) or not len(stride) == len(padding) == len(dilation) == n:
+        raise ValueError(
+            f"{op}: expected kernel_size, stride, padding and dilation of 1 to 3 numbers each, "
+            f"got {kernel_size}, {stride}, {padding}, {dilation}"
+        )
+    if min(*kernel_size, *stride, *dilation, groups) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"{op}: expected positive kernel_size, stride, dilation, groups, and padding >= 0, "
+            f"got {kernel_size}, {stride}, {dilation}, {groups}, {padding}"
+        )
+    if x.dim() != n + 2 or g.dim() != n + 2 or x.shape[0] != g.shape[0]:
+        raise ValueError(
+            f"{op}: expected x [B, I, *S] and g [B, O, *S_out] with {n} spatial dimensions, "
+            f"got {tuple(x.shape)} and {tuple(g.shape)}"
+        )
+    if x.shape[1] % groups or g.shape[1] % groups:
+        raise ValueError(
+            f"{op}: expected channels divisible by groups={groups}, "
+            f"got {x.shape[1]} in and {g.shape[1]} out"
+        )
+    out = _positions(x.shape[2:], kernel_size, stride, padding, dilation)
+    if list(g.shape[2:]) != out:
+        raise ValueError(
+            f"{op}: x {tuple(x.shape)} with these options has output positions {out}, "
+            f"but g is {tuple(g.shape)}"
+        )
+    check_factors(op, x=x, g=g)
+
+
+def _positions(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Output positions along each spatial dimension."""
+    options = zip(size, kernel_size, stride, padding, dilation, strict=True)
+    return [(s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in options]
+
+
+def _like(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, tuple[int, ...]]:
+    return g, (g.shape[1], x.shape[1] // groups, *kernel_size)
+
+
+def _patches(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """What each output position sees: `[B, I, *S]` to `[B, I, *S_out, *kernel_size]`."""
+    x = F.pad(x, [side for p in reversed(padding) for side in (p, p)])
+    for dim, (k, step, d) in enumerate(zip(kernel_size, stride, dilation, strict=True), start=2):
+        x = x.unfold(dim, d * (k - 1) + 1, step)[..., ::d]
+    return x
+
+
+def _reference(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    *tail: Any,
+) -> tuple[Tensor, ...]:
+    window = (kernel_size, stride, padding, dilation)
+    acc, (_, shape) = accumulate_dtype(x.dtype), _like(x, g, *window, groups)
+    positions, taps = prod(g.shape[2:]), prod(kernel_size)
+
+    def gradients(part: slice) -> Tensor:
+        patches = _patches(x[part].to(acc), *window)
+        b = len(patches)
+        patches = patches.reshape(b, groups, shape[1], positions, taps)
+        grads = g[part].to(acc).reshape(b, groups, shape[0] // groups, positions)
+        return torch.einsum("bgop,bgipk->bgoik", grads, patches).reshape(b, *shape)
+
+    parts = chunks(x.shape[0], max(prod(shape), x.shape[1] * positions * taps))
+    return reduce_reference(gradients, parts, g, shape, *tail)
+
+
+def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    # B, I, O, then size and window (kernel_size, stride, padding, dilation), then groups
+    for b, i, o, s, window, groups in (
+        (3, 4, 6, [9], ([3], [2], [1], [2]), 2),
+        (2, 3, 5, [7, 6], ([3, 2], [1, 1], [1, 0], [1, 1]), 1),
+        (3, 4, 4, [6, 5], ([3, 3], [2, 1], [0, 2], [1, 2]), 4),
+        (2, 2, 3, [3, 4, 3], ([2, 1, 2], [1, 2, 1], [1, 0, 1], [1, 1, 1]), 1),
+        (1, 1, 1, [1, 1], ([1, 1], [1, 1], [0, 0], [1, 1]), 1),
+        (0, 2, 3, [4], ([3], [1], [0], [1]), 1),
+    ):
+        x = randn(b, i, *s, device=device, dtype=dtype)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        g = randn(b, o, *_positions(s, *window), device=device, dtype=dtype, seed=2)
+        yield x, g, *window, groups
+
+
+SPEC = register(
+    reduce_spec(
+        "conv_reduce(Tensor x, Tensor g, int[] kernel_size, int[] stride, int[] padding, "
+        "int[] dilation, int groups",
+        check=_check,
+        like=_like,
+        reference=_reference,
+        heads=_heads,
+    )
+)

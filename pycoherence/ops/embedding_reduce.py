@@ -1,0 +1,157 @@
+"""Reductions over per-example gradients of an embedding table."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops._reduce import (
+    Reduced,
+    check_factors,
+    chunks,
+    mask,
+    randn,
+    reduce_reference,
+    reduce_spec,
+    unpack,
+)
+from pycoherence.ops._register import register
+from pycoherence.ops._spec import accumulate_dtype
+
+
+def embedding_reduce(
+    ids: Tensor,
+    g: Tensor,
+    num_embeddings: int,
+    *,
+    padding_idx: int | None = None,
+    coef: Tensor | None = None,
+    direction: Tensor | None = None,
+    want: Sequence[str] = ("sq_norms",),
+) -> Reduced:
+    r"""Reductions over the per-example gradients of an embedding table, without keeping them.
+
+    .. math:: G_b[v] = \sum_{t :\, id_{bt} = v} g_{bt} \in \mathbb{R}^{D}
+
+    Scaling: as `linear_reduce`.
+
+    Args:
+        ids: Looked-up rows, `[B, T]`, int32 or int64, in `[0, num_embeddings)`, any strides.
+        g: Gradient with respect to the looked-up vectors, `[B, T, D]`, floating, any strides.
+        num_embeddings: `V`, the number of rows of the table.
+        padding_idx: Row in `[0, V)` that receives no gradient, or `None`.
+        coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
+        direction: `[V, D]`, what `dots` are taken with.
+        want: Names of the outputs to compute, fields of `Reduced`.
+
+    Returns:
+        `Reduced`, with `None` for what was not wanted. Zero-length `B` or `T` gives empty or zeros.
+
+    Raises:
+        ValueError: Shapes disagree, `padding_idx` is out of range, `want` names no output, or
+            `coef`/`direction` do not fit it.
+        TypeError: A dtype or device does not fit.
+        IndexError: An id is out of range.
+
+    Cost: `O(BTD)` time, plus `O(B U D)` on the reference path, where `U <= BT` rows are touched by
+    the batch; `[V, D]` is only written for parameter-shaped outputs.
+
+    Source: Kong and Munoz Medina 2023 (NeurIPS), for the norms.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> ids, g = torch.tensor([[0, 0], [0, 1]]), torch.ones(2, 2, 3)
+        >>> pc.ops.embedding_reduce(ids, g, num_embeddings=4).sq_norms
+        tensor([12.,  6.])
+    """
+    bits = mask(want)
+    padding = -1 if padding_idx is None else padding_idx
+    if padding_idx is not None and not 0 <= padding_idx < num_embeddings:
+        raise ValueError(
+            f"embedding_reduce: expected padding_idx in [0, {num_embeddings}), got {padding_idx}"
+        )
+    out = torch.ops.pycoherence.embedding_reduce(
+        ids, g, num_embeddings, padding, coef, direction, bits
+    )
+    return unpack(out, bits)
+
+
+def _check(ids: Tensor, g: Tensor, num_embeddings: int, padding_idx: int) -> None:
+    if ids.dim() != 2 or g.dim() != 3 or ids.shape != g.shape[:2]:
+        raise ValueError(
+            f"embedding_reduce: expected ids [B, T] and g [B, T, D], got {tuple(ids.shape)} and "
+            f"{tuple(g.shape)}; flatten positions into T, or unsqueeze(1) if there are none"
+        )
+    if ids.dtype not in (torch.int32, torch.int64) or ids.device != g.device:
+        raise TypeError(
+            f"embedding_reduce: expected ids to be int32 or int64 on {g.device}, "
+            f"got {ids.dtype} on {ids.device}"
+        )
+    check_factors("embedding_reduce", g=g)
+
+
+def _like(
+    ids: Tensor, g: Tensor, num_embeddings: int, padding_idx: int
+) -> tuple[Tensor, tuple[int, int]]:
+    return g, (num_embeddings, g.shape[2])
+
+
+def _reference(
+    ids: Tensor,
+    g: Tensor,
+    num_embeddings: int,
+    padding_idx: int,
+    coef: Tensor | None,
+    direction: Tensor | None,
+    want: int,
+) -> tuple[Tensor, ...]:
+    # Rows that no example touches have zero gradient, so only the touched ones are materialised.
+    used, local = torch.unique(ids.long(), return_inverse=True)
+    if used.numel() and not (used[0] >= 0 and used[-1] < num_embeddings):
+        raise IndexError(
+            f"embedding_reduce: expected ids in [0, {num_embeddings}), "
+            f"got ids from {used[0]} to {used[-1]}"
+        )
+    acc, shape = accumulate_dtype(g.dtype), (len(used), g.shape[2])
+    padded = (ids == padding_idx).unsqueeze(-1)
+
+    def gradients(part: slice) -> Tensor:
+        rows = g[part].to(acc).masked_fill(padded[part], 0)
+        index = local[part].unsqueeze(-1).expand_as(rows)
+        return rows.new_zeros(len(rows), *shape).scatter_add_(1, index, rows)  # [b, U, D]
+
+    parts = chunks(ids.shape[0], shape[0] * shape[1])
+    touched = None if direction is None else direction[used]
+    outputs = reduce_reference(gradients, parts, g, shape, coef, touched, want)
+    return tuple(
+        out.new_zeros(num_embeddings, shape[1]).index_copy_(0, used, out) if out.dim() == 2 else out
+        for out in outputs
+    )
+
+
+def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for b, t, v, d, padding in (
+        (3, 17, 11, 5, -1),
+        (3, 9, 4, 7, 2),
+        (5, 1, 6, 3, 0),
+        (1, 1, 1, 1, -1),
+        (0, 3, 4, 5, -1),
+        (4, 0, 3, 2, 1),
+    ):
+        ids = torch.randint(v, (b, t), generator=generator).to(device)
+        yield ids, randn(b, t, d, device=device, dtype=dtype), v, padding
+    ids = torch.randint(5, (4, 6), generator=generator, dtype=torch.int32).to(device)
+    yield ids.mT, randn(6, 8, 3, device=device, dtype=dtype)[:, ::2], 5, -1
+
+
+SPEC = register(
+    reduce_spec(
+        "embedding_reduce(Tensor ids, Tensor g, SymInt num_embeddings, SymInt padding_idx",
+        check=_check,
+        like=_like,
+        reference=_reference,
+        heads=_heads,
+    )
+)

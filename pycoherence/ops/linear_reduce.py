@@ -1,0 +1,114 @@
+"""Reductions over per-example gradients of a linear layer's weight."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops._reduce import (
+    Reduced,
+    check_factors,
+    chunks,
+    mask,
+    randn,
+    reduce_reference,
+    reduce_spec,
+    unpack,
+)
+from pycoherence.ops._register import register
+from pycoherence.ops._spec import accumulate_dtype
+
+
+def linear_reduce(
+    x: Tensor,
+    g: Tensor,
+    *,
+    coef: Tensor | None = None,
+    direction: Tensor | None = None,
+    want: Sequence[str] = ("sq_norms",),
+) -> Reduced:
+    r"""Reductions over the per-example weight gradients of a linear layer, without keeping them.
+
+    .. math:: G_b = \sum_t g_{bt} x_{bt}^\top \in \mathbb{R}^{O \times I}
+
+    Scaling: `G_b` is the gradient of what `g` was taken of. With `g` from a mean of per-example
+    losses, multiply `sq_norms` and `second_moment` by `B**2` and `dots` by `B`.
+
+    Args:
+        x: Layer input, `[B, T, I]`, float16/bfloat16/float32/float64, any strides.
+        g: Gradient with respect to the layer output, `[B, T, O]`, same dtype and device.
+        coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
+        direction: `[O, I]`, what `dots` are taken with.
+        want: Names of the outputs to compute, fields of `Reduced`. All come from one pass.
+
+    Returns:
+        `Reduced`, with `None` for what was not wanted. Zero-length `B` or `T` gives empty or zeros.
+
+    Raises:
+        ValueError: Shapes disagree, `want` names no output, or `coef`/`direction` do not fit it.
+        TypeError: Dtypes or devices differ, or a dtype is not floating.
+
+    Cost: The FLOPs of the ordinary weight gradient, `2BTIO`. For `T = 1`, `sq_norms` alone take
+    `O(B (I + O))`. Memory beyond the outputs is bounded (64 MiB on the reference path).
+
+    Source: Goodfellow 2015, arXiv:1510.01799, for the `T = 1` norms.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> x, g = torch.ones(2, 5, 3), torch.ones(2, 5, 4)
+        >>> pc.ops.linear_reduce(x, g).sq_norms
+        tensor([300., 300.])
+    """
+    bits = mask(want)
+    return unpack(torch.ops.pycoherence.linear_reduce(x, g, coef, direction, bits), bits)
+
+
+def _check(x: Tensor, g: Tensor) -> None:
+    if x.dim() != 3 or g.dim() != 3 or x.shape[:2] != g.shape[:2]:
+        raise ValueError(
+            f"linear_reduce: expected x [B, T, I] and g [B, T, O], got {tuple(x.shape)} and "
+            f"{tuple(g.shape)}; flatten positions into T, or unsqueeze(1) if there are none"
+        )
+    check_factors("linear_reduce", x=x, g=g)
+
+
+def _like(x: Tensor, g: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    return g, (g.shape[2], x.shape[2])
+
+
+def _reference(x: Tensor, g: Tensor, *tail: Any) -> tuple[Tensor, ...]:
+    acc, (_, shape) = accumulate_dtype(x.dtype), _like(x, g)
+
+    def gradients(part: slice) -> Tensor:
+        return torch.bmm(g[part].mT.to(acc), x[part].to(acc))  # [b, O, I]
+
+    parts = chunks(x.shape[0], shape[0] * shape[1])
+    return reduce_reference(gradients, parts, g, shape, *tail)
+
+
+def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for b, t, i, o in (
+        (3, 17, 33, 5),
+        (5, 1, 7, 19),
+        (1, 1, 1, 1),
+        (2, 130, 4, 70),
+        (0, 3, 4, 5),
+        (4, 0, 3, 2),
+        (3, 2, 0, 5),
+    ):
+        x = randn(b, t, i, device=device, dtype=dtype)
+        yield x, randn(b, t, o, device=device, dtype=dtype, seed=2)
+    x = randn(6, 13, 4, device=device, dtype=dtype).permute(2, 1, 0)
+    yield x, randn(4, 13, 18, device=device, dtype=dtype, seed=2)[:, :, ::2]
+
+
+SPEC = register(
+    reduce_spec(
+        "linear_reduce(Tensor x, Tensor g",
+        check=_check,
+        like=_like,
+        reference=_reference,
+        heads=_heads,
+    )
+)

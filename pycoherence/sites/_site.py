@@ -1,0 +1,32 @@
+"""What every kind of site can do."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+
+
+class Site(Protocol):
+    """The factors of one parameter's per-example gradients `G_b`."""
+
+    def reduce(
+        self,
+        want: Sequence[str],
+        *,
+        coef: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Reduced:
+        """Reductions over `G_b`; `direction` and what is like it have the parameter's shape."""
+        ...
+
+
+def positions_last(x: Tensor) -> Tensor:
+    """Give a layer's `[B, ..., C]` tensor the ops' shape `[B, T, C]`."""
+    return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Give a layer's `[B, C, ...]` tensor the ops' shape `[B, T, C]`."""
+    return x.unsqueeze(1) if x.dim() == 2 else x.flatten(2).mT

@@ -1,0 +1,48 @@
+"""A scale or a shift of one number per channel: normalisation layers and biases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+from pycoherence.ops.affine_reduce import affine_reduce
+
+
+@dataclass(frozen=True)
+class AffineSite:
+    """`G_b = sum_t g_bt (x_bt - mean) rstd`, or `sum_t g_bt` without `x`.
+
+    Attributes:
+        g: Gradient with respect to the layer output, `[B, T, C]`.
+        x: What is normalised and then scaled, `[B, T, C]`, or `None` for a shift.
+        mean: Broadcastable to `x`, or `None` for zero.
+        rstd: Broadcastable to `x`, or `None` for one.
+        shape: Shape of the parameter if it is not `[C]`.
+    """
+
+    g: Tensor
+    x: Tensor | None = None
+    mean: Tensor | None = None
+    rstd: Tensor | None = None
+    shape: Sequence[int] | None = None
+
+    def reduce(
+        self,
+        want: Sequence[str],
+        *,
+        coef: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Reduced:
+        """As `Site.reduce`."""
+        flat = None if direction is None else direction.flatten()
+        out = affine_reduce(
+            self.g, self.x, self.mean, self.rstd, coef=coef, direction=flat, want=want
+        )
+        if self.shape is None or len(self.shape) == 1:
+            return out
+        parameter_shaped = ("weighted_sum", "second_moment", "sign_sum")
+        shaped = {name: getattr(out, name) for name in parameter_shaped}
+        return out._replace(
+            **{name: x.view(*self.shape) for name, x in shaped.items() if x is not None}
+        )

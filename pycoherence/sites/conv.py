@@ -1,0 +1,53 @@
+"""A weight that is convolved with the layer input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+from pycoherence.ops.conv_reduce import conv_reduce
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """The gradient of a convolution weight `[O, I / groups, *kernel_size]`.
+
+    Attributes:
+        x: Layer input, `[B, I, *S]`.
+        g: Gradient with respect to the layer output, `[B, O, *S_out]`.
+        kernel_size: One number for each spatial dimension; so are the other options.
+        stride: Step between patches.
+        padding: Zeros on both sides.
+        dilation: Spacing of the kernel points.
+        groups: Groups of channels.
+    """
+
+    x: Tensor
+    g: Tensor
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def reduce(
+        self,
+        want: Sequence[str],
+        *,
+        coef: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Reduced:
+        """As `Site.reduce`."""
+        return conv_reduce(
+            self.x,
+            self.g,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            coef=coef,
+            direction=direction,
+            want=want,
+        )

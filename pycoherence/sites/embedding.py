@@ -1,0 +1,45 @@
+"""A table of vectors that are looked up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+from pycoherence.ops.embedding_reduce import embedding_reduce
+from pycoherence.sites._site import positions_last
+
+
+@dataclass(frozen=True)
+class EmbeddingSite:
+    """`G_b[v] = sum of g_bt over the t with ids_bt = v`, the gradient of a table `[V, D]`.
+
+    Attributes:
+        ids: Looked-up rows, `[B, ...]`.
+        g: Gradient with respect to the looked-up vectors, `[B, ..., D]`.
+        num_embeddings: `V`.
+        padding_idx: Row that receives no gradient, or `None`.
+    """
+
+    ids: Tensor
+    g: Tensor
+    num_embeddings: int
+    padding_idx: int | None
+
+    def reduce(
+        self,
+        want: Sequence[str],
+        *,
+        coef: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Reduced:
+        """As `Site.reduce`."""
+        return embedding_reduce(
+            self.ids.flatten(1),
+            positions_last(self.g),
+            self.num_embeddings,
+            padding_idx=self.padding_idx,
+            coef=coef,
+            direction=direction,
+            want=want,
+        )

@@ -1,0 +1,34 @@
+"""A weight that multiplies feature vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+from pycoherence.ops.linear_reduce import linear_reduce
+from pycoherence.sites._site import positions_last
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """`G_b = sum_t g_bt x_bt^T`, the gradient of a weight `[O, I]` in `y = x W^T`.
+
+    Attributes:
+        x: Layer input, `[B, ..., I]`.
+        g: Gradient with respect to the layer output, `[B, ..., O]`.
+    """
+
+    x: Tensor
+    g: Tensor
+
+    def reduce(
+        self,
+        want: Sequence[str],
+        *,
+        coef: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Reduced:
+        """As `Site.reduce`."""
+        x, g = positions_last(self.x), positions_last(self.g)
+        return linear_reduce(x, g, coef=coef, direction=direction, want=want)

@@ -1,0 +1,151 @@
+"""Does the capture agree with plain autograd on this very model?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pycoherence.capture import Capture, per_example, tracked_parameters
+from pycoherence.errors import VerificationError
+from pycoherence.meter import LossFn, run_backward
+from pycoherence.record import LossReduction, check_loss_reduction
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the capture was from plain autograd, by parameter.
+
+    Attributes:
+        sq_norms: Largest error of a per-example squared norm over the largest such norm.
+        gradient: Norm of the error of the gradient's sum over the sum of the per-example norms.
+        rtol: What was allowed.
+    """
+
+    sq_norms: Mapping[str, float]
+    gradient: Mapping[str, float]
+    rtol: float
+
+    @property
+    def failures(self) -> list[str]:
+        """Names of the parameters beyond `rtol`, or not finite on one side only."""
+        worst = {name: (self.sq_norms[name], self.gradient[name]) for name in self.sq_norms}
+        return [name for name, errors in worst.items() if not all(e <= self.rtol for e in errors)]
+
+
+def verify(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    *,
+    loss_reduction: LossReduction = "mean",
+    rtol: float | None = None,
+) -> Verification:
+    """Compare per-example gradients with those of autograd, one example at a time, on your model.
+
+    It finds what no rule can see from a single layer: examples that are mixed, a batch dimension
+    that is not the first, a loss that is not a mean or a sum over examples. The model must be
+    deterministic: call `model.eval()` if it has dropout. `.grad` is not touched.
+
+    Args:
+        model: Any module.
+        loss_fn: `loss_fn(model, batch)` gives the loss of a batch, a scalar; also of one example.
+        batch: A small batch: tensors, or tuples, lists and dicts of them. Those whose first
+            dimension is the batch size are cut into examples.
+        loss_reduction: How `loss_fn` joins per-example losses.
+        rtol: Allowed relative error; the square root of the dtype's epsilon if `None`.
+
+    Returns:
+        The errors found, by parameter.
+
+    Raises:
+        VerificationError: An error is larger than `rtol`; the message lists the parameters.
+        UnsupportedError: As in `pycoherence.collect`.
+
+    Cost: One forward and backward pass for each example; memory of two gradients.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> model = torch.nn.Linear(3, 2)
+        >>> result = pc.verify(model, lambda model, x: model(x).square().sum(), torch.ones(4, 3),
+        ...                    loss_reduction="sum")
+        >>> result.failures
+        []
+    """
+    check_loss_reduction(loss_reduction)
+    parameters = tracked_parameters(model)
+    capture = Capture(parameters, {"sq_norms": per_example})
+    sums, norms = run_backward(model, loss_fn, batch, capture)
+    size = capture.batch_size
+    assert size is not None
+    scale = size if loss_reduction == "mean" else 1
+    true_norms, true_sums = _one_at_a_time(model, loss_fn, batch, size, parameters)
+
+    floor = torch.stack(list(true_norms.values())).sum(0).max()
+    norm_errors: dict[str, float] = {}
+    gradient_errors: dict[str, float] = {}
+    for name, parameter in parameters.items():
+        # A gradient that is zero but for rounding is compared with the whole network's.
+        unit = true_norms[name].max().maximum(floor * torch.finfo(parameter.dtype).eps)
+        ours = norms[name].double().cpu() * scale**2 if name in norms else torch.zeros(size)
+        norm_errors[name] = _relative((ours - true_norms[name]).abs().max(), unit)
+        sum_ours = sums[name].double() * scale if name in sums else torch.zeros_like(parameter)
+        error = torch.linalg.vector_norm(sum_ours - true_sums[name]).cpu()
+        gradient_errors[name] = _relative(error, size * unit.sqrt())
+    rounding = max(torch.finfo(p.dtype).eps for p in parameters.values())
+    allowed = rounding**0.5 if rtol is None else rtol
+    result = Verification(norm_errors, gradient_errors, allowed)
+    if result.failures:
+        raise VerificationError(_message(result))
+    return result
+
+
+def _one_at_a_time(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    size: int,
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Squared norms `[B]` and the gradients' sum of each parameter, in float64."""
+    norms = {name: torch.zeros(size, dtype=torch.float64) for name in parameters}
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    for b in range(size):
+        example = tree_map(lambda x, b=b: _cut(x, b, size), batch)
+        with torch.enable_grad():
+            loss = loss_fn(model, example)
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, grad in zip(parameters, grads, strict=True):
+            if grad is not None:
+                norms[name][b] = grad.double().square().sum()
+                sums[name] += grad.double()
+    return norms, sums
+
+
+def _cut(leaf: Any, b: int, size: int) -> Any:
+    is_batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+    return leaf[b : b + 1] if is_batched else leaf
+
+
+def _relative(error: Tensor, unit: Tensor) -> float:
+    return 0.0 if error == 0 else (error / unit).item()
+
+
+def _message(result: Verification) -> str:
+    lines = [
+        f"  {name}: squared norms off by {result.sq_norms[name]:.1e}, "
+        f"gradient by {result.gradient[name]:.1e}"
+        for name in result.failures
+    ]
+    return "\n".join(
+        [
+            f"per-example gradients differ from one-example-at-a-time autograd by more than "
+            f"{result.rtol:.1e} (relative) in {len(lines)} of {len(result.sq_norms)} parameters:",
+            *lines,
+            "Likely causes: dropout or other randomness (call model.eval()), a layer that mixes "
+            "examples, a first dimension that is not the batch, or a loss that is not the "
+            "loss_reduction over examples.",
+        ]
+    )
