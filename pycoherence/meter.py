@@ -21,7 +21,7 @@ class CoherenceMeter:
     .. math:: S = \sum_i g_i, \quad Q = \sum_i \lVert g_i \rVert^2, \quad m = \lVert S \rVert^2 / Q
 
     Both are kept in float64, for each parameter. Batches may have any sizes; up to rounding, the
-    result does not depend on how the sample was split. Neither the model nor its `.grad` is touched.
+    result does not depend on how the sample was split. The model and its `.grad` stay untouched.
 
     Args:
         model: The model whose parameters (those that require a gradient) are measured.
