@@ -62,6 +62,11 @@ def backend(name: str | None) -> Iterator[None]:
         _forced = previous
 
 
+def forced_backend() -> str | None:
+    """The backend that every op has to run on, if one was asked for."""
+    return _forced
+
+
 def build_record() -> dict[str, Any]:
     """What the installation built, as `setup.py` wrote it down; empty if it left no record."""
     path = _PACKAGE / "_build.json"
@@ -139,7 +144,7 @@ def _report_missing_library(device: str, reason: str) -> None:
 
 def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The implementation to run: the forced backend, or the first that accepts the arguments."""
-    forced = _forced
+    forced = forced_backend()
     if forced == "reference":
         return spec.reference
     found = reasons(spec, device, args)

@@ -1,0 +1,7 @@
+"""`python -m pycoherence`."""
+
+import sys
+
+from pycoherence.cli import main
+
+sys.exit(main())

@@ -1,0 +1,75 @@
+"""What is installed, what was built, and which backend runs each op."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+
+import pycoherence
+from pycoherence.ops import specs
+from pycoherence.ops._backends import build_record, forced_backend, load_native, reasons
+from pycoherence.ops._spec import OpSpec
+
+PACKAGES = ("torch", "triton", "numpy")
+
+
+def report() -> str:
+    """The text of `python -m pycoherence info`."""
+    return "\n".join([*_versions(), "", *_hardware(), "", *_libraries(), "", *_ops()])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _versions() -> Iterator[str]:
+    yield f"pycoherence  {pycoherence.__version__} in {os.path.dirname(pycoherence.__file__)}"
+    for package in PACKAGES:
+        yield f"{package:<12} {_version(package)}"
+    yield f"{'python':<12} {platform.python_version()} on {platform.platform()}"
+
+
+def _hardware() -> Iterator[str]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield f"CPU          {capability}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        yield "GPU          none that torch sees"
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        yield f"GPU          {torch.cuda.get_device_name(index)}, sm_{major}{minor}"
+
+
+def _libraries() -> Iterator[str]:
+    record = build_record()
+    built_by = record.get("compiler") or "no compiler"
+    yield f"build        {record.get('mode', 'no record')}, {built_by}, torch {record.get('torch')}"
+    for device in ("cpu", "cuda"):
+        built = "built, but " if record.get(device, {}).get("built") else ""
+        reason = load_native(device)
+        yield f"_C_{device:<9} {'loaded' if reason is None else built + reason}"
+
+
+def _ops() -> Iterator[str]:
+    forced = forced_backend()
+    if forced is not None:
+        yield f"backend      {forced}, forced by PYCOHERENCE_BACKEND"
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        yield f"ops on {device}, float32:"
+        for spec in specs.values():
+            yield from _op(spec, device, forced)
+
+
+def _op(spec: OpSpec, device: str, forced: str | None) -> Iterator[str]:
+    sample = next(iter(spec.samples(device, torch.float32)))
+    found = reasons(spec, device, sample)
+    runs = forced or next(name for name, reason in found.items() if reason is None)
+    refused = "" if found[runs] is None else ", which cannot run it: calls raise"
+    yield f"  {spec.name:<18} {runs}{refused}"
+    for name, reason in found.items():
+        if reason is not None:
+            yield f"  {'':<18}   not {name}: {reason}"

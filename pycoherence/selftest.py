@@ -1,0 +1,75 @@
+"""Each op on its samples, on every backend that is here, against its reference in float64."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops import BACKENDS, backend, specs
+from pycoherence.ops._backends import reasons
+from pycoherence.ops._spec import OpSpec
+
+TOLERANCE = {torch.float64: 1e-12}
+"""Allowed error over the largest value; 1e-5 for the dtypes that are accumulated in float32."""
+
+
+def run() -> bool:
+    """Print a line for each op, device and backend; returns whether all agree."""
+    start, passed = time.monotonic(), True
+    for spec in specs.values():
+        for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+            for name in BACKENDS:
+                passed &= _check_backend(spec, device, name)
+    outcome = "all ops agree with their references" if passed else "FAILED"
+    print(f"{outcome} ({time.monotonic() - start:.1f} s)")
+    return passed
+
+
+def _check_backend(spec: OpSpec, device: str, name: str) -> bool:
+    ran, worst, failures = 0, 0.0, list[str]()
+    for dtype in spec.dtypes:
+        for args in spec.samples(device, dtype):
+            if reasons(spec, device, args)[name] is not None:
+                continue
+            error = _error(spec, args, name)
+            ran, worst = ran + 1, max(worst, error)
+            if error > TOLERANCE.get(dtype, 1e-5):
+                failures.append(f"  {dtype}, {_shapes(args)}: error {error:.1e}")
+    if ran:
+        verdict = "FAILED" if failures else "ok"
+        print(f"{spec.name:<18} {device:<5} {name:<10} {ran:>4} samples  {worst:.0e}  {verdict}")
+        print("\n".join(failures), end="\n" if failures else "")
+    return not failures
+
+
+def _error(spec: OpSpec, args: tuple[Any, ...], name: str) -> float:
+    """Largest error over the largest value, the worst of the outputs."""
+    with backend(name):
+        got = getattr(torch.ops.pycoherence, spec.name)(*args)
+    true = spec.reference(*(_widen(x) for x in args))
+    pairs = zip(_tuple(got), _tuple(true), strict=True)
+    return max(_output_error(ours, truth) for ours, truth in pairs)
+
+
+def _output_error(ours: Tensor, truth: Tensor) -> float:
+    if ours.shape != truth.shape:
+        return math.inf
+    if truth.numel() == 0:
+        return 0.0
+    error = (ours.double() - truth.double()).abs().max().item()
+    scale = truth.double().abs().max().item()
+    return error / scale if error > 0 and scale > 0 else 0.0 if error == 0 else math.inf
+
+
+def _widen(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+def _shapes(args: tuple[Any, ...]) -> str:
+    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else str(x) for x in args)
