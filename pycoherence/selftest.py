@@ -60,7 +60,9 @@ def _output_error(ours: Tensor, truth: Tensor) -> float:
         return 0.0
     error = (ours.double() - truth.double()).abs().max().item()
     scale = truth.double().abs().max().item()
-    return error / scale if error > 0 and scale > 0 else 0.0 if error == 0 else math.inf
+    if not math.isfinite(error) or (error > 0 and scale == 0):
+        return math.inf
+    return error / scale if error else 0.0
 
 
 def _widen(x: Any) -> Any:
