@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -136,7 +137,7 @@ Outputs linear_reduce(const Tensor& x, const Tensor& g, const std::optional<Tens
   const Tensor sq_norms = output(kSqNorms, {batch}), dots = output(kDots, {batch}),
                sum = output(kSum, {out, in}), moment = output(kMoment, {out, in}),
                sign = output(kSign, {out, in});
-  if (batch * positions * in * out > 0) {
+  if (std::min({batch, positions, in, out}) > 0) {
     const Tensor x_rows = prepare(x, dtype), g_rows = prepare(g, dtype);
     std::optional<Tensor> weights, along;
     if (coef) weights = prepare(*coef, dtype);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "pc/vector.h"
@@ -62,10 +63,10 @@ struct Tile {
         height(std::min(grid.height, factors.out - first_out)),
         used(std::min(width, factors.in - first_in)) {}
 
-  std::vector<T> zeros(bool wanted) const { return std::vector<T>(wanted ? height * width : 0); }
+  Buffer<T> zeros(bool wanted) const { return Buffer<T>(wanted ? height * width : 0); }
 
-  std::vector<T> gather(const T* parameter, int64_t in) const {
-    std::vector<T> padded = zeros(parameter != nullptr);
+  Buffer<T> gather(const T* parameter, int64_t in) const {
+    Buffer<T> padded = zeros(parameter != nullptr);
     if (parameter != nullptr) {
       for (int64_t o = 0; o < height; ++o) {
         const T* row = parameter + (first_out + o) * in + first_in;
@@ -75,7 +76,7 @@ struct Tile {
     return padded;
   }
 
-  void scatter(const std::vector<T>& padded, T* parameter, int64_t in) const {
+  void scatter(const Buffer<T>& padded, T* parameter, int64_t in) const {
     if (parameter != nullptr) {
       for (int64_t o = 0; o < height; ++o) {
         T* row = parameter + (first_out + o) * in + first_in;
@@ -155,27 +156,37 @@ PC_INLINE T total(Vector<T> value) {
 // The factors of one segment that meet in a tile, copied to where a panel reads them in order.
 template <typename T>
 struct Packed {
-  std::vector<T> x;  // [positions, width]
-  std::vector<T> g;  // [panels, positions, kPanel]
+  Buffer<T> x;  // [positions, width]
+  Buffer<T> g;  // [panels, positions, kPanel]
 
   PC_INLINE void fill(const Factors<T>& factors, const Tile<T>& tile, int64_t first,
                       int64_t positions) {
     constexpr int64_t width = Grid<T>::width;
     const int64_t panels = (tile.height + kPanel - 1) / kPanel;
-    x.assign(positions * width, 0);
-    g.assign(panels * positions * kPanel, 0);
-    const T* from = factors.x + first * factors.in + tile.first_in;
-    for (int64_t t = 0; t < positions; ++t) {
-      std::copy_n(from + t * factors.in, tile.used, x.data() + t * width);
+    x.resize(positions * width);
+    g.resize(panels * positions * kPanel);
+    const T* x_from = factors.x + first * factors.in + tile.first_in;
+    const T* g_from = factors.g + first * factors.out + tile.first_out;
+    copy_rows<width>(x_from, factors.in, tile.used, x.data(), positions);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t o = panel * kPanel;
+      copy_rows<kPanel>(g_from + o, factors.out, std::min(kPanel, tile.height - o),
+                        g.data() + o * positions, positions);
     }
-    for (int64_t o = 0; o < tile.height; o += kPanel) {
-      const int64_t rows = std::min(kPanel, tile.height - o);
-      const T* panel = factors.g + first * factors.out + tile.first_out + o;
-      T* to = g.data() + o * positions;
-      for (int64_t t = 0; t < positions; ++t) {
-        for (int64_t r = 0; r < rows; ++r) to[t * kPanel + r] = panel[t * factors.out + r];
-      }
+  }
+
+ private:
+  // Rows of `used` values, apart by stride, to rows of `size` padded with zeros.
+  template <int64_t size>
+  static PC_INLINE void copy_rows(const T* from, int64_t stride, int64_t used, T* to,
+                                  int64_t rows) {
+    if (used == size) {
+      for (int64_t t = 0; t < rows; ++t)
+        std::memcpy(to + t * size, from + t * stride, size * sizeof(T));
+      return;
     }
+    std::fill_n(to, rows * size, T{0});
+    for (int64_t t = 0; t < rows; ++t) std::copy_n(from + t * stride, used, to + t * size);
   }
 };
 
@@ -185,9 +196,9 @@ PC_INLINE void reduce_tile(const Factors<T>& factors, const Grid<T>& grid, int64
                            const Reduction<T>& to) {
   constexpr int64_t width = Grid<T>::width;
   const Tile<T> tile(factors, grid, index);
-  const std::vector<T> direction = tile.gather(to.direction, factors.in);
-  std::vector<T> sum = tile.zeros(to.sum), moment = tile.zeros(to.moment);
-  std::vector<T> sign = tile.zeros(to.sign), inside(width);
+  const Buffer<T> direction = tile.gather(to.direction, factors.in);
+  Buffer<T> sum = tile.zeros(to.sum), moment = tile.zeros(to.moment);
+  Buffer<T> sign = tile.zeros(to.sign), inside(width);
   std::fill_n(inside.data(), tile.used, T{1});
   const auto wanted = [](auto& values) { return values.empty() ? nullptr : values.data(); };
   Packed<T> packed;

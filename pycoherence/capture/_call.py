@@ -78,6 +78,11 @@ def _gradients(site: Site, slot: Slot) -> Iterator[Tensor]:
         if name == BACKWARDS:
             yield torch.ones_like(probe)
         elif name == "sum_sq_norm":
-            yield total.square().sum()
+            yield _sq_norm(total)
         else:
             yield getattr(reduced, name)
+
+
+def _sq_norm(x: Tensor) -> Tensor:
+    # By rows, since torch splits the sum of a whole tensor by the number of threads.
+    return x.square().flatten(1).sum(1).sum() if x.dim() > 1 else x.square().sum()

@@ -1,5 +1,6 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,6 +12,9 @@ from pycoherence.capture._call import Call, Slot
 from pycoherence.capture._probes import Shape, make_probes
 from pycoherence.capture._registry import guards, handlers
 from pycoherence.errors import UnsupportedError
+
+# Function modes are per thread, and so is what must not be nested.
+_active = threading.local()
 
 
 def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -52,6 +56,20 @@ class Capture(TorchFunctionMode):
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
+
+    def __enter__(self) -> "Capture":
+        if getattr(_active, "capture", None) is not None:
+            raise RuntimeError(
+                "captures cannot be nested: only one would see the parameters. What to do: ask one "
+                "collect block for all statistics, and update meters outside it"
+            )
+        super().__enter__()
+        _active.capture = self
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _active.capture = None
+        super().__exit__(*exception)
 
     def __torch_function__(
         self,

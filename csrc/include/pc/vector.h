@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
+#include <vector>
 
 // The levels ask for features; naming a processor (arch=haswell) would ask for that very model.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -36,5 +38,19 @@ template <typename T>
 PC_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
 }
+
+// Starts its memory at a cache line: a vector that lies across two takes twice the time to load.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t line{64};
+
+  T* allocate(std::size_t n) { return static_cast<T*>(operator new(n * sizeof(T), line)); }
+  void deallocate(T* memory, std::size_t) { operator delete(memory, line); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+
+template <typename T>
+using Buffer = std::vector<T, LineAllocator<T>>;
 
 }  // namespace pc

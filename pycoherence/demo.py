@@ -1,0 +1,226 @@
+"""One network on true and on random labels, and the coherence of its gradients as it learns.
+
+`python -m pycoherence demo` runs this; docs/demo.md explains what comes out.
+"""
+
+import copy
+import json
+import platform
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pycoherence as pc
+
+try:
+    import sklearn
+    from rich.console import Console
+    from rich.table import Table
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from tqdm import tqdm
+
+    from pycoherence.plot import draw
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f'the demo needs {error.name}, which is not installed: pip install "pycoherence[studies]"'
+    ) from None
+
+STEPS = 2000
+SEED = 0
+MEASUREMENTS = 80
+WIDTH = 256
+BATCH_SIZE = 100
+LEARNING_RATE = 0.1
+
+Batch = tuple[Tensor, Tensor]
+"""Images `[B, 64]` and their labels `[B]`."""
+
+Run = list[dict[str, Any]]
+"""What `measure` found, at one step after another."""
+
+
+def run(*, steps: int = STEPS, seed: int = SEED, out: Path, device: str = "cpu") -> None:
+    """Train on both kinds of labels, write `coherence.json` and `coherence.png`, print a table.
+
+    Args:
+        steps: Training steps of each network.
+        seed: Of the data split, the random labels, the initial weights and the batches.
+        out: Folder for both files; made if it does not exist.
+        device: Where to train, as `torch.device` spells it.
+
+    Raises:
+        ValueError: A number is out of range, the folder cannot be written to, or the device
+            cannot be used.
+    """
+    check(steps, seed, out, device)
+    train, test = digits(seed, device)
+    images, labels = train
+    torch.manual_seed(seed)
+    initial = network().to(device)
+    shuffled = labels[torch.randperm(len(labels)).to(device)]
+
+    runs: dict[str, Run] = {}
+    with tqdm(total=2 * steps, unit="step") as bar:
+        for kind, targets in {"real": labels, "random": shuffled}.items():
+            bar.set_description(f"{kind} labels")
+            model = copy.deepcopy(initial)
+            runs[kind] = fit(model, (images, targets), test, steps, seed, bar.update)
+
+    settings = {
+        "steps": steps,
+        "seed": seed,
+        "device": device,
+        "width": WIDTH,
+        "batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "training_examples": len(labels),
+        "test_examples": len(test[1]),
+    }
+    result = {"settings": settings, "versions": versions(), "runs": runs}
+    (out / "coherence.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, out / "coherence.png")
+    Console().print(table(runs))
+    print(f"wrote {out / 'coherence.png'} and {out / 'coherence.json'}")
+
+
+def digits(seed: int, device: str) -> tuple[Batch, Batch]:
+    """The 8 x 8 digits that come with scikit-learn, standardized, as training and test set."""
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=seed)
+    x_train, x_test = (torch.tensor(x, dtype=torch.float32, device=device) for x in split[:2])
+    y_train, y_test = (torch.tensor(y, device=device) for y in split[2:])
+    mean = x_train.mean(dim=0)
+    std = (x_train - mean).std()
+    return ((x_train - mean) / std, y_train), ((x_test - mean) / std, y_test)
+
+
+def network() -> nn.Sequential:
+    """Two hidden layers of ReLU."""
+    layers = OrderedDict[str, nn.Module](
+        hidden1=nn.Linear(64, WIDTH),
+        relu1=nn.ReLU(),
+        hidden2=nn.Linear(WIDTH, WIDTH),
+        relu2=nn.ReLU(),
+        output=nn.Linear(WIDTH, 10),
+    )
+    return nn.Sequential(layers)
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy."""
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def fit(
+    model: nn.Module, train: Batch, test: Batch, steps: int, seed: int, advance: Callable[[], Any]
+) -> Run:
+    """Train with plain SGD, measuring on the way."""
+    images, labels = train
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    meter = pc.CoherenceMeter(model)
+    batches = torch.Generator().manual_seed(seed)
+    when = measured_steps(steps)
+    found = [{"step": 0, **measure(model, meter, train, test)}]
+    for step in range(1, steps + 1):
+        chosen = torch.randperm(len(labels), generator=batches)[:BATCH_SIZE].to(labels.device)
+        optimizer.zero_grad()
+        loss(model, (images[chosen], labels[chosen])).backward()
+        optimizer.step()
+        if step in when:
+            found.append({"step": step, **measure(model, meter, train, test)})
+        advance()
+    return found
+
+
+def measured_steps(steps: int) -> set[int]:
+    """From the first step to the last, rarer towards the end, where less happens."""
+    return {round(steps ** (i / MEASUREMENTS)) for i in range(MEASUREMENTS + 1)}
+
+
+def measure(
+    model: nn.Module, meter: pc.CoherenceMeter, train: Batch, test: Batch
+) -> dict[str, Any]:
+    """The coherence of all training examples at the present weights, and the accuracies."""
+    meter.reset()
+    meter.update(loss, train)
+    coherence = meter.compute()
+    modules = {"network": coherence, **coherence.by_module}
+    return {
+        "train_accuracy": accuracy(model, train),
+        "test_accuracy": accuracy(model, test),
+        "modules": {name: numbers(part) for name, part in modules.items()},
+        "parameters": {name: numbers(part) for name, part in coherence.by_parameter.items()},
+    }
+
+
+def numbers(coherence: pc.Coherence) -> dict[str, float]:
+    """The coherence of one part of the network, ready for JSON."""
+    return {
+        "m": coherence.m,
+        "alpha": coherence.alpha,
+        "unbiased_alpha": coherence.unbiased_alpha,
+        "sum_sq_norm": coherence.sum_sq_norm,
+        "total_sq_norm": coherence.total_sq_norm,
+    }
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batch: Batch) -> float:
+    """Share of the images that are given their label."""
+    images, labels = batch
+    return (model(images).argmax(dim=1) == labels).double().mean().item()
+
+
+def table(runs: dict[str, Run]) -> Table:
+    """What to remember of each run: how well it learned, and its coherence part by part."""
+    result = Table("labels", "accuracy", "part", title="m-coherence of the training examples")
+    for column in ("first", "half fitted", "peak", "last"):
+        result.add_column(column, justify="right")
+    for kind, found in runs.items():
+        half = next((i for i, at in enumerate(found) if at["train_accuracy"] >= 0.5), None)
+        last = found[-1]
+        scores = [f"train {last['train_accuracy']:.1%}", f"test {last['test_accuracy']:.1%}"]
+        for part, label, score in zip_longest(last["modules"], [kind], scores, fillvalue=""):
+            m = [at["modules"][part]["m"] for at in found]
+            picked = m[0], m[half] if half is not None else None, max(m), m[-1]
+            shown = ["-" if value is None else f"{value:.2f}" for value in picked]
+            result.add_row(label, score, part, *shown)
+        result.add_section()
+    return result
+
+
+def check(steps: int, seed: int, out: Path, device: str) -> None:
+    """Raise `ValueError` for a setting with which the demo cannot run."""
+    if steps < 1:
+        raise ValueError(f"expected steps to be at least 1, got {steps}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"expected seed to be in [0, 2**32), got {seed}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"expected out to be a folder to write to, got {out}: {error.strerror}") from error
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected a device that torch can use here, got {device!r}: {reason}") from error
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {
+        "python": platform.python_version(),
+        "pycoherence": pc.__version__,
+        "torch": torch.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
