@@ -1,0 +1,98 @@
+"""Which implementations there are to test, and how close to the truth they must come."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pycoherence as pc
+from pycoherence.ops import BACKENDS, Reduced
+from pycoherence.ops._backends import unavailable
+
+DTYPES = {
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+}
+
+# Half precision inputs are exact in float32, in which they are added up.
+TOLERANCE = {
+    torch.float16: 1e-5,
+    torch.bfloat16: 1e-5,
+    torch.float32: 1e-5,
+    torch.float64: 1e-12,
+}
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def backends_of(op: str, device: str = "cpu") -> list[str]:
+    """Backends that have an implementation of an op; the reference is always one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return ["reference"]
+    # Loading the library is what makes its kernels known.
+    return [name for name in BACKENDS if unavailable(op, name, device) is None]
+
+
+def op_cases() -> Iterator[Any]:
+    """Every op on every device, with every backend and dtype."""
+    for device in ("cpu", "cuda"):
+        marks = [pytest.mark.gpu] if device == "cuda" else []
+        for name, spec in pc.ops.specs.items():
+            for backend in backends_of(name, device):
+                for label, dtype in DTYPES.items():
+                    if dtype in spec.dtypes:
+                        yield pytest.param(
+                            *(name, device, backend, dtype),
+                            id=f"{name}-{device}-{backend}-{label}",
+                            marks=marks,
+                        )
+
+
+def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments, floating tensors in float64 on the CPU."""
+    return tuple(
+        (x.double() if x.is_floating_point() else x).cpu() if isinstance(x, Tensor) else x
+        for x in args
+    )
+
+
+def describe(args: tuple[Any, ...]) -> str:
+    """Shapes and numbers of some arguments, for messages."""
+    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in args)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    """Same shape, same NaN and Inf, and no error above `tolerance` times the largest number."""
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} is not {expected.shape}"
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    finite = expected.isfinite()
+    assert torch.equal(actual.isnan(), expected.isnan()), f"{what}: NaN elsewhere"
+    assert torch.equal(actual.isinf(), expected.isinf()), f"{what}: Inf elsewhere"
+    if not finite.any():
+        return
+    error = (actual - expected)[finite].abs().max().item()
+    scale = expected[finite].abs().max().item()
+    assert error <= tolerance * scale, f"{what}: off by {error:.3g} of {scale:.3g}"
+
+
+def assert_reduced_close(
+    actual: Reduced | tuple[Tensor, ...],
+    expected: Reduced | tuple[Tensor, ...],
+    tolerance: float,
+    what: str = "",
+) -> None:
+    """As `assert_close` of each output; squared norms example by example, signs exactly."""
+    for name, ours, truth in zip(Reduced._fields, actual, expected, strict=True):
+        where = f"{what} {name}"
+        if ours is None or truth is None:
+            assert ours is truth, where
+        elif name == "sq_norms":
+            assert ours.shape == truth.shape, where
+            for b, (one, other) in enumerate(zip(ours, truth, strict=True)):
+                assert_close(one, other, tolerance, f"{where}[{b}]")
+        else:
+            assert_close(ours, truth, 0 if name == "sign_sum" else tolerance, where)

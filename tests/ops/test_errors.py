@@ -1,0 +1,221 @@
+"""Each check of the ops: the right kind of error, and words that help."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import pycoherence as pc
+
+ops = pc.ops
+X, G = torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)
+IDS = torch.zeros(2, 3, dtype=torch.long)
+IMAGE, OUT = torch.zeros(2, 4, 6, 6), torch.zeros(2, 6, 6, 6)
+META = torch.zeros(2, 3, 5, device="meta")
+
+VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "linear-2d": (
+        lambda: ops.linear_reduce(X[:, 0], G[:, 0]),
+        r"linear_reduce: expected x \[B, T, I\] and g \[B, T, O\], got \(2, 4\).*unsqueeze",
+    ),
+    "linear-batch": (lambda: ops.linear_reduce(X[:1], G), r"got \(1, 3, 4\) and \(2, 3, 5\)"),
+    "linear-positions": (lambda: ops.linear_reduce(X[:, :2], G), r"\(2, 2, 4\) and \(2, 3, 5\)"),
+    "linear-4d": (lambda: ops.linear_reduce(X[None], G[None]), "flatten positions into T"),
+    "want-unknown": (
+        lambda: ops.linear_reduce(X, G, want=("norms",)),
+        r"want to name some of sq_norms, dots, .*got \('norms',\)",
+    ),
+    "want-empty": (lambda: ops.linear_reduce(X, G, want=()), "want to name some of"),
+    "mask-zero": (
+        lambda: torch.ops.pycoherence.linear_reduce(X, G, None, None, 0),
+        "mask of 5 bits, got 0",
+    ),
+    "mask-large": (
+        lambda: torch.ops.pycoherence.linear_reduce(X, G, None, None, 32),
+        "mask of 5 bits, got 32",
+    ),
+    "mask-negative": (
+        lambda: torch.ops.pycoherence.linear_reduce(X, G, None, None, -1),
+        "mask of 5 bits, got -1",
+    ),
+    "dots-without-direction": (
+        lambda: ops.linear_reduce(X, G, want=("dots",)),
+        "'dots' is wanted but no direction was given",
+    ),
+    "direction-without-dots": (
+        lambda: ops.linear_reduce(X, G, direction=torch.zeros(5, 4)),
+        "direction was given but 'dots' is not wanted; add it to want",
+    ),
+    "coef-without-sum": (
+        lambda: ops.linear_reduce(X, G, coef=torch.ones(2)),
+        "coef was given but 'weighted_sum' is not wanted",
+    ),
+    "coef-shape": (
+        lambda: ops.linear_reduce(X, G, coef=torch.ones(3), want=("weighted_sum",)),
+        r"expected coef of shape \(2,\), got \(3,\)",
+    ),
+    "coef-scalar": (
+        lambda: ops.linear_reduce(X, G, coef=torch.tensor(2.0), want=("weighted_sum",)),
+        r"expected coef of shape \(2,\), got \(\)",
+    ),
+    "direction-transposed": (
+        lambda: ops.linear_reduce(X, G, direction=torch.zeros(4, 5), want=("dots",)),
+        r"expected direction of shape \(5, 4\), got \(4, 5\)",
+    ),
+    "conv-positions": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (3, 3)),
+        r"output positions \[4, 4\], but g is \(2, 6, 6, 6\)",
+    ),
+    "conv-batch": (lambda: ops.conv_reduce(IMAGE[:1], OUT, (1, 1)), "conv_reduce: expected x"),
+    "conv-unbatched": (
+        lambda: ops.conv_reduce(IMAGE[0], OUT[0], (1, 1)),
+        "conv_reduce: expected x",
+    ),
+    "conv-4-dims": (
+        lambda: ops.conv_reduce(IMAGE[..., None, None], OUT[..., None, None], (1,) * 4),
+        "1 to 3 numbers each",
+    ),
+    "conv-no-kernel": (lambda: ops.conv_reduce(IMAGE, OUT, ()), "1 to 3 numbers each"),
+    "conv-stride-count": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), stride=(1, 1, 1)),
+        r"expected stride of one or 2 numbers, got \(1, 1, 1\)",
+    ),
+    "conv-zero-stride": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), stride=0),
+        "expected positive kernel_size, stride, dilation, groups",
+    ),
+    "conv-zero-groups": (lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), groups=0), "positive"),
+    "conv-zero-kernel": (lambda: ops.conv_reduce(IMAGE, OUT, (1, 0)), "positive kernel_size"),
+    "conv-negative-padding": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), padding=-1),
+        "padding >= 0",
+    ),
+    "conv-groups": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), groups=3),
+        "expected channels divisible by groups=3, got 4 in and 6 out",
+    ),
+    "conv-same-stride": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), stride=2, padding="same"),
+        r"'same' with stride 1, got 'same' with stride \(2, 2\)",
+    ),
+    "conv-unknown-padding": (
+        lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), padding="full"),
+        "'valid', or 'same' with stride 1, got 'full'",
+    ),
+    "conv-kernel-beyond-input": (
+        lambda: ops.conv_reduce(torch.zeros(2, 1, 3), torch.zeros(2, 1, 0), (4,)),
+        "conv_reduce: .*kernel",
+    ),
+    "embedding-2d-g": (
+        lambda: ops.embedding_reduce(IDS[:, 0], G[:, 0], 5),
+        r"embedding_reduce: expected ids \[B, T\] and g \[B, T, D\].*unsqueeze",
+    ),
+    "embedding-mismatch": (
+        lambda: ops.embedding_reduce(IDS[:, :2], G, 5),
+        r"got \(2, 2\) and \(2, 3, 5\)",
+    ),
+    "embedding-padding-high": (
+        lambda: ops.embedding_reduce(IDS, G, 5, padding_idx=5),
+        r"expected padding_idx in \[0, 5\), got 5",
+    ),
+    "embedding-padding-negative": (
+        lambda: ops.embedding_reduce(IDS, G, 5, padding_idx=-1),
+        r"expected padding_idx in \[0, 5\), got -1",
+    ),
+    "affine-2d": (
+        lambda: ops.affine_reduce(G[:, 0]),
+        r"affine_reduce: expected g \[B, T, C\].*got g \(2, 5\)",
+    ),
+    "affine-x-shape": (
+        lambda: ops.affine_reduce(G, X),
+        r"got g \(2, 3, 5\) and x \(2, 3, 4\)",
+    ),
+    "affine-mean-alone": (
+        lambda: ops.affine_reduce(G, mean=torch.zeros(2, 3, 1)),
+        "mean was given without x",
+    ),
+    "affine-rstd-shape": (
+        lambda: ops.affine_reduce(G, G, rstd=torch.zeros(2, 2, 1)),
+        r"expected rstd to broadcast to \(2, 3, 5\), got \(2, 2, 1\)",
+    ),
+    "affine-mean-dims": (
+        lambda: ops.affine_reduce(G, G, torch.zeros(5)),
+        r"expected mean to broadcast to \(2, 3, 5\), got \(5,\)",
+    ),
+    "backend-name": (lambda: pc.backend("cuda").__enter__(), "among triton, native, reference"),
+}
+
+TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "linear-integer": (
+        lambda: ops.linear_reduce(X.long(), G.long()),
+        "linear_reduce: expected x to be float16, bfloat16, float32 or float64, got torch.int64",
+    ),
+    "linear-complex": (lambda: ops.linear_reduce(X.cfloat(), G.cfloat()), "got torch.complex64"),
+    "linear-mixed": (
+        lambda: ops.linear_reduce(X, G.double()),
+        "g to have the dtype and device of x .*float32, cpu.*, got torch.float64",
+    ),
+    "linear-devices": (lambda: ops.linear_reduce(X, META), "got torch.float32 on meta"),
+    "want-string": (
+        lambda: ops.linear_reduce(X, G, want="sq_norms"),
+        r"such as \('sq_norms',\), got a string",
+    ),
+    "coef-integer": (
+        lambda: ops.linear_reduce(X, G, coef=torch.ones(2).long(), want=("weighted_sum",)),
+        "expected coef to be floating on cpu, got torch.int64",
+    ),
+    "direction-device": (
+        lambda: ops.linear_reduce(X, G, direction=META.new_zeros(5, 4), want=("dots",)),
+        "expected direction to be floating on cpu, got torch.float32 on meta",
+    ),
+    "conv-mixed": (lambda: ops.conv_reduce(IMAGE, OUT.half(), (1, 1)), "g to have the dtype"),
+    "embedding-float-ids": (
+        lambda: ops.embedding_reduce(IDS.float(), G, 5),
+        "expected ids to be int32 or int64 on cpu, got torch.float32",
+    ),
+    "embedding-short-ids": (lambda: ops.embedding_reduce(IDS.short(), G, 5), "got torch.int16"),
+    "embedding-device": (lambda: ops.embedding_reduce(IDS, META, 5), "on meta, got torch.int64"),
+    "embedding-integer-g": (
+        lambda: ops.embedding_reduce(IDS, G.int(), 5),
+        "expected g to be float",
+    ),
+    "affine-mixed": (lambda: ops.affine_reduce(G, G.double()), "x to have the dtype"),
+    "affine-integer-rstd": (
+        lambda: ops.affine_reduce(G, G, rstd=torch.ones(2, 3, 1).int()),
+        "expected rstd to be floating on cpu, got torch.int32",
+    ),
+}
+
+INDEX_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "embedding-high": (
+        lambda: ops.embedding_reduce(IDS + 5, G, 5),
+        r"expected ids in \[0, 5\), got ids from 5 to 5",
+    ),
+    "embedding-negative": (lambda: ops.embedding_reduce(IDS - 1, G, 5), "got ids from -1 to -1"),
+    "embedding-empty-table": (lambda: ops.embedding_reduce(IDS, G, 0), r"in \[0, 0\)"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS)
+def test_value_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS)
+def test_type_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("call", "message"), INDEX_ERRORS.values(), ids=INDEX_ERRORS)
+def test_index_errors(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(IndexError, match=message):
+        call()
+
+
+def test_fake_kernels_check_too() -> None:
+    """Else a mistake would only show after compilation."""
+    with pytest.raises(ValueError, match="flatten positions into T"):
+        ops.linear_reduce(X[None].to("meta"), G[None].to("meta"))

@@ -1,0 +1,54 @@
+"""torch's own checks of a custom op, on a few samples of each op and dtype."""
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from backends import DEVICES, DTYPES
+
+import pycoherence as pc
+
+CASES = [(op, dtype) for op, spec in pc.ops.specs.items() for dtype in spec.dtypes]
+IDS = [f"{op}-{label}" for op, spec in pc.ops.specs.items() for label in DTYPES]
+
+
+def few_samples(op: str, device: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """All outputs and one alone of the first sample, then an empty one; each check is slow."""
+    samples = list(pc.ops.specs[op].samples(device, dtype))
+    empty = (args for args in samples if any(_is_empty(x) for x in args))
+    return [*samples[:2], *islice(empty, 1)]
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.numel() == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("op", "dtype"), CASES, ids=IDS)
+def test_opcheck(op: str, dtype: torch.dtype, device: str) -> None:
+    overload = getattr(torch.ops.pycoherence, op).default
+    for args in few_samples(op, device, dtype):
+        torch.library.opcheck(overload, args)
+
+
+@pytest.mark.parametrize("op", pc.ops.specs)
+def test_compiles_without_a_graph_break(op: str) -> None:
+    overload = getattr(torch.ops.pycoherence, op)
+    args = next(iter(pc.ops.specs[op].samples("cpu", torch.float32)))
+    compiled = torch.compile(lambda *args: overload(*args), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), overload(*args), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("op", pc.ops.specs)
+def test_runs_on_meta_tensors(op: str) -> None:
+    args = next(iter(pc.ops.specs[op].samples("cpu", torch.float32)))
+    meta = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in args]
+    real, fake = (getattr(torch.ops.pycoherence, op)(*a) for a in (args, meta))
+    for one, other in zip(_listed(real), _listed(fake), strict=True):
+        assert other.is_meta
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+def _listed(outputs: Any) -> list[torch.Tensor]:
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)

@@ -1,0 +1,185 @@
+"""Which implementation runs, how to force one, and what is said when it cannot."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from backends import backends_of
+from torch import Tensor
+
+import pycoherence as pc
+from pycoherence.ops import _backends
+from pycoherence.ops._spec import OpSpec
+
+X, G = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
+ARGS = (X, G, None, None, 1)
+
+needs_native = pytest.mark.skipif(
+    "native" not in backends_of("linear_reduce"), reason="the native kernels are not built"
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_memory() -> Iterator[None]:
+    """Each test sees the warning about a missing library for the first time."""
+    _backends._report_missing_library.cache_clear()
+    yield
+    _backends._report_missing_library.cache_clear()
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backends, "load_native", lambda device: f"_C_{device} was not built: why")
+
+
+def picked(device: str = "cpu", args: tuple = ARGS) -> object:
+    return _backends.pick(pc.ops.specs["linear_reduce"], device, args)
+
+
+def test_the_reference_runs_where_nothing_else_does() -> None:
+    assert picked("meta") is pc.ops.specs["linear_reduce"].reference
+
+
+@needs_native
+def test_native_is_preferred() -> None:
+    assert picked() is torch.ops.pycoherence_native.linear_reduce.default
+
+
+def test_blocks_nest_and_end() -> None:
+    reference = pc.ops.specs["linear_reduce"].reference
+    free = picked()
+    with pc.backend("reference"):
+        assert picked() is reference
+        with pc.backend(None):
+            assert picked() is free
+        assert picked() is reference
+    assert picked() is free
+
+
+def test_a_block_ends_after_an_error() -> None:
+    free = picked()
+    with pytest.raises(ZeroDivisionError), pc.backend("reference"):
+        raise ZeroDivisionError
+    assert picked() is free
+
+
+def test_a_block_holds_in_all_threads() -> None:
+    """Autograd runs backward passes in threads of its own."""
+    found = []
+    with pc.backend("reference"):
+        thread = threading.Thread(target=lambda: found.append(picked()))
+        thread.start()
+        thread.join()
+    assert found == [pc.ops.specs["linear_reduce"].reference]
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "Native", "reference "])
+def test_unknown_names_are_refused(name: str) -> None:
+    free = picked()
+    with pytest.raises(ValueError, match="among triton, native, reference, got"):
+        pc.backend(name).__enter__()
+    assert picked() is free
+
+
+def test_a_forced_backend_that_cannot_run_says_why() -> None:
+    with (
+        pc.backend("triton"),
+        pytest.raises(
+            RuntimeError, match=r"linear_reduce: backend 'triton'.*CUDA.*backend\(None\)"
+        ),
+    ):
+        pc.ops.linear_reduce(X, G)
+
+
+def test_forced_native_without_a_kernel_says_so() -> None:
+    missing = next((op for op in pc.ops.specs if "native" not in backends_of(op)), None)
+    if missing is None:
+        pytest.skip("every op has a native kernel")
+    args = next(iter(pc.ops.specs[missing].samples("cpu", torch.float32)))
+    with pc.backend("native"), pytest.raises(RuntimeError, match=f"{missing}: backend 'native'"):
+        getattr(torch.ops.pycoherence, missing)(*args)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_forced_native_without_the_library_says_so() -> None:
+    with pc.backend("native"), pytest.raises(RuntimeError, match="_C_cpu was not built: why"):
+        pc.ops.linear_reduce(X, G)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_missing_library_is_reported_once() -> None:
+    with pytest.warns(RuntimeWarning, match=r"slower reference path on cpu: _C_cpu was not.*info"):
+        first = pc.ops.linear_reduce(X, G).sq_norms
+    second = pc.ops.linear_reduce(X, G).sq_norms  # a warning would now be an error
+    assert first.tolist() == second.tolist() == [180.0, 180.0]
+
+
+@pytest.mark.usefixtures("no_library")
+def test_the_reference_on_purpose_does_not_warn() -> None:
+    with pc.backend("reference"):
+        pc.ops.linear_reduce(X, G)
+
+
+def test_what_a_backend_does_not_support_falls_to_the_next() -> None:
+    def never(*args: object) -> str:
+        return "T is odd"
+
+    spec = pc.ops.specs["linear_reduce"]
+    picky = OpSpec(**{**vars(spec), "supports": {"native": never}})
+    assert _backends.pick(picky, "cpu", ARGS) is spec.reference
+    if "native" in backends_of("linear_reduce"):
+        assert _backends.reasons(picky, "cpu", ARGS)["native"] == "T is odd"
+        with pc.backend("native"), pytest.raises(RuntimeError, match="T is odd"):
+            _backends.pick(picky, "cpu", ARGS)
+
+
+@needs_native
+def test_backends_are_really_different_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every comparison of backends here would compare a thing with itself."""
+
+    def broken(*args: object) -> tuple[Tensor, ...]:
+        raise AssertionError("the reference ran")
+
+    spec = pc.ops.specs["linear_reduce"]
+    monkeypatch.setitem(spec.__dict__, "reference", broken)
+    with pc.backend("native"):
+        pc.ops.linear_reduce(X, G)
+    with pc.backend("reference"), pytest.raises(AssertionError, match="the reference ran"):
+        pc.ops.linear_reduce(X, G)
+
+
+PRINT_PICKED = """
+import torch, pycoherence as pc
+from pycoherence.ops import _backends
+args = (torch.ones(2, 3, 4), torch.ones(2, 3, 5), None, None, 1)
+spec = pc.ops.specs["linear_reduce"]
+print("REFERENCE" if _backends.pick(spec, "cpu", args) is spec.reference else "OTHER")
+"""
+
+
+def run(backend: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PRINT_PICKED],
+        env={**os.environ, "PYCOHERENCE_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [("reference", "REFERENCE"), pytest.param("native", "OTHER", marks=needs_native)],
+)
+def test_the_environment_variable_forces_a_backend(backend: str, expected: str) -> None:
+    done = run(backend)
+    assert done.stdout.split() == [expected], done.stderr
+
+
+def test_the_environment_variable_must_name_a_backend() -> None:
+    done = run("fastest")
+    assert done.returncode != 0
+    assert "expected a backend among triton, native, reference, got 'fastest'" in done.stderr

@@ -1,0 +1,49 @@
+"""The truth: one example at a time through autograd, in float64. Never clever."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+
+def in_float64(value: Any) -> Any:
+    """The same tensors, the floating ones in float64."""
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.is_floating_point() else value
+    return tuple(in_float64(item) for item in value)
+
+
+def example(batch: tuple[Tensor, ...], b: int) -> tuple[Tensor, ...]:
+    """Batch of the one example b."""
+    return tuple(item[b : b + 1] for item in batch)
+
+
+def per_example_gradients(
+    model: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, ...]
+) -> dict[str, Tensor]:
+    """Gradient of each example's own loss, `[B, *shape]` for every trainable parameter.
+
+    `loss_fn(model, batch)` may join the examples by a mean or a sum: of one they are the same.
+    """
+    model, batch = copy.deepcopy(model).double(), in_float64(batch)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    size = len(batch[0])
+    gradients = {
+        name: torch.zeros(size, *p.shape, dtype=torch.float64) for name, p in parameters.items()
+    }
+    for b in range(size):
+        loss = loss_fn(model, example(batch, b))
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                gradients[name][b] = gradient
+    return gradients
+
+
+def sq_norms(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Squared norms, `[B]` for every parameter."""
+    return {name: g.flatten(1).square().sum(1) for name, g in gradients.items()}

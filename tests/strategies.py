@@ -1,0 +1,59 @@
+"""What hypothesis may try on the ops.
+
+Numbers are small integers: with those all sums are exact in float32, so results can be compared
+exactly, and gradients that vanish really do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from backends import DTYPES
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+
+LAYOUTS = ("contiguous", "transposed", "sliced", "offset")
+
+dtypes = st.sampled_from(list(DTYPES.values()))
+wants = st.lists(st.sampled_from(Reduced._fields), min_size=1, unique=True).map(tuple)
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same numbers with other strides; what lies between them is NaN."""
+    if x.dim() == 0 or layout == "contiguous":
+        return x.contiguous()
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"))
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    long = x.new_full((len(x) + 2, *x.shape[1:]), float("nan"))
+    long[1:-1] = x
+    return long[1:-1]
+
+
+@st.composite
+def numbers(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype, top: int = 3) -> Tensor:
+    """Integers from -top to top in some layout, perhaps the same for all examples."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    x = torch.randint(-top, top + 1, tuple(shape), generator=generator).to(dtype)
+    if shape and draw(st.integers(0, 4)) == 0:
+        dim = draw(st.integers(0, len(shape) - 1))
+        return x.narrow(dim, 0, min(1, shape[dim])).expand(x.shape)
+    return lay_out(x, draw(st.sampled_from(LAYOUTS)))
+
+
+@st.composite
+def tails(draw: st.DrawFn, batch: int, shape: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments that all `*_reduce` functions share."""
+    want = draw(wants)
+    other = draw(st.sampled_from([dtype, torch.float32, torch.float64]))
+    tail: dict[str, Any] = {"want": want}
+    if "weighted_sum" in want and draw(st.booleans()):
+        tail["coef"] = draw(numbers((batch,), other, top=2))
+    if "dots" in want:
+        tail["direction"] = draw(numbers(shape, other))
+    return tail
