@@ -5,7 +5,7 @@ from types import TracebackType
 from torch import nn
 
 from pycoherence.capture import Capture, Shape, tracked_parameters
-from pycoherence.record import GradientWatch, LossReduction, Record, check_loss_reduction
+from pycoherence.record import LossReduction, Record, check_loss_reduction
 from pycoherence.statistics import Statistic
 
 
@@ -18,8 +18,9 @@ class collect:
     `.grad` is filled as always, by the same pass that measures. The model is not touched: no hooks,
     no wrappers, no attributes.
 
-    The first dimension of every layer's input must be the batch. Each parameter may be used once
-    inside the block; everything under `torch.no_grad()` is left alone.
+    The first dimension of every layer's input must be the batch. Forward and backward pass run
+    inside the block, in which each parameter may be used once; what runs under `torch.no_grad()`
+    is left alone.
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are not measured.
@@ -33,9 +34,10 @@ class collect:
     Raises:
         ValueError: No statistic, no parameter to track, or an unknown `loss_reduction`.
         RuntimeError: The blocks of two `collect` are nested.
+        TypeError: A statistic is a class instead of an object.
         UnsupportedError: In the block, from a parameter used in a way that is not known, a layer
-            that mixes examples, or batch sizes that disagree; at the end of the block, if a
-            gradient reached a parameter past the capture.
+            that mixes examples, or batch sizes that disagree; from `backward()`, before it starts,
+            if a gradient would reach a parameter past the capture.
 
     Cost: One forward and backward pass, in which each weight gradient is computed together with its
     statistics; `O(B)` memory for each parameter.
@@ -60,17 +62,19 @@ class collect:
             raise ValueError("expected one or more statistics such as pc.SqNorms(), got none")
         outputs: dict[str, Shape] = {}
         for statistic in statistics:
+            if isinstance(statistic, type):
+                raise TypeError(f"expected an object, got a class; write {statistic.__name__}()")
             outputs.update(statistic.outputs)
         self._capture = Capture(tracked_parameters(model), outputs)
         self._loss_reduction: LossReduction = loss_reduction
-        self._watch: GradientWatch | None = None
+        self._used = False
 
     def __enter__(self) -> Record:
-        if self._watch is not None:
+        if self._used:
             raise RuntimeError("this collect has been used; make a new one for each batch")
-        self._watch = GradientWatch(self._capture)
         self._capture.__enter__()
-        return Record(self._capture, self._watch, self._loss_reduction)
+        self._used = True
+        return Record(self._capture, self._loss_reduction)
 
     def __exit__(
         self,
@@ -79,5 +83,3 @@ class collect:
         trace: TracebackType | None,
     ) -> None:
         self._capture.__exit__(kind, error, trace)
-        if kind is None and self._watch is not None:
-            self._watch.check()

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pycoherence.capture import Capture, per_example, tracked_parameters
-from pycoherence.errors import UnsupportedError
-from pycoherence.record import LossReduction, bypassed, check_loss_reduction
+from pycoherence.record import LossReduction, check_loss_reduction
 from pycoherence.statistics import Coherence
 
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -48,15 +47,15 @@ class CoherenceMeter:
         check_loss_reduction(loss_reduction)
         self._model = model
         self._loss_reduction = loss_reduction
-        self._parameters = tracked_parameters(model)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches; needed when the weights have changed."""
+        """Forget all batches; needed when the weights, or which of them are trained, changed."""
+        self._parameters = tracked_parameters(self._model)
         self._n = 0
         self._sums = {name: _zeros(p, p.shape) for name, p in self._parameters.items()}
         self._totals = {name: _zeros(p, ()) for name, p in self._parameters.items()}
-        self._versions: dict[str, int] | None = None
+        self._point: list[tuple[str, int, Tensor]] | None = None
 
     @property
     def n(self) -> int:
@@ -71,12 +70,13 @@ class CoherenceMeter:
             batch: Passed on as it is.
 
         Raises:
-            RuntimeError: The weights have changed since the first batch.
-            ValueError: The loss is not a scalar, or the sums are not finite.
+            RuntimeError: The weights, or which of them are trained, have changed since the first
+                batch.
+            ValueError: The loss is not a scalar, or does not use the model.
             UnsupportedError: As in `pycoherence.collect`.
         """
-        versions = {name: p._version for name, p in self._parameters.items()}
-        if self._versions not in (None, versions):
+        point = _fingerprint(self._model)
+        if self._point is not None and not _same(self._point, point):
             raise RuntimeError(
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
@@ -90,7 +90,7 @@ class CoherenceMeter:
             self._sums[name] += gradient.double() * scale
             self._totals[name] += totals[name].double().sum() * scale**2
         self._n += batch_size
-        self._versions = versions
+        self._point = point
 
     def compute(self) -> Coherence:
         """The coherence of all examples so far.
@@ -116,7 +116,9 @@ class CoherenceMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been accumulated, as tensors and numbers."""
-        return {"n": self._n, "sums": dict(self._sums), "totals": dict(self._totals)}
+        sums = {name: s.clone() for name, s in self._sums.items()}
+        totals = {name: total.clone() for name, total in self._totals.items()}
+        return {"n": self._n, "sums": sums, "totals": totals}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what has been accumulated by what `state_dict` gave.
@@ -147,16 +149,32 @@ def run_backward(
     if not capture.probes:
         raise ValueError("expected loss_fn to use the parameters of the meter's model, got no use")
     parameters = capture.parameters
+    capture.check_graph([loss])
     probes = {name: probes["sq_norms"] for name, probes in capture.probes.items()}
     inputs = [*parameters.values(), *probes.values()]
     grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     sums, norms = grads[: len(parameters)], grads[len(parameters) :]
     found = {name: g for name, g in zip(parameters, sums, strict=True) if g is not None}
     totals = {name: n for name, n in zip(probes, norms, strict=True) if n is not None}
-    for name in found:
-        if name not in totals:
-            raise UnsupportedError(bypassed(name))
     return found, totals
+
+
+def _fingerprint(model: nn.Module) -> list[tuple[str, int, Tensor]]:
+    """Name, version and a sample of the values of each tracked parameter.
+
+    Some optimizers, and writes through `.data`, change values without a new version.
+    """
+    return [
+        (name, p._version, p.detach().flatten()[:: max(1, p.numel() // 64)].clone())
+        for name, p in tracked_parameters(model).items()
+    ]
+
+
+def _same(a: list[tuple[str, int, Tensor]], b: list[tuple[str, int, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        x[:2] == y[:2] and x[2].shape == y[2].shape and bool(((x[2] == y[2]) | x[2].isnan()).all())
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _zeros(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,5 @@
 """What a backward pass left behind."""
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import BACKWARDS, Capture
-from pycoherence.errors import UnsupportedError
 from pycoherence.statistics import Coherence
 
 LossReduction = Literal["mean", "sum"]
@@ -19,46 +17,6 @@ def check_loss_reduction(value: str) -> None:
     """Raise `ValueError` unless it is one of `LossReduction`."""
     if value not in get_args(LossReduction):
         raise ValueError(f"expected loss_reduction to be 'mean' or 'sum', got {value!r}")
-
-
-class GradientWatch:
-    """Notices a gradient that reached a parameter without passing through the capture."""
-
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
-        self._before = {name: _state(p.grad) for name, p in capture.parameters.items()}
-
-    def check(self) -> None:
-        """Check every tracked parameter that the capture has not seen in use.
-
-        Raises:
-            UnsupportedError: One has received a gradient all the same.
-        """
-        for name, parameter in self._capture.parameters.items():
-            grad = parameter.grad
-            if name in self._capture.probes or grad is None or _same(grad, self._before[name]):
-                continue
-            # Zeroing a stale gradient in place changes it too, without any backward.
-            if grad.count_nonzero() > 0:
-                raise UnsupportedError(bypassed(name))
-
-
-def bypassed(name: str) -> str:
-    """The message about a gradient that the capture knows nothing of."""
-    return (
-        f"parameter {name!r} received a gradient, but no use of it was seen: its forward pass ran "
-        "outside the block, in a custom autograd.Function or in scripted code. What to do: run the "
-        "forward pass inside the block, write the layer with functions of torch.nn.functional, or "
-        "freeze the parameter with requires_grad_(False)."
-    )
-
-
-def _state(grad: Tensor | None) -> tuple[weakref.ref[Tensor], int] | None:
-    return None if grad is None else (weakref.ref(grad), grad._version)
-
-
-def _same(grad: Tensor, before: tuple[weakref.ref[Tensor], int] | None) -> bool:
-    return before is not None and before[0]() is grad and before[1] == grad._version
 
 
 @dataclass(frozen=True)
@@ -75,15 +33,12 @@ class ParameterRecord:
 class Record:
     """The statistics of one backward pass; what `pycoherence.collect` gives.
 
-    Results can be read once `backward()` has run, inside the block or after it. They are scaled so
-    that `g_b` is the gradient of example b's own loss, as `loss_reduction` says.
+    Results can be read as soon as `backward()` has run in the block. They are scaled so that `g_b`
+    is the gradient of example b's own loss, as `loss_reduction` says.
     """
 
-    def __init__(
-        self, capture: Capture, watch: GradientWatch, loss_reduction: LossReduction
-    ) -> None:
+    def __init__(self, capture: Capture, loss_reduction: LossReduction) -> None:
         self._capture = capture
-        self._watch = watch
         self._loss_reduction = loss_reduction
 
     @property
@@ -151,12 +106,12 @@ class Record:
     def _check(self) -> None:
         """Raise unless exactly one backward pass has run and all it reached was captured."""
         batch = self.batch_size
-        self._watch.check()
         runs = [probes[BACKWARDS].grad for probes in self._capture.probes.values()]
         counts = [0 if run is None else int(run) for run in runs]
-        if max(counts) == 0:
+        if max(counts) == 0 or not self._capture.checked:
             raise RuntimeError(
-                f"no backward pass has run on this batch of {batch}; call loss.backward() first"
+                f"no backward pass has run inside the block on this batch of {batch}; call "
+                "loss.backward() there"
             )
         if max(counts) > 1:
             raise RuntimeError(

@@ -30,7 +30,7 @@ class Verification:
 
     @property
     def failures(self) -> list[str]:
-        """Names of the parameters beyond `rtol`, or not finite on one side only."""
+        """Names of the parameters beyond `rtol`; NaN where both sides have it is no error."""
         worst = {name: (self.sq_norms[name], self.gradient[name]) for name in self.sq_norms}
         return [name for name, errors in worst.items() if not all(e <= self.rtol for e in errors)]
 
@@ -61,6 +61,7 @@ def verify(
         The errors found, by parameter.
 
     Raises:
+        ValueError: The batch is empty.
         VerificationError: An error is larger than `rtol`; the message lists the parameters.
         UnsupportedError: As in `pycoherence.collect`.
 
@@ -79,20 +80,22 @@ def verify(
     capture = Capture(parameters, {"sq_norms": per_example})
     sums, norms = run_backward(model, loss_fn, batch, capture)
     size = capture.batch_size
-    assert size is not None
+    if not size:
+        raise ValueError("expected a batch of one or more examples, got an empty one")
     scale = size if loss_reduction == "mean" else 1
     true_norms, true_sums = _one_at_a_time(model, loss_fn, batch, size, parameters)
 
-    floor = torch.stack(list(true_norms.values())).sum(0).max()
+    floor = torch.stack(list(true_norms.values())).sum(0).nan_to_num(0).max()
     norm_errors: dict[str, float] = {}
     gradient_errors: dict[str, float] = {}
     for name, parameter in parameters.items():
         # A gradient that is zero but for rounding is compared with the whole network's.
-        unit = true_norms[name].max().maximum(floor * torch.finfo(parameter.dtype).eps)
+        largest = true_norms[name].nan_to_num(0).max()
+        unit = largest.maximum(floor * torch.finfo(parameter.dtype).eps)
         ours = norms[name].double().cpu() * scale**2 if name in norms else torch.zeros(size)
-        norm_errors[name] = _relative((ours - true_norms[name]).abs().max(), unit)
+        norm_errors[name] = _relative(_difference(ours, true_norms[name]).abs().max(), unit)
         sum_ours = sums[name].double() * scale if name in sums else torch.zeros_like(parameter)
-        error = torch.linalg.vector_norm(sum_ours - true_sums[name]).cpu()
+        error = torch.linalg.vector_norm(_difference(sum_ours, true_sums[name])).cpu()
         gradient_errors[name] = _relative(error, size * unit.sqrt())
     rounding = max(torch.finfo(p.dtype).eps for p in parameters.values())
     allowed = rounding**0.5 if rtol is None else rtol
@@ -127,6 +130,10 @@ def _one_at_a_time(
 def _cut(leaf: Any, b: int, size: int) -> Any:
     is_batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
     return leaf[b : b + 1] if is_batched else leaf
+
+
+def _difference(ours: Tensor, truth: Tensor) -> Tensor:
+    return (ours - truth).masked_fill(ours.isnan() & truth.isnan(), 0)
 
 
 def _relative(error: Tensor, unit: Tensor) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.sites import AffineSite
 from pycoherence.sites._site import channels_last
 
@@ -23,15 +23,14 @@ class Affine(torch.autograd.Function):
         bias: Tensor | None,
         *probes: Tensor,
     ) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(x, weight)
+        call.save(ctx, x, weight)
         scaled = x.clone() if weight is None else x * _per_channel(weight, x)
         return (scaled if bias is None else scaled + _per_channel(bias, x)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight = saved(ctx)
         input_grad = None
         if ctx.needs_input_grad[1]:
             input_grad = g if weight is None else (g * _per_channel(weight, x)).to(x.dtype)

@@ -2,12 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pycoherence.capture._probes import BACKWARDS
 from pycoherence.sites import Site
+
+# Activation checkpointing runs the forward pass again in the backward, where no mode is active, and
+# takes whatever torch saves there for ours. It compares shapes, and nothing else saves this one.
+_MARK = torch.empty(0, 7, 0, 7, dtype=torch.uint8)
+
+
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """The tensors that `Call.save` kept."""
+    return ctx.saved_tensors[1:]
 
 
 @dataclass(frozen=True)
@@ -30,16 +40,23 @@ class Call:
     """What an autograd Function of this folder needs to know about the call it carries out.
 
     Attributes:
+        capture: The `Capture` that saw the call.
         slots: One for each parameter argument, in the order of the Function's arguments; `None`
             where the argument is absent or needs no gradient.
     """
 
+    capture: object
     slots: tuple[Slot | None, ...]
 
     @property
     def probes(self) -> tuple[Tensor, ...]:
         """The last arguments of the Function."""
         return tuple(probe for slot in self._used() for probe in slot.probes.values())
+
+    def save(self, ctx: Any, *tensors: Tensor | None) -> None:
+        """Keep the call and what its backward needs; `saved` gives the tensors back."""
+        ctx.call = self
+        ctx.save_for_backward(_MARK, *tensors)
 
     def needs(self, name: str) -> bool:
         """Whether the parameter argument `name` needs a gradient."""

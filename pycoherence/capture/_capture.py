@@ -1,17 +1,20 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.checkpoint import CheckpointFunction
 
 from pycoherence.capture._call import Call, Slot
 from pycoherence.capture._probes import Shape, make_probes
 from pycoherence.capture._registry import guards, handlers
 from pycoherence.errors import UnsupportedError
+
+_BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 # Function modes are per thread, and so is what must not be nested.
 _active = threading.local()
@@ -42,6 +45,7 @@ class Capture(TorchFunctionMode):
     Attributes:
         parameters: The tracked parameters, by name.
         batch_size: Of the forward pass; `None` until a parameter has been used.
+        checked: Whether a backward pass was seen to start, and found to miss nothing.
         probes: Of each parameter that has been used: output name to probe.
     """
 
@@ -51,6 +55,7 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.parameters = dict(parameters)
         self.batch_size: int | None = None
+        self.checked = False
         self.probes: dict[str, dict[str, Tensor]] = {}
         self._outputs = dict(outputs)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -79,6 +84,8 @@ class Capture(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _BACKWARD:
+            self.check_graph(_tensors(args[0] if args else list(kwargs.values())))
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         self._function = func
@@ -123,7 +130,45 @@ class Capture(TorchFunctionMode):
                 "freeze that parameter with requires_grad_(False), or detach it here",
             )
         self._check_batch(batched)
-        return Call(tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()))
+        return Call(self, tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()))
+
+    def check_graph(self, roots: Iterable[Tensor]) -> None:
+        """Check, before a backward pass from `roots`, that it will miss nothing.
+
+        Raises:
+            UnsupportedError: A gradient would reach a tracked parameter past the captured calls.
+        """
+        self._function = None
+        seen: set[Any] = set()
+        stack = [root.grad_fn for root in roots]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            self._check_node(node)
+            stack.extend(below for below, _ in node.next_functions)
+        self.checked = True
+
+    def _check_node(self, node: Any) -> None:
+        call = getattr(node, "call", None)
+        if isinstance(call, Call) and call.capture is self:
+            return
+        leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
+        self._used = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
+        if self._used:
+            self.refuse(
+                f"a gradient would reach it through {node.name()}, past the capture",
+                "run the whole forward pass inside the block, write the layer with functions of "
+                "torch.nn.functional, without a custom autograd.Function, torch.compile or scripted "
+                "code, or freeze the parameter with requires_grad_(False)",
+            )
+        if isinstance(node, CheckpointFunction._backward_cls):
+            self.refuse(
+                "reentrant activation checkpointing runs the forward pass again where the capture "
+                "cannot see it",
+                "leave checkpointing out of the block",
+            )
 
     def _slot(self, slot: str, parameter: Tensor | None, name: str | None) -> Slot | None:
         if parameter is None or not parameter.requires_grad:
@@ -164,10 +209,10 @@ class Capture(TorchFunctionMode):
         Raises:
             UnsupportedError: Always.
         """
-        op = resolve_name(self._function) or getattr(self._function, "__name__", "a function")
         who = " and ".join(_describe(name) for name in self._used)
-        who = f"{who}, used by {op}" if who else op
-        raise UnsupportedError(f"{who}: {why}. What to do: {fix}.")
+        op = "" if self._function is None else resolve_name(self._function) or str(self._function)
+        where = ", used by ".join(part for part in (who, op) if part) or "the backward pass"
+        raise UnsupportedError(f"{where}: {why}. What to do: {fix}.")
 
 
 def _describe(name: str) -> str:

@@ -1,5 +1,6 @@
 """`torch.nn.functional.batch_norm`: refused in training, an affine map in evaluation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +27,21 @@ def refuse_batch_statistics(
             "put the model, or its BatchNorm layers, in eval mode while measuring, or use "
             "GroupNorm or LayerNorm",
         )
+
+
+@register_guard(torch.batch_norm)
+@register_guard(torch.native_batch_norm)
+def refuse_batch_statistics_of_torch(
+    capture: Capture,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    *options: object,
+) -> None:
+    refuse_batch_statistics(capture, input, running_mean, running_var, weight, bias, training)
 
 
 @register_site(F.batch_norm)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 from pycoherence.ops.conv_reduce import per_dim, resolve_padding
@@ -54,8 +54,8 @@ class _Conv(torch.autograd.Function):
         bias: Tensor | None,
         *probes: Tensor,
     ) -> Tensor:
-        ctx.call, ctx.options = call, options
-        ctx.save_for_backward(input, weight)
+        ctx.options = options
+        call.save(ctx, input, weight)
         stride, padding, dilation, groups = options
         return torch.convolution(
             input, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
@@ -64,7 +64,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        input, weight = saved(ctx)
         stride, padding, dilation, groups = ctx.options
         input_grad = None
         if ctx.needs_input_grad[2]:

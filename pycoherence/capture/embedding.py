@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import EmbeddingSite
@@ -45,14 +45,14 @@ class _Embedding(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, ids: Tensor, weight: Tensor, padding_idx: int | None, *probes: Tensor
     ) -> Tensor:
-        ctx.call, ctx.padding_idx, ctx.num_embeddings = call, padding_idx, weight.shape[0]
-        ctx.save_for_backward(ids)
+        ctx.padding_idx, ctx.num_embeddings = padding_idx, weight.shape[0]
+        call.save(ctx, ids)
         return F.embedding(ids, weight, padding_idx)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (ids,) = ctx.saved_tensors
+        (ids,) = saved(ctx)
         site = EmbeddingSite(ids, g, ctx.num_embeddings, ctx.padding_idx)
         weight_grad, *probe_grads = ctx.call.gradients(weight=site)
         return None, None, weight_grad, None, *probe_grads

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import AffineSite
@@ -40,27 +40,38 @@ class _GroupNorm(torch.autograd.Function):
         bias: Tensor | None,
         *probes: Tensor,
     ) -> Tensor:
-        input = input.contiguous()
+        input = input.contiguous(memory_format=_layout(input))
         ctx.sizes = (input.shape[0], input.shape[1], prod(input.shape[2:]), groups)
         output, mean, rstd = torch.native_group_norm(input, weight, bias, *ctx.sizes, eps)
-        ctx.call = call
-        ctx.save_for_backward(input, mean, rstd, weight)
+        call.save(ctx, input, mean, rstd, weight)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        input, mean, rstd, weight = ctx.saved_tensors
+        input, mean, rstd, weight = saved(ctx)
         input_grad = None
         if ctx.needs_input_grad[3]:
             input_grad = torch.ops.aten.native_group_norm_backward(
-                g.contiguous(), input, mean, rstd, weight, *ctx.sizes, [True, False, False]
+                g.contiguous(memory_format=_layout(input)),
+                input,
+                mean,
+                rstd,
+                weight,
+                *ctx.sizes,
+                [True, False, False],
             )[0]
         _, channels, _, groups = ctx.sizes
-        mean, rstd = (
-            s.view(-1, groups).repeat_interleave(channels // groups, 1).unsqueeze(1)
-            for s in (mean, rstd)
-        )
+        mean, rstd = (s.repeat_interleave(channels // groups, 1).unsqueeze(1) for s in (mean, rstd))
         g, x = channels_last(g), channels_last(input)
         sites = {"weight": AffineSite(g, x, mean, rstd), "bias": AffineSite(g)}
         return None, None, None, input_grad, *ctx.call.gradients(**sites)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """The layout in which torch's own group_norm computes, and returns its output."""
+    if x.device.type == "cpu" and x.dim() in (4, 5):
+        channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        if x.is_contiguous(memory_format=channels_last):
+            return channels_last
+    return torch.contiguous_format

@@ -1,7 +1,6 @@
 """`torch.nn.functional.layer_norm`."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -9,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import AffineSite
+from pycoherence.sites._site import positions_last
 
 
 @register_site(F.layer_norm)
@@ -41,22 +41,22 @@ class _LayerNorm(torch.autograd.Function):
         *probes: Tensor,
     ) -> Tensor:
         output, mean, rstd = torch.native_layer_norm(input, shape, weight, bias, eps)
-        ctx.call, ctx.shape = call, shape
-        ctx.save_for_backward(input, mean, rstd, weight, bias)
+        ctx.shape = shape
+        call.save(ctx, input, mean, rstd, weight, bias)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        input, mean, rstd, weight, bias = ctx.saved_tensors
+        input, mean, rstd, weight, bias = saved(ctx)
         input_grad = None
         if ctx.needs_input_grad[3]:
             input_grad = torch.ops.aten.native_layer_norm_backward(
                 g, input, ctx.shape, mean, rstd, weight, bias, [True, False, False]
             )[0]
-        rows = (len(g), -1, prod(ctx.shape))
-        g, x = g.reshape(rows), input.reshape(rows)
-        mean, rstd = mean.reshape(len(g), -1, 1), rstd.reshape(len(g), -1, 1)
+        g, x, mean, rstd = (
+            positions_last(s.flatten(-len(ctx.shape))) for s in (g, input, mean, rstd)
+        )
         sites = {
             "weight": AffineSite(g, x, mean, rstd, ctx.shape),
             "bias": AffineSite(g, shape=ctx.shape),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import AffineSite, LinearSite
@@ -25,16 +25,17 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, *probes: Tensor
     ) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(
-            input if call.needs("weight") else None, weight if ctx.needs_input_grad[1] else None
+        call.save(
+            ctx,
+            input if call.needs("weight") else None,
+            weight if ctx.needs_input_grad[1] else None,
         )
         return F.linear(input, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        input, weight = saved(ctx)
         input_grad = g @ weight if ctx.needs_input_grad[1] else None
         sites = {"weight": LinearSite(input, g), "bias": AffineSite(positions_last(g))}
         return None, input_grad, *ctx.call.gradients(**sites)

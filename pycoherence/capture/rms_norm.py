@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture._call import Call
+from pycoherence.capture._call import Call, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.sites import AffineSite
+from pycoherence.sites._site import positions_last
 
 
 @register_site(F.rms_norm)
@@ -38,17 +39,17 @@ class _RMSNorm(torch.autograd.Function):
         weight: Tensor,
         *probes: Tensor,
     ) -> Tensor:
-        ctx.call, ctx.shape = call, shape
-        ctx.eps = torch.finfo(input.dtype).eps if eps is None else eps
-        ctx.save_for_backward(input, weight)
+        ctx.shape = shape
+        wide = accumulate_dtype(input.dtype)
+        ctx.eps = torch.finfo(wide).eps if eps is None else eps
+        call.save(ctx, input, weight)
         return F.rms_norm(input, shape, weight, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        rows = (len(g), -1, weight.numel())
-        g, x = g.reshape(rows), input.reshape(rows)
+        input, weight = saved(ctx)
+        g, x = (positions_last(s.flatten(-len(ctx.shape))) for s in (g, input))
         wide = x.to(accumulate_dtype(x.dtype))
         rstd = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
         input_grad = None

@@ -149,6 +149,11 @@ def _check(
             f"got {x.shape[1]} in and {g.shape[1]} out"
         )
     out = _positions(x.shape[2:], kernel_size, stride, padding, dilation)
+    if min(out) < 1:
+        raise ValueError(
+            f"{op}: kernel {kernel_size} with dilation {dilation} is larger than the padded input, "
+            f"x {tuple(x.shape)} with padding {padding}"
+        )
     if list(g.shape[2:]) != out:
         raise ValueError(
             f"{op}: x {tuple(x.shape)} with these options has output positions {out}, "
