@@ -20,9 +20,6 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 enum Want : int64_t { kSqNorms = 1, kDots = 2, kSum = 4, kMoment = 8, kSign = 16 };
 
-// Positions of one segment where no example boundary matters; their inputs stay in the L2 cache.
-constexpr int64_t kRun = 256;
-
 PC_CLONES void reduce_tile_float(const pc::Factors<float>& factors, const pc::Grid<float>& grid,
                                  int64_t tile, const pc::Reduction<float>& to) {
   pc::reduce_tile(factors, grid, tile, to);
@@ -85,7 +82,8 @@ void rank_one_sq_norms(const pc::Factors<T>& factors, T* sq_norms) {
   });
 }
 
-// sum_b coef_b G_b needs no example boundaries: scale the rows of g, leave out those of no weight.
+// sum_b coef_b G_b needs no example boundaries: scale the rows of g, leave out those of no weight,
+// and cut the rest into segments whose inputs stay in the L2 cache.
 template <typename T>
 void weighted_sum(const pc::Factors<T>& factors, const T* coef, T* sum) {
   std::vector<T> x, g;
@@ -104,7 +102,7 @@ void weighted_sum(const pc::Factors<T>& factors, const T* coef, T* sum) {
     all.x = x.data();
     all.g = g.data();
   }
-  for (int64_t row = 0; row < rows; row += kRun) all.starts.push_back(row);
+  for (int64_t row = 0; row < rows; row += pc::kBlock) all.starts.push_back(row);
   all.starts.push_back(rows);
   pc::Reduction<T> to;
   to.sum = sum;

@@ -121,6 +121,9 @@ struct Epilogue {
 // Rows of a tile that are accumulated together: enough registers to hide the latency of an FMA.
 constexpr int64_t kPanel = 4;
 
+// Positions added up on their own, so that rounding does not grow with their number.
+constexpr int64_t kBlock = 256;
+
 // One panel of rows: accumulate over positions in registers, then reduce the first `rows` of it.
 // x: [positions, width], padded with zeros; g: [positions, kPanel]; inside: [width], 1 or 0.
 template <typename T>
@@ -128,12 +131,21 @@ PC_INLINE void reduce_panel(const T* x, const T* g, int64_t positions, const T* 
                             int64_t offset, int64_t rows, Epilogue<T>& epilogue) {
   constexpr int lanes = VectorOf<T>::lanes;
   Vector<T> low[kPanel] = {}, high[kPanel] = {};
-  for (int64_t t = 0; t < positions; ++t) {
-    const Vector<T> x_low = load(x + t * 2 * lanes), x_high = load(x + t * 2 * lanes + lanes);
+  for (int64_t first = 0; first < positions; first += kBlock) {
+    Vector<T> block_low[kPanel] = {}, block_high[kPanel] = {};
+    const int64_t last = std::min(first + kBlock, positions);
+    for (int64_t t = first; t < last; ++t) {
+      const Vector<T> x_low = load(x + t * 2 * lanes), x_high = load(x + t * 2 * lanes + lanes);
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kPanel; ++r) {
+        block_low[r] += g[t * kPanel + r] * x_low;
+        block_high[r] += g[t * kPanel + r] * x_high;
+      }
+    }
 #pragma GCC unroll 4
     for (int64_t r = 0; r < kPanel; ++r) {
-      low[r] += g[t * kPanel + r] * x_low;
-      high[r] += g[t * kPanel + r] * x_high;
+      low[r] += block_low[r];
+      high[r] += block_high[r];
     }
   }
   // Padding times an infinite factor is not zero, so it is masked.

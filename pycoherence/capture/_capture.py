@@ -160,7 +160,7 @@ class Capture(TorchFunctionMode):
             self.refuse(
                 f"a gradient would reach it through {node.name()}, past the capture",
                 "run the whole forward pass inside the block, write the layer with functions of "
-                "torch.nn.functional, without a custom autograd.Function, torch.compile or scripted "
+                "torch.nn.functional, without custom autograd.Function, torch.compile or scripted "
                 "code, or freeze the parameter with requires_grad_(False)",
             )
         if isinstance(node, CheckpointFunction._backward_cls):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from pycoherence.ops._backends import NATIVE_NAMESPACE, pick
 from pycoherence.ops._spec import OpSpec, Outputs
@@ -32,7 +33,8 @@ def register(spec: OpSpec) -> OpSpec:
 
     # torch.library.register_autograd would do the same at four times the cost of a call.
     def autograd(*args: Any) -> Outputs:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        backward = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if backward or forward_ad._current_level >= 0:
             return _NotDifferentiable.apply(op, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
