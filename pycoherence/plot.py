@@ -1,108 +1,113 @@
-"""The picture of the demo, drawn from its `coherence.json`."""
+"""The picture of the demo, drawn from what its `coherence.json` holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-# Blue and vermilion are told apart with every kind of colour blindness.
+# Blue and vermilion differ for every kind of colour vision, and in brightness too.
 COLOURS = {"real": "#0072b2", "random": "#d55e00"}
-INK, GREY, PALE = "#222222", "#6b6b6b", "#dddddd"
+INK, GREY, PALE = "#222222", "#666666", "#e2e2e2"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Write the picture of a demo's result: its coherence over the steps, whole and by layer.
+    """Write the picture: m-coherence over the steps, of the network and each layer; accuracies.
 
     Args:
         result: What `coherence.json` holds.
-        path: Of the picture; the ending chooses the format.
+        path: Where to; the ending chooses the format.
     """
-    network, *layers = result["runs"]["real"][0]["modules"]
+    runs = result["runs"]
+    network, *layers = runs["real"][0]["modules"]
     rows = ceil((len(layers) + 1) / 2)
-    figure = Figure(figsize=(9, 4.6 + 2.3 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, 2, height_ratios=[2, *[1] * rows])
+    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.1)
+    figure = Figure(figsize=(9, 4.8 + 2.2 * rows), layout=layout)
+    grid = figure.add_gridspec(1 + rows, 2, height_ratios=[2.1, *[1] * rows])
     large = figure.add_subplot(grid[0, :])
-    coherence_panel(large, result, network)
-    explain(large, result)
     small = [figure.add_subplot(grid[1 + i // 2, i % 2]) for i in range(len(layers) + 1)]
-    for axes, layer in zip(small, layers, strict=False):
-        coherence_panel(axes, result, layer)
-        axes.sharey(large)
-        title(axes, f"{layer} layer" if layer == "output" else layer)
-    accuracy_panel(small[-1], result)
-    for axes in small[-2:]:
-        axes.set_xlabel("training step")
+
+    top = 1.1 * max(m for run in runs.values() for part in run[0]["modules"] for m in ms(run, part))
+    for axes, part in zip([large, *small], [network, *layers], strict=False):
+        draw_coherence(axes, runs, part, top)
+        axes.set_title(f"m-coherence of {part}", loc="left", fontsize=11, color=INK)
+    draw_accuracy(small[-1], runs)
+    explain(large, runs, network, result["settings"]["training_examples"])
+    for axes in (large, *small[-2:]):
+        axes.set_xlabel("training step", color=GREY)
     figure.savefig(path, dpi=160)
 
 
-def coherence_panel(axes: Axes, result: Mapping[str, Any], part: str) -> None:
-    """The m-coherence of one part of the network in both runs, and the orthogonal limit."""
+def half_fitted(run: Sequence[Mapping[str, Any]]) -> int | None:
+    """Index of the first measurement with half of the training labels right, if there is one."""
+    return next((i for i, at in enumerate(run) if at["train_accuracy"] >= 0.5), None)
+
+
+def ms(run: Sequence[Mapping[str, Any]], part: str) -> list[float]:
+    """The m-coherence of one part of the network at each measurement."""
+    return [at["modules"][part]["m"] for at in run]
+
+
+def steps(run: Sequence[Mapping[str, Any]]) -> list[int]:
+    """When the measurements were made."""
+    return [at["step"] for at in run]
+
+
+def draw_coherence(axes: Axes, runs: Mapping[str, Any], part: str, top: float) -> None:
+    """The m-coherence of one part in both runs, and that of orthogonal gradients."""
     prepare(axes)
     axes.axhline(1, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    for kind, found in result["runs"].items():
-        m = [at["modules"][part]["m"] for at in found]
-        axes.plot(steps(found), m, color=COLOURS[kind], linewidth=2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel("m-coherence")
+    for kind, run in runs.items():
+        axes.plot(steps(run), ms(run, part), color=COLOURS[kind], linewidth=2)
+    axes.set_ylim(0, top)
 
 
-def explain(axes: Axes, result: Mapping[str, Any]) -> None:
-    """Headline, the names of the curves, and the meaning of the orthogonal limit."""
-    examples = result["settings"]["training_examples"]
-    axes.set_title(
-        "How many examples are helped by a step along the gradient of one?\n", loc="left",
-        fontsize=14, fontweight="bold", color=INK,
-    )
-    axes.text(0, 1.03, f"m-coherence of all {examples} training examples, whole network",
-              transform=axes.transAxes, color=GREY, fontsize=11)
-    for kind, found in result["runs"].items():
-        peak = max(found, key=lambda at: at["modules"]["network"]["m"])
-        axes.annotate(
-            f"{kind} labels", (peak["step"], peak["modules"]["network"]["m"]), (0, 8),
-            textcoords="offset points", ha="center", color=COLOURS[kind], fontsize=12,
-            fontweight="bold",
-        )
-    axes.annotate("m = 1: orthogonal gradients, each example helps itself alone", (0, 1), (4, 5),
-                  textcoords="offset points", color=GREY, fontsize=10)
-    axes.margins(y=0.12)
-    axes.set_xlabel("training step")
-
-
-def accuracy_panel(axes: Axes, result: Mapping[str, Any]) -> None:
-    """Accuracy on the training labels, and on the true labels of the test set."""
+def draw_accuracy(axes: Axes, runs: Mapping[str, Any]) -> None:
+    """How well each run knows its own training labels, and the true labels of the test set."""
     prepare(axes)
-    for kind, found in result["runs"].items():
-        for key, style in {"train_accuracy": "-", "test_accuracy": (0, (1.5, 1.5))}.items():
-            values = [at[key] for at in found]
-            axes.plot(steps(found), values, color=COLOURS[kind], linestyle=style, linewidth=2)
+    for kind, run in runs.items():
+        for score, style in {"train_accuracy": "-", "test_accuracy": (0, (1.5, 1.5))}.items():
+            values = [at[score] for at in run]
+            axes.plot(steps(run), values, color=COLOURS[kind], linestyle=style, linewidth=2)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylim(0, 1.04)
-    axes.set_ylabel("accuracy")
-    title(axes, "accuracy: training (solid), test (dotted)")
+    axes.set_ylim(0, 1.05)
+    title = "accuracy: training labels (solid), test set (dotted)"
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+
+
+def explain(axes: Axes, runs: Mapping[str, Any], part: str, examples: int) -> None:
+    """Headline, the names of the curves, and the points that are fair to compare."""
+    question = "How many examples does a step along the gradient of one example help?"
+    axes.set_title(f"{question}\n", loc="left", fontsize=14, fontweight="bold", color=INK)
+    offset: dict[str, Any] = {"textcoords": "offset points"}
+    axes.annotate(
+        f"m-coherence of all {examples} training examples, over the whole {part}",
+        (0, 1), (0, 8), xycoords="axes fraction", fontsize=11, color=GREY, **offset,
+    )  # fmt: skip
+    axes.annotate("m = 1: orthogonal gradients", (0, 1), (6, 4), color=GREY, **offset)
+    for kind, run in runs.items():
+        m, colour = ms(run, part), COLOURS[kind]
+        peak, half = m.index(max(m)), half_fitted(run)
+        at_peak = run[peak]["step"], m[peak]
+        label: dict[str, Any] = {"ha": "left" if peak < len(m) / 2 else "right", "color": colour}
+        name: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
+        axes.annotate(f"{kind} labels", at_peak, (0, 24), **name, **label, **offset)
+        if half is not None:
+            axes.plot(run[half]["step"], m[half], "o", markersize=7, color=colour)
+            text = f"\N{BLACK CIRCLE} m = {m[half]:.1f} when half of them are fitted"
+            axes.annotate(text, at_peak, (0, 8), **label, **offset)
 
 
 def prepare(axes: Axes) -> None:
-    """Steps on a logarithmic axis that has room for step 0, and no ink without use."""
+    """Steps on a logarithmic scale with room for step 0, and no ink without use."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(color=PALE, linewidth=0.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
+    axes.margins(x=0.01)
+    axes.grid(color=PALE, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=GREY, labelsize=10)
-    axes.margins(x=0.01)
-
-
-def title(axes: Axes, text: str) -> None:
-    """Name a small panel."""
-    axes.set_title(text, loc="left", fontsize=11, color=INK)
-
-
-def steps(found: list[dict[str, Any]]) -> list[int]:
-    """When the measurements were made."""
-    return [at["step"] for at in found]
+    axes.tick_params(colors=GREY)
