@@ -12,7 +12,7 @@ def gradients(forward: Callable[[Tensor, int], Tensor], shape: Sequence[int], g:
     """`[B, *shape]` in float64.
 
     Args:
-        forward: `forward(weight, b)`, what a layer makes of example b, `[1, ...]` as `g[b : b + 1]`.
+        forward: `forward(weight, b)`, what a layer makes of example b, like `g[b : b + 1]`.
         shape: Shape of the weight.
         g: Gradient with respect to what `forward` gives, for all examples.
     """

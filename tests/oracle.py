@@ -19,7 +19,8 @@ def in_float64(value: Any) -> Any:
 
 def example(batch: tuple[Tensor, ...], b: int) -> tuple[Tensor, ...]:
     """Batch of the one example b."""
-    return tuple(item[b : b + 1] for item in batch)
+    # Contiguous, as the backward of torch's group_norm crashes on a channels_last leaf.
+    return tuple(item[b : b + 1].contiguous() for item in batch)
 
 
 def per_example_gradients(

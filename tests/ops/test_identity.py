@@ -35,5 +35,5 @@ def test_copies_large_and_special(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_refuses_what_is_not_real_floating(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match="identity: expected x to be float16, .*got torch"):
+    with pytest.raises(TypeError, match=r"identity: expected x to be float16, .*got torch"):
         pc.ops.identity(torch.zeros(3, dtype=dtype))
