@@ -39,7 +39,10 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(steps: int | None, seed: int, out: Path, device: str) -> int:
     from pycoherence import demo
 
-    demo.run(steps=demo.STEPS if steps is None else steps, seed=seed, out=out, device=device)
+    try:
+        demo.run(steps=demo.STEPS if steps is None else steps, seed=seed, out=out, device=device)
+    except ValueError as error:
+        raise SystemExit(f"demo: {error}") from None
     return 0
 
 

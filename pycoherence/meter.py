@@ -149,10 +149,10 @@ def run_backward(
     if not capture.probes:
         raise ValueError("expected loss_fn to use the parameters of the meter's model, got no use")
     parameters = capture.parameters
-    capture.check_graph([loss])
     probes = {name: probes["sq_norms"] for name, probes in capture.probes.items()}
     inputs = [*parameters.values(), *probes.values()]
-    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    with capture.backward([loss]):
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     sums, norms = grads[: len(parameters)], grads[len(parameters) :]
     found = {name: g for name, g in zip(parameters, sums, strict=True) if g is not None}
     totals = {name: n for name, n in zip(probes, norms, strict=True) if n is not None}

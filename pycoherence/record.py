@@ -108,10 +108,10 @@ class Record:
         batch = self.batch_size
         runs = [probes[BACKWARDS].grad for probes in self._capture.probes.values()]
         counts = [0 if run is None else int(run) for run in runs]
-        if max(counts) == 0 or not self._capture.checked:
+        if max(counts) == 0:
             raise RuntimeError(
-                f"no backward pass has run inside the block on this batch of {batch}; call "
-                "loss.backward() there"
+                f"no backward pass has run on this batch of {batch}; call loss.backward() in the "
+                "block first"
             )
         if max(counts) > 1:
             raise RuntimeError(

@@ -35,60 +35,84 @@ struct Factors {
   int64_t segments() const { return static_cast<int64_t>(starts.size()) - 1; }
 };
 
-// A parameter cut into tiles that depend on its shape alone, never on the number of threads.
+// Columns that one vector register pair holds, and rows that are accumulated together: enough
+// registers to hide the latency of an FMA.
+template <typename T>
+constexpr int64_t kLanes = 2 * VectorOf<T>::lanes;
+constexpr int64_t kPanel = 4;
+
+// Positions added up on their own, so that rounding does not grow with their number.
+constexpr int64_t kBlock = 256;
+
+// A parameter cut into tiles that depend on its shape alone, never on the number of threads: as
+// large as the L2 cache holds, for the factors are packed anew for each, but several for the
+// threads.
 template <typename T>
 struct Grid {
-  static constexpr int64_t width = 2 * VectorOf<T>::lanes;
+  static constexpr int64_t largest = 256, enough = 8;
 
-  explicit Grid(int64_t out, int64_t in)
-      : height(std::clamp((out / 4 + 7) / 8 * 8, int64_t{8}, int64_t{256})),
-        rows((out + height - 1) / height),
-        columns((in + width - 1) / width) {}
+  Grid(int64_t out, int64_t in)
+      : out(out), in(in), height(round(out, 8)), width(round(in, kLanes<T>)) {
+    height = std::min(height, largest);
+    width = std::min(width, largest);
+    while (tiles() < enough && (height > 8 || width > kLanes<T>)) {
+      if (height >= width || width == kLanes<T>) {
+        height = round(height / 2, 8);
+      } else {
+        width = round(width / 2, kLanes<T>);
+      }
+    }
+  }
 
-  int64_t tiles() const { return rows * columns; }
+  static int64_t round(int64_t size, int64_t step) {
+    return std::max(step, (size + step - 1) / step * step);
+  }
+  int64_t columns() const { return (in + width - 1) / width; }
+  int64_t tiles() const { return (out + height - 1) / height * columns(); }
 
+  int64_t out;
+  int64_t in;
   int64_t height;
-  int64_t rows;
-  int64_t columns;
+  int64_t width;
 };
 
-// One tile of all segments: its place, and its outputs padded to whole vectors.
+// One tile of all segments: its place, and its outputs padded to [height, width].
 template <typename T>
 struct Tile {
-  static constexpr int64_t width = Grid<T>::width;
+  Tile(const Grid<T>& grid, int64_t index)
+      : in(grid.in),
+        width(grid.width),
+        first_out(index / grid.columns() * grid.height),
+        first_in(index % grid.columns() * grid.width),
+        rows(std::min(grid.height, grid.out - first_out)),
+        used(std::min(grid.width, grid.in - first_in)) {}
 
-  Tile(const Factors<T>& factors, const Grid<T>& grid, int64_t index)
-      : first_out(index / grid.columns * grid.height),
-        first_in(index % grid.columns * width),
-        height(std::min(grid.height, factors.out - first_out)),
-        used(std::min(width, factors.in - first_in)) {}
+  Buffer<T> zeros(bool wanted) const { return Buffer<T>(wanted ? rows * width : 0); }
 
-  Buffer<T> zeros(bool wanted) const { return Buffer<T>(wanted ? height * width : 0); }
-
-  Buffer<T> gather(const T* parameter, int64_t in) const {
+  Buffer<T> gather(const T* parameter) const {
     Buffer<T> padded = zeros(parameter != nullptr);
     if (parameter != nullptr) {
-      for (int64_t o = 0; o < height; ++o) {
-        const T* row = parameter + (first_out + o) * in + first_in;
-        std::copy_n(row, used, padded.data() + o * width);
+      for (int64_t o = 0; o < rows; ++o) {
+        std::copy_n(parameter + (first_out + o) * in + first_in, used, padded.data() + o * width);
       }
     }
     return padded;
   }
 
-  void scatter(const Buffer<T>& padded, T* parameter, int64_t in) const {
+  void scatter(const Buffer<T>& padded, T* parameter) const {
     if (parameter != nullptr) {
-      for (int64_t o = 0; o < height; ++o) {
-        T* row = parameter + (first_out + o) * in + first_in;
-        std::copy_n(padded.data() + o * width, used, row);
+      for (int64_t o = 0; o < rows; ++o) {
+        std::copy_n(padded.data() + o * width, used, parameter + (first_out + o) * in + first_in);
       }
     }
   }
 
+  int64_t in;
+  int64_t width;
   int64_t first_out;
   int64_t first_in;
-  int64_t height;
-  int64_t used;  // columns of the tile that the parameter has
+  int64_t rows;  // rows and columns of the tile that the parameter has
+  int64_t used;
 };
 
 // Pointers into the padded outputs of one tile, and the running reductions of one segment.
@@ -118,17 +142,12 @@ struct Epilogue {
   }
 };
 
-// Rows of a tile that are accumulated together: enough registers to hide the latency of an FMA.
-constexpr int64_t kPanel = 4;
-
-// Positions added up on their own, so that rounding does not grow with their number.
-constexpr int64_t kBlock = 256;
-
-// One panel of rows: accumulate over positions in registers, then reduce the first `rows` of it.
-// x: [positions, width], padded with zeros; g: [positions, kPanel]; inside: [width], 1 or 0.
+// A panel of rows and a register pair of columns: accumulate over positions in registers, then
+// reduce the first `rows` rows and `used` columns. x: [positions, kLanes], padded with zeros; g:
+// [positions, kPanel]; rows of the tile: apart by stride.
 template <typename T>
-PC_INLINE void reduce_panel(const T* x, const T* g, int64_t positions, const T* inside,
-                            int64_t offset, int64_t rows, Epilogue<T>& epilogue) {
+PC_INLINE void reduce_panel(const T* x, const T* g, int64_t positions, int64_t rows, int64_t used,
+                            int64_t offset, int64_t stride, Epilogue<T>& epilogue) {
   constexpr int lanes = VectorOf<T>::lanes;
   Vector<T> low[kPanel] = {}, high[kPanel] = {};
   for (int64_t first = 0; first < positions; first += kBlock) {
@@ -148,13 +167,12 @@ PC_INLINE void reduce_panel(const T* x, const T* g, int64_t positions, const T* 
       high[r] += block_high[r];
     }
   }
-  // Padding times an infinite factor is not zero, so it is masked.
-  const Vector<T> zero = {}, low_mask = load(inside), high_mask = load(inside + lanes);
 #pragma GCC unroll 4
   for (int64_t r = 0; r < kPanel; ++r) {
     if (r >= rows) break;
-    epilogue(low_mask > 0 ? low[r] : zero, offset + r * 2 * lanes);
-    epilogue(high_mask > 0 ? high[r] : zero, offset + r * 2 * lanes + lanes);
+    // Padding times an infinite factor is not zero, so it is masked.
+    epilogue(first_lanes<T>(low[r], used), offset + r * stride);
+    epilogue(first_lanes<T>(high[r], used - lanes), offset + r * stride + lanes);
   }
 }
 
@@ -168,37 +186,33 @@ PC_INLINE T total(Vector<T> value) {
 // The factors of one segment that meet in a tile, copied to where a panel reads them in order.
 template <typename T>
 struct Packed {
-  Buffer<T> x;  // [positions, width]
-  Buffer<T> g;  // [panels, positions, kPanel]
+  Buffer<T> x;  // [width / kLanes, positions, kLanes]
+  Buffer<T> g;  // [rows / kPanel, positions, kPanel]
 
   PC_INLINE void fill(const Factors<T>& factors, const Tile<T>& tile, int64_t first,
                       int64_t positions) {
-    constexpr int64_t width = Grid<T>::width;
-    const int64_t panels = (tile.height + kPanel - 1) / kPanel;
-    x.resize(positions * width);
-    g.resize(panels * positions * kPanel);
-    const T* x_from = factors.x + first * factors.in + tile.first_in;
-    const T* g_from = factors.g + first * factors.out + tile.first_out;
-    copy_rows<width>(x_from, factors.in, tile.used, x.data(), positions);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t o = panel * kPanel;
-      copy_rows<kPanel>(g_from + o, factors.out, std::min(kPanel, tile.height - o),
-                        g.data() + o * positions, positions);
-    }
+    x.resize(Grid<T>::round(tile.used, kLanes<T>) * positions);
+    g.resize(Grid<T>::round(tile.rows, kPanel) * positions);
+    pack<kLanes<T>>(factors.x + first * factors.in + tile.first_in, factors.in, tile.used,
+                    positions, x.data());
+    pack<kPanel>(factors.g + first * factors.out + tile.first_out, factors.out, tile.rows,
+                 positions, g.data());
   }
 
  private:
-  // Rows of `used` values, apart by stride, to rows of `size` padded with zeros.
+  // [rows, used], rows apart by stride, to [used / size, rows, size], padded with zeros.
   template <int64_t size>
-  static PC_INLINE void copy_rows(const T* from, int64_t stride, int64_t used, T* to,
-                                  int64_t rows) {
-    if (used == size) {
-      for (int64_t t = 0; t < rows; ++t)
-        std::memcpy(to + t * size, from + t * stride, size * sizeof(T));
-      return;
+  static PC_INLINE void pack(const T* from, int64_t stride, int64_t used, int64_t rows, T* to) {
+    for (int64_t column = 0; column < used; column += size, from += size, to += rows * size) {
+      if (column + size <= used) {
+        for (int64_t t = 0; t < rows; ++t)
+          std::memcpy(to + t * size, from + t * stride, size * sizeof(T));
+      } else {
+        std::fill_n(to, rows * size, T{0});
+        for (int64_t t = 0; t < rows; ++t)
+          std::copy_n(from + t * stride, used - column, to + t * size);
+      }
     }
-    std::fill_n(to, rows * size, T{0});
-    for (int64_t t = 0; t < rows; ++t) std::copy_n(from + t * stride, used, to + t * size);
   }
 };
 
@@ -206,12 +220,10 @@ struct Packed {
 template <typename T>
 PC_INLINE void reduce_tile(const Factors<T>& factors, const Grid<T>& grid, int64_t index,
                            const Reduction<T>& to) {
-  constexpr int64_t width = Grid<T>::width;
-  const Tile<T> tile(factors, grid, index);
-  const Buffer<T> direction = tile.gather(to.direction, factors.in);
-  Buffer<T> sum = tile.zeros(to.sum), moment = tile.zeros(to.moment);
-  Buffer<T> sign = tile.zeros(to.sign), inside(width);
-  std::fill_n(inside.data(), tile.used, T{1});
+  const Tile<T> tile(grid, index);
+  const int64_t tiles = grid.tiles();
+  const Buffer<T> direction = tile.gather(to.direction);
+  Buffer<T> sum = tile.zeros(to.sum), moment = tile.zeros(to.moment), sign = tile.zeros(to.sign);
   const auto wanted = [](auto& values) { return values.empty() ? nullptr : values.data(); };
   Packed<T> packed;
   for (int64_t s = 0; s < factors.segments(); ++s) {
@@ -226,16 +238,18 @@ PC_INLINE void reduce_tile(const Factors<T>& factors, const Grid<T>& grid, int64
                          coef,
                          {},
                          {}};
-    for (int64_t o = 0; o < tile.height; o += kPanel) {
-      reduce_panel<T>(packed.x.data(), packed.g.data() + o * positions, positions, inside.data(),
-                      o * width, tile.height - o, epilogue);
+    for (int64_t i = 0; i < tile.used; i += kLanes<T>) {
+      for (int64_t o = 0; o < tile.rows; o += kPanel) {
+        reduce_panel<T>(packed.x.data() + i * positions, packed.g.data() + o * positions, positions,
+                        tile.rows - o, tile.used - i, o * tile.width + i, tile.width, epilogue);
+      }
     }
-    if (to.sq_norms) to.sq_norms[s * grid.tiles() + index] = total<T>(epilogue.sq_norm);
-    if (to.dots) to.dots[s * grid.tiles() + index] = total<T>(epilogue.dot);
+    if (to.sq_norms) to.sq_norms[s * tiles + index] = total<T>(epilogue.sq_norm);
+    if (to.dots) to.dots[s * tiles + index] = total<T>(epilogue.dot);
   }
-  tile.scatter(sum, to.sum, factors.in);
-  tile.scatter(moment, to.moment, factors.in);
-  tile.scatter(sign, to.sign, factors.in);
+  tile.scatter(sum, to.sum);
+  tile.scatter(moment, to.moment);
+  tile.scatter(sign, to.sign);
 }
 
 }  // namespace pc

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pycoherence.capture._probes import BACKWARDS
 from pycoherence.sites import Site
+
+if TYPE_CHECKING:
+    from pycoherence.capture._capture import Capture
 
 # Activation checkpointing runs the forward pass again in the backward, where no mode is active, and
 # takes whatever torch saves there for ours. It compares shapes, and nothing else saves this one.
@@ -45,7 +48,7 @@ class Call:
             where the argument is absent or needs no gradient.
     """
 
-    capture: object
+    capture: "Capture"
     slots: tuple[Slot | None, ...]
 
     @property
@@ -67,7 +70,15 @@ class Call:
 
         Args:
             sites: The site of each parameter argument, by its name.
+
+        Raises:
+            RuntimeError: The capture does not know of this backward pass.
         """
+        if not self.capture.watched:
+            raise RuntimeError(
+                "this backward pass runs outside the block of its forward pass, where a gradient "
+                "past the capture would not be noticed; call loss.backward() inside the block"
+            )
         parameters: list[Tensor | None] = []
         probes: list[Tensor] = []
         for slot in self.slots:

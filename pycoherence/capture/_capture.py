@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -45,7 +46,7 @@ class Capture(TorchFunctionMode):
     Attributes:
         parameters: The tracked parameters, by name.
         batch_size: Of the forward pass; `None` until a parameter has been used.
-        checked: Whether a backward pass was seen to start, and found to miss nothing.
+        watched: Whether a backward pass is running that was found to miss nothing.
         probes: Of each parameter that has been used: output name to probe.
     """
 
@@ -55,7 +56,7 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.parameters = dict(parameters)
         self.batch_size: int | None = None
-        self.checked = False
+        self.watched = False
         self.probes: dict[str, dict[str, Tensor]] = {}
         self._outputs = dict(outputs)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -85,7 +86,8 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _BACKWARD:
-            self.check_graph(_tensors(args[0] if args else list(kwargs.values())))
+            with self.backward(_tensors(args[0] if args else list(kwargs.values()))):
+                return func(*args, **kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         self._function = func
@@ -132,12 +134,21 @@ class Capture(TorchFunctionMode):
         self._check_batch(batched)
         return Call(self, tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()))
 
-    def check_graph(self, roots: Iterable[Tensor]) -> None:
-        """Check, before a backward pass from `roots`, that it will miss nothing.
+    @contextmanager
+    def backward(self, roots: Iterable[Tensor]) -> Iterator[None]:
+        """Run a backward pass from `roots`, after a check that it will miss nothing.
 
         Raises:
             UnsupportedError: A gradient would reach a tracked parameter past the captured calls.
         """
+        self._check_graph(roots)
+        self.watched = True
+        try:
+            yield
+        finally:
+            self.watched = False
+
+    def _check_graph(self, roots: Iterable[Tensor]) -> None:
         self._function = None
         seen: set[Any] = set()
         stack = [root.grad_fn for root in roots]
@@ -148,7 +159,6 @@ class Capture(TorchFunctionMode):
             seen.add(node)
             self._check_node(node)
             stack.extend(below for below, _ in node.next_functions)
-        self.checked = True
 
     def _check_node(self, node: Any) -> None:
         call = getattr(node, "call", None)

@@ -39,6 +39,16 @@ PC_INLINE void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
 }
 
+// The value with zeros after its first n lanes.
+template <typename T>
+PC_INLINE Vector<T> first_lanes(Vector<T> value, int64_t n) {
+  constexpr int lanes = VectorOf<T>::lanes;
+  if (n >= lanes) return value;
+  Vector<T> result = {};
+  for (int i = 0; i < lanes; ++i) result[i] = i < n ? value[i] : 0;
+  return result;
+}
+
 // Starts its memory at a cache line: a vector that lies across two takes twice the time to load.
 template <typename T>
 struct LineAllocator {
