@@ -4,7 +4,7 @@ from types import TracebackType
 
 from torch import nn
 
-from pycoherence.capture import Capture, Shape, tracked_parameters
+from pycoherence.capture import Capture, Shape, check_batch_norm, tracked_parameters
 from pycoherence.record import LossReduction, Record, check_loss_reduction
 from pycoherence.statistics import Statistic
 
@@ -35,9 +35,9 @@ class collect:
         ValueError: No statistic, no parameter to track, or an unknown `loss_reduction`.
         RuntimeError: The blocks of two `collect` are nested.
         TypeError: A statistic is a class instead of an object.
-        UnsupportedError: In the block, from a parameter used in a way that is not known, a layer
-            that mixes examples, or batch sizes that disagree; from `backward()`, before it starts,
-            if a gradient would reach a parameter past the capture.
+        UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
+            a parameter used in a way that is not known or batch sizes that disagree; from
+            `backward()`, before it starts, if a gradient would reach a parameter past the capture.
 
     Cost: One forward and backward pass, in which each weight gradient is computed together with its
     statistics; `O(B)` memory for each parameter.
@@ -66,12 +66,14 @@ class collect:
                 raise TypeError(f"expected an object, got a class; write {statistic.__name__}()")
             outputs.update(statistic.outputs)
         self._capture = Capture(tracked_parameters(model), outputs)
+        self._model = model
         self._loss_reduction: LossReduction = loss_reduction
         self._used = False
 
     def __enter__(self) -> Record:
         if self._used:
             raise RuntimeError("this collect has been used; make a new one for each batch")
+        check_batch_norm(self._model)
         self._capture.__enter__()
         self._used = True
         return Record(self._capture, self._loss_reduction)

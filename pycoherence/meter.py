@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycoherence.capture import Capture, per_example, tracked_parameters
+from pycoherence.capture import Capture, check_batch_norm, per_example, tracked_parameters
 from pycoherence.record import LossReduction, check_loss_reduction
 from pycoherence.statistics import Coherence
 
@@ -142,6 +142,7 @@ def run_backward(
     model: nn.Module, loss_fn: LossFn, batch: Any, capture: Capture
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradient and squared norms of each parameter that took part, without touching `.grad`."""
+    check_batch_norm(model)
     with torch.enable_grad(), capture:
         loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:

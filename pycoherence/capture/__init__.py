@@ -9,8 +9,17 @@ import pkgutil
 
 from pycoherence.capture._capture import Capture, tracked_parameters
 from pycoherence.capture._probes import BACKWARDS, Shape, per_example, scalar
+from pycoherence.capture.batch_norm import check_batch_norm
 
-__all__ = ["BACKWARDS", "Capture", "Shape", "per_example", "scalar", "tracked_parameters"]
+__all__ = [
+    "BACKWARDS",
+    "Capture",
+    "Shape",
+    "check_batch_norm",
+    "per_example",
+    "scalar",
+    "tracked_parameters",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -8,19 +8,30 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture._probes import BACKWARDS
+from pycoherence.errors import UnsupportedError
 from pycoherence.sites import Site
 
 if TYPE_CHECKING:
     from pycoherence.capture._capture import Capture
 
 # Activation checkpointing runs the forward pass again in the backward, where no mode is active, and
-# takes whatever torch saves there for ours. It compares shapes, and nothing else saves this one.
+# takes whatever torch saves there for ours. Nothing else saves a tensor of this shape.
 _MARK = torch.empty(0, 7, 0, 7, dtype=torch.uint8)
 
 
 def saved(ctx: Any) -> tuple[Any, ...]:
-    """The tensors that `Call.save` kept."""
-    return ctx.saved_tensors[1:]
+    """The tensors that `Call.save` kept.
+
+    Raises:
+        UnsupportedError: They are not the ones.
+    """
+    mark, *tensors = ctx.saved_tensors
+    if mark is None or mark.shape != _MARK.shape:
+        raise UnsupportedError(
+            "activation checkpointing has run a captured layer again where the capture cannot see "
+            "it. What to do: leave checkpointing out of the block."
+        )
+    return tuple(tensors)
 
 
 @dataclass(frozen=True)

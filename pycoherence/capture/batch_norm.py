@@ -2,11 +2,33 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pycoherence.capture._affine import Affine
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_guard, register_site
+from pycoherence.errors import UnsupportedError
+
+_WHY = "batch statistics mix the examples, so that none has a gradient of its own"
+_FIX = (
+    "put the model, or its BatchNorm layers, in eval mode while measuring, or use GroupNorm or "
+    "LayerNorm"
+)
+
+
+def check_batch_norm(model: nn.Module) -> None:
+    """Refuse a model with a BatchNorm layer that would use batch statistics.
+
+    The guards below would, but only after the layer has counted the batch.
+
+    Raises:
+        UnsupportedError: There is such a layer.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            kind = type(module).__name__
+            raise UnsupportedError(f"module {path!r} ({kind}): {_WHY}. What to do: {_FIX}.")
 
 
 @register_guard(F.batch_norm)
@@ -22,11 +44,7 @@ def refuse_batch_statistics(
     eps: float = 1e-5,
 ) -> None:
     if training:
-        capture.refuse(
-            "batch statistics mix the examples, so that none has a gradient of its own",
-            "put the model, or its BatchNorm layers, in eval mode while measuring, or use "
-            "GroupNorm or LayerNorm",
-        )
+        capture.refuse(_WHY, _FIX)
 
 
 @register_guard(torch.batch_norm)
