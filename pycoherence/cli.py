@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,12 +21,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train on true and on random labels and compare their coherence",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # an option not given is left to demo.run
     )
-    demo.add_argument("--steps", type=int, default=None, help="training steps of each network")
-    demo.add_argument("--seed", type=int, default=0, help="of data split, labels and weights")
+    demo.add_argument("--steps", type=int, help="training steps of each network")
+    demo.add_argument("--seed", type=int, help="of data split, labels and weights")
     demo.add_argument("--out", type=Path, default=Path(), help="folder for picture and data")
-    demo.add_argument("--device", default="cpu", help="where to train, such as cuda")
+    demo.add_argument("--device", help="where to train, such as cuda")
     demo.set_defaults(run=_demo)
 
     info = commands.add_parser("info", help="versions, what was built, which backend runs each op")
@@ -36,11 +37,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _demo(steps: int | None, seed: int, out: Path, device: str) -> int:
+def _demo(**options: Any) -> int:
     from pycoherence import demo
 
     try:
-        demo.run(steps=demo.STEPS if steps is None else steps, seed=seed, out=out, device=device)
+        demo.run(**options)
     except ValueError as error:
         raise SystemExit(f"demo: {error}") from None
     return 0
