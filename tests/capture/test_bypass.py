@@ -1,0 +1,239 @@
+"""Ways past the capture. Each must be exact or refused; never quietly wrong."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from checks import assert_norms, plain_pass, relative_error
+from models import regression
+from oracle import per_example_gradients
+from refusals import Square
+from snapshots import Snapshot
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError, checkpoint, checkpoint_sequential
+
+import pycoherence as pc
+
+X = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(4, 6).sin()
+
+
+def square_mlp() -> nn.Sequential:
+    """Square layers, whose weights have the shape of their transposes."""
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh()).double()
+
+
+def exact_or(model: nn.Module, forward: Callable, *errors: type[Exception]) -> None:
+    """A pass through `forward(model, x)` is exact, or ends in an error before `.grad` changes."""
+    loss = regression("mean")
+    plain, _ = plain_pass(model, loss, (X,))
+    ours, x = copy.deepcopy(model), X.clone().requires_grad_()
+    before, structure = Snapshot(ours), Snapshot(ours, grads=False)
+    try:
+        with pc.collect(ours, pc.SqNorms()) as record:
+            loss(lambda x: forward(ours, x), (x,)).backward()
+    except errors as error:
+        # torch raises its own in the middle of the backward pass.
+        (structure if isinstance(error, CheckpointError) else before).assert_unchanged(ours)
+        return
+    assert_norms(record, per_example_gradients(model, loss, (X,)), 1e-10)
+    for mine, expected in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert relative_error(mine.grad, expected.grad) < 1e-12
+
+
+CHECKPOINTS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "whole": lambda m, x: checkpoint(m, x, use_reentrant=False),
+    "whole-reentrant": lambda m, x: checkpoint(m, x, use_reentrant=True),
+    "no-metadata-check": lambda m, x: checkpoint(
+        m, x, use_reentrant=False, determinism_check="none"
+    ),
+    "first-half": lambda m, x: m[2:](checkpoint(m[:2], x, use_reentrant=False)),
+    "second-half": lambda m, x: checkpoint(m[2:], m[:2](x), use_reentrant=False),
+    "second-half-reentrant": lambda m, x: checkpoint(m[2:], m[:2](x), use_reentrant=True),
+    "sequential": lambda m, x: checkpoint_sequential(m, 2, x, use_reentrant=False),
+    "no-early-stop": lambda m, x: _without_early_stop(m, x),
+}
+
+
+def _without_early_stop(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.utils.checkpoint.set_checkpoint_early_stop(False):
+        return checkpoint(model, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("how", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_checkpoint_is_exact_or_refused(how: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """It runs the forward pass again in the backward, where no mode is active."""
+    exact_or(square_mlp(), how, pc.UnsupportedError, CheckpointError)
+
+
+@pytest.mark.parametrize("how", CHECKPOINTS.values(), ids=CHECKPOINTS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(6, 6, 1),
+        nn.LayerNorm(6),
+        nn.GroupNorm(2, 6),
+        nn.InstanceNorm1d(6, affine=True),
+        nn.BatchNorm1d(6).eval(),
+        nn.RMSNorm(6, eps=1e-5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_checkpointed_layers_are_exact_or_refused(
+    layer: nn.Module, how: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    expand = nn.Unflatten(1, (6, 1)) if isinstance(layer, nn.Conv1d) else nn.Identity()
+    if isinstance(layer, nn.InstanceNorm1d):
+        expand = nn.Unflatten(1, (2, 3))
+        layer = nn.InstanceNorm1d(2, affine=True)
+    model = nn.Sequential(expand, copy.deepcopy(layer), nn.Flatten(), nn.Linear(6, 6)).double()
+    exact_or(model, how, pc.UnsupportedError, CheckpointError)
+
+
+def test_checkpoint_around_what_is_not_tracked_is_fine() -> None:
+    head, trunk = nn.Linear(6, 3).double(), square_mlp()
+    with pc.collect(head, pc.SqNorms()) as record:
+        out = head(checkpoint(trunk, X, use_reentrant=False))
+        regression("mean")(lambda x: out, (X,)).backward()
+    hidden = trunk(X).detach()
+    assert_norms(record, per_example_gradients(head, regression("mean"), (hidden,)), 1e-10)
+
+
+BYPASSES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "custom-function": lambda m, x: nn.functional.linear(x, Square.apply(m[0].weight)),
+    "iterated": lambda m, x: sum(x * row for row in m[0].weight),
+    "plain-copy-of-the-mode": lambda m, x: _without_modes(m, x),
+}
+
+
+def _without_modes(model: nn.Module, x: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        return model[0](x)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "next-to-a-known-use"])
+@pytest.mark.parametrize("bypass", BYPASSES.values(), ids=BYPASSES)
+def test_use_past_the_capture_is_refused_before_any_gradient(
+    bypass: Callable[[nn.Module, Tensor], Tensor], alone: bool
+) -> None:
+    model = square_mlp()
+    before = Snapshot(model)
+    message = r"parameter '(weight|bias)' of module '0'.*What to do"
+    with pc.collect(model, pc.SqNorms()), pytest.raises(pc.UnsupportedError, match=message):
+        (bypass(model, X) if alone else bypass(model, X) + model(X)).square().mean().backward()
+    before.assert_unchanged(model)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "next-to-a-known-use"])
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda loss, m: loss.backward(),
+        lambda loss, m: torch.autograd.backward(loss),
+        lambda loss, m: torch.autograd.backward([loss, loss]),
+        lambda loss, m: torch.autograd.backward(tensors=(loss,), retain_graph=True),
+        lambda loss, m: Tensor.backward(self=loss),
+        lambda loss, m: torch.autograd.grad(loss, list(m.parameters())),
+        lambda loss, m: torch.autograd.grad(outputs=[loss], inputs=m[0].weight),
+        lambda loss, m: loss.expand(3).backward(torch.ones(3, dtype=loss.dtype)),
+    ],
+    ids=["method", "autograd", "list", "keywords", "unbound", "grad", "grad-keywords", "vector"],
+)
+def test_forward_outside_the_block_is_refused(
+    backward: Callable[[Tensor, nn.Module], None], alone: bool
+) -> None:
+    model = square_mlp()
+    outside = model(X).square().mean()
+    before = Snapshot(model)
+    with pc.collect(model, pc.SqNorms()):
+        loss = outside if alone else outside + model(X).square().mean()
+        with pytest.raises(pc.UnsupportedError, match=r"'.*' of module '.*past the capture"):
+            backward(loss, model)
+    before.assert_unchanged(model)
+
+
+def test_forward_in_another_block_is_refused() -> None:
+    model = square_mlp()
+    with pc.collect(model, pc.SqNorms()):
+        loss = model(X).square().mean()
+    with (
+        pytest.raises(pc.UnsupportedError, match="past the capture"),
+        pc.collect(model, pc.SqNorms()) as record,
+    ):
+        (loss + model(X).square().mean()).backward()
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        _ = record.sq_norms
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_compiled_models_are_exact_or_refused(backend: str) -> None:
+    model = square_mlp()
+    exact_or(
+        model,
+        lambda m, x: torch.compile(m, backend=backend)(x),
+        pc.UnsupportedError,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_scripted_models_are_exact_or_refused(how: str) -> None:
+    model = square_mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(model) if how == "script" else torch.jit.trace(model, X)
+    for net in (model, scripted):
+        exact_or_refused_with(net, scripted)
+
+
+def exact_or_refused_with(tracked: nn.Module, run: nn.Module) -> None:
+    try:
+        with pc.collect(tracked, pc.SqNorms()) as record:
+            regression("mean")(run, (X,)).backward()
+    except pc.UnsupportedError:
+        return
+    gradients = per_example_gradients(square_like(tracked), regression("mean"), (X,))
+    assert_norms(record, gradients, 1e-10)
+
+
+def square_like(model: nn.Module) -> nn.Sequential:
+    copied = square_mlp()
+    copied.load_state_dict(model.state_dict())
+    return copied
+
+
+def test_functional_call_with_the_parameters_themselves_is_exact() -> None:
+    model = square_mlp()
+    parameters = dict(model.named_parameters())
+    exact_or(model, lambda m, x: torch.func.functional_call(m, dict(m.named_parameters()), (x,)))
+    assert all(p.grad is None for p in parameters.values())
+
+
+def test_functional_call_with_other_tensors_measures_nothing() -> None:
+    model = square_mlp()
+    others = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pc.collect(model, pc.SqNorms()) as record:
+        torch.func.functional_call(model, others, (X,))
+    with pytest.raises(RuntimeError, match=r"no parameter of the model was used.*model\(x\)"):
+        _ = record.sq_norms
+
+
+def test_per_example_transforms_raise() -> None:
+    """vmap over the captured Function has no meaning here."""
+    model = square_mlp()
+    with pytest.raises(RuntimeError), pc.collect(model, pc.SqNorms()):
+        torch.func.vmap(model)(X[:, None]).sum().backward()
+
+
+def test_forward_mode_raises() -> None:
+    model = square_mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with (
+            torch.autograd.forward_ad.dual_level(),
+            pytest.raises((RuntimeError, NotImplementedError)),
+            pc.collect(model, pc.SqNorms()),
+        ):
+            model(torch.autograd.forward_ad.make_dual(X, torch.ones_like(X)))

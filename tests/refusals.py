@@ -1,0 +1,321 @@
+"""Models that cannot be measured, and what the error must say of each."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+B, T = 4, 3
+
+
+class Shaped(nn.Module):
+    """Some layers and a function of them and the input."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self._function = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(self, x)
+
+
+class Scale(nn.Module):
+    """A layer of the user's own."""
+
+    def __init__(self, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._apply_scale = apply
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._apply_scale(x, self.scale)
+
+
+class Square(torch.autograd.Function):
+    """A function that torch function modes do not see."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One such model.
+
+    Attributes:
+        build: The model.
+        inputs: Its input.
+        says: Patterns that must all be found in the message: where, which parameter, which
+            function, and the way out.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Tensor]
+    says: tuple[str, ...]
+
+
+def features() -> Tensor:
+    return torch.randn(B, 6)
+
+
+def sequence() -> Tensor:
+    return torch.randn(B, T, 6)
+
+
+def ids() -> Tensor:
+    return torch.randint(5, (B, T))
+
+
+def after_linear(layer: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(6, 6), copy.deepcopy(layer))
+
+
+def custom(apply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Linear(6, 6), Scale(apply))
+
+
+def positions(form: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """Token and position embeddings, the positions as some models write them."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.token(x) + m.position(form(torch.arange(T)))
+
+    return lambda: Shaped(forward, token=nn.Embedding(5, 6), position=nn.Embedding(T, 6))
+
+
+def tied() -> nn.Module:
+    model = Shaped(
+        lambda m, x: m.head(m.embed(x)), embed=nn.Embedding(5, 6), head=nn.Linear(6, 5, bias=False)
+    )
+    model.head.weight = model.embed.weight
+    return model
+
+
+def embedding(**options) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Embedding(5, 6, **options), nn.Linear(6, 6))
+
+
+def autocast(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return m.a(x).float()
+
+
+def module(path: str, parameter: str) -> str:
+    return rf"parameter '{parameter}' of module '{path}'"
+
+
+FIX = "What to do: "
+BATCH_NORM = (r"module '1' \(BatchNorm1d\)", "mix", FIX, "eval mode", "GroupNorm")
+
+REFUSALS: dict[str, Refusal] = {
+    "batch-norm": Refusal(after_linear(nn.BatchNorm1d(6)), features, BATCH_NORM),
+    "batch-norm-not-affine": Refusal(
+        after_linear(nn.BatchNorm1d(6, affine=False)), features, BATCH_NORM
+    ),
+    "batch-norm-frozen": Refusal(
+        after_linear(nn.BatchNorm1d(6).requires_grad_(False)), features, BATCH_NORM
+    ),
+    "batch-norm-no-running-statistics": Refusal(
+        after_linear(nn.BatchNorm1d(6, track_running_stats=False).eval()),
+        features,
+        ("'1'", "mix", FIX),
+    ),
+    "sync-batch-norm": Refusal(
+        after_linear(nn.SyncBatchNorm(6)), features, ("'1'", "SyncBatchNorm", "mix", FIX)
+    ),
+    "batch-norm-functional": Refusal(
+        lambda: Shaped(
+            lambda m, x: torch.batch_norm(m.a(x), None, None, None, None, True, 0.1, 1e-5, False),
+            a=nn.Linear(6, 6),
+        ),
+        features,
+        ("batch_norm", "mix", FIX),
+    ),
+    "matmul": Refusal(
+        lambda: Shaped(lambda m, x: x @ m.a.weight.mT, a=nn.Linear(6, 4)),
+        features,
+        (module("a", "weight"), FIX, r"torch\.nn\.functional\.linear", "requires_grad_", "detach"),
+    ),
+    "addmm": Refusal(
+        lambda: Shaped(lambda m, x: torch.addmm(m.a.bias, x, x.mT @ x), a=nn.Linear(6, 6)),
+        features,
+        (module("a", "bias"), "addmm", FIX),
+    ),
+    "aten": Refusal(
+        lambda: Shaped(lambda m, x: torch.ops.aten.linear(x, m.a.weight), a=nn.Linear(6, 4)),
+        features,
+        (module("a", "weight"), r"aten\.linear", FIX),
+    ),
+    "scale-times": Refusal(
+        custom(lambda x, s: x * s), features, (module("1", "scale"), "mul", FIX)
+    ),
+    "scale-in-place": Refusal(
+        custom(lambda x, s: x.clone().mul_(s)), features, (module("1", "scale"), "mul_", FIX)
+    ),
+    "scale-plus": Refusal(custom(lambda x, s: s + x), features, (module("1", "scale"), "add", FIX)),
+    "scale-view": Refusal(
+        custom(lambda x, s: x + s[None]), features, (module("1", "scale"), "getitem", FIX)
+    ),
+    "transposed": Refusal(
+        lambda: Shaped(lambda m, x: F.linear(x, m.a.weight.T), a=nn.Linear(6, 6)),
+        features,
+        (module("a", "weight"), r"Tensor\.T", FIX),
+    ),
+    "scale-in-a-list": Refusal(
+        custom(lambda x, s: x + torch.stack([s, s]).sum(0)),
+        features,
+        (module("1", "scale"), "stack", FIX),
+    ),
+    "scale-iterated": Refusal(
+        custom(lambda x, s: x + sum(s)), features, (module("1", "scale"), FIX)
+    ),
+    "scale-by-keyword": Refusal(
+        custom(lambda x, s: torch.mul(input=x, other=s)), features, (module("1", "scale"), "mul")
+    ),
+    "scale-einsum": Refusal(
+        custom(lambda x, s: torch.einsum("bi,i->bi", x, s)),
+        features,
+        (module("1", "scale"), "einsum", FIX),
+    ),
+    "scale-where": Refusal(
+        custom(lambda x, s: torch.where(x > 0, x, s)), features, (module("1", "scale"), "where")
+    ),
+    "bilinear": Refusal(
+        lambda: Shaped(lambda m, x: m.a(x, x), a=nn.Bilinear(6, 6, 2)),
+        features,
+        (module("a", "weight"), "bilinear", FIX),
+    ),
+    "prelu": Refusal(after_linear(nn.PReLU()), features, (module("1", "weight"), "prelu", FIX)),
+    "conv-transpose": Refusal(
+        lambda: nn.ConvTranspose1d(T, 2, 2),
+        sequence,
+        ("parameter 'weight' of the model itself", "conv_transpose1d", FIX),
+    ),
+    "embedding-bag": Refusal(
+        lambda: nn.EmbeddingBag(5, 6), ids, ("'weight' of the model itself", "embedding_bag", FIX)
+    ),
+    "attention": Refusal(
+        lambda: Shaped(
+            lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(6, 2, batch_first=True)
+        ),
+        sequence,
+        (r"parameter 'in_proj_weight' of module 'a'", "multi_head_attention_forward", FIX),
+    ),
+    "lstm": Refusal(
+        lambda: Shaped(lambda m, x: m.a(x)[0], a=nn.LSTM(6, 2, batch_first=True)),
+        sequence,
+        (r"parameter 'weight_ih_l0' of module 'a'", "lstm", FIX),
+    ),
+    "gru-cell": Refusal(
+        lambda: nn.GRUCell(6, 2), features, ("'weight_ih' of the model itself", "gru_cell", FIX)
+    ),
+    "weight-norm": Refusal(
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
+        features,
+        (module("0.parametrizations.weight", "original0"), FIX),
+    ),
+    "tied": Refusal(tied, ids, (module("embed", "weight"), "linear", "second use", FIX)),
+    "used-twice": Refusal(
+        lambda: Shaped(lambda m, x: m.a(m.a(x)), a=nn.Linear(6, 6)),
+        features,
+        (module("a", "weight"), "linear", "second use", FIX),
+    ),
+    "parameter-as-input": Refusal(
+        lambda: Shaped(
+            lambda m, x: F.linear(m.a.weight, m.b.weight) + x.sum(),
+            a=nn.Linear(6, 4),
+            b=nn.Linear(6, 6),
+        ),
+        features,
+        (module("a", "weight"), "linear", "where this function takes its input", FIX),
+    ),
+    "parameter-as-its-own-input": Refusal(
+        lambda: Shaped(lambda m, x: F.linear(m.a.weight, m.a.weight) + x.sum(), a=nn.Linear(6, 6)),
+        features,
+        (module("a", "weight"), "linear", FIX),
+    ),
+    "flattened-batch": Refusal(
+        lambda: Shaped(
+            lambda m, x: m.b(m.a(x).flatten(0, 1)), a=nn.Linear(6, 6), b=nn.Linear(6, 2)
+        ),
+        sequence,
+        (module("b", "weight"), "linear", f"{B * T} rows", f"batch size of this block is {B}", FIX),
+    ),
+    "reduced-batch": Refusal(
+        lambda: Shaped(lambda m, x: m.b(m.a(x)[:2]), a=nn.Linear(6, 6), b=nn.Linear(6, 2)),
+        features,
+        (module("b", "weight"), "2 rows", FIX),
+    ),
+    "positions-first": Refusal(
+        lambda: Shaped(
+            lambda m, x: m.position(torch.arange(T)[None]) + m.token(x),
+            token=nn.Embedding(5, 6),
+            position=nn.Embedding(T, 6),
+        ),
+        ids,
+        (module("token", "weight"), "embedding", "1", FIX),
+    ),
+    "positions-1-T": Refusal(
+        positions(lambda p: p[None]),
+        ids,
+        (module("position", "weight"), "embedding", "1 rows", "expand"),
+    ),
+    "positions-T": Refusal(
+        positions(lambda p: p),
+        ids,
+        (module("position", "weight"), "embedding", r"\(3,\)", r"expand\(B, T\)"),
+    ),
+    "ids-B": Refusal(
+        embedding(),
+        lambda: torch.randint(5, (B,)),
+        (module("0", "weight"), "embedding", r"\(4,\)", r"ids\.unsqueeze\(1\)"),
+    ),
+    "ids-scalar": Refusal(
+        embedding(), lambda: torch.tensor(3), (module("0", "weight"), "embedding", r"\(\)", FIX)
+    ),
+    "unbatched-linear": Refusal(
+        lambda: nn.Linear(6, 2), lambda: torch.randn(6), ("'weight' of the model itself", "linear")
+    ),
+    "unbatched-conv": Refusal(
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 2)),
+        lambda: torch.randn(2, 5, 5),
+        (module("0", "weight"), "conv2d", r"\(2, 5, 5\) has no batch dimension", FIX),
+    ),
+    "unbatched-layer-norm": Refusal(
+        lambda: nn.LayerNorm(6), lambda: torch.randn(6), ("layer_norm", r"\(6,\)", FIX)
+    ),
+    "layer-norm-over-the-batch": Refusal(
+        lambda: nn.LayerNorm((B, 6)), features, ("layer_norm", "batch dimension", FIX)
+    ),
+    "max-norm": Refusal(embedding(max_norm=1.0), ids, (module("0", "weight"), "max_norm", FIX)),
+    "scale-grad-by-freq": Refusal(
+        embedding(scale_grad_by_freq=True), ids, (module("0", "weight"), "scale_grad_by_freq", FIX)
+    ),
+    "sparse": Refusal(embedding(sparse=True), ids, (module("0", "weight"), "sparse", FIX)),
+    "autocast": Refusal(
+        lambda: Shaped(autocast, a=nn.Linear(6, 4)),
+        features,
+        (module("a", "weight"), "linear", "autocast", FIX),
+    ),
+    "custom-function": Refusal(
+        custom(lambda x, s: x * Square.apply(s)), features, (module("1", "scale"), "Square", FIX)
+    ),
+    "custom-function-next-to-a-known-use": Refusal(
+        lambda: Shaped(
+            lambda m, x: m.a(x) + F.linear(x, Square.apply(m.a.weight)), a=nn.Linear(6, 4)
+        ),
+        features,
+        (module("a", "weight"), "Square", FIX),
+    ),
+}
