@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from pycoherence.capture import BACKWARDS, Capture
+from pycoherence.capture import Capture
 from pycoherence.statistics import Coherence
 
 LossReduction = Literal["mean", "sum"]
@@ -96,25 +96,14 @@ class Record:
 
     def _read(self, output: str) -> dict[str, Tensor]:
         """The gradients of one output's probes, by parameter; zeros for those that took no part."""
-        self._check()
-        found: dict[str, Tensor] = {}
-        for name in self._capture.parameters:
-            probe = self._capture.probe(name, output)
-            found[name] = torch.zeros_like(probe) if probe.grad is None else probe.grad.clone()
-        return found
-
-    def _check(self) -> None:
-        """Raise unless exactly one backward pass has run and all it reached was captured."""
-        batch = self.batch_size
-        runs = [probes[BACKWARDS].grad for probes in self._capture.probes.values()]
-        counts = [0 if run is None else int(run) for run in runs]
-        if max(counts) == 0:
+        size = self.batch_size
+        probes = {name: self._capture.probe(name, output) for name in self._capture.parameters}
+        if all(probe.grad is None for probe in probes.values()):
             raise RuntimeError(
-                f"no backward pass has run on this batch of {batch}; call loss.backward() in the "
-                "block first"
+                f"no backward pass has run on this batch of {size}; call "
+                "loss.backward() in the block first"
             )
-        if max(counts) > 1:
-            raise RuntimeError(
-                f"expected one backward pass, got {max(counts)} through the same graph; use a "
-                "collect block of its own for each"
-            )
+        return {
+            name: torch.zeros_like(probe) if probe.grad is None else probe.grad.clone()
+            for name, probe in probes.items()
+        }

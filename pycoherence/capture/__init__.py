@@ -8,11 +8,10 @@ import importlib
 import pkgutil
 
 from pycoherence.capture._capture import Capture, tracked_parameters
-from pycoherence.capture._probes import BACKWARDS, Shape, per_example, scalar
+from pycoherence.capture._probes import Shape, per_example, scalar
 from pycoherence.capture.batch_norm import check_batch_norm
 
 __all__ = [
-    "BACKWARDS",
     "Capture",
     "Shape",
     "check_batch_norm",

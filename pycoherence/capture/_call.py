@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pycoherence.capture._probes import BACKWARDS
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import Site
 
 if TYPE_CHECKING:
     from pycoherence.capture._capture import Capture
+
+# The one output that is not of `ops.Reduced`: the squared norm of the weighted sum.
+_SUM = "sum_sq_norm"
 
 # Activation checkpointing runs the forward pass again in the backward, where no mode is active, and
 # takes whatever torch saves there for ours. Nothing else saves a tensor of this shape.
@@ -55,11 +57,13 @@ class Call:
 
     Attributes:
         capture: The `Capture` that saw the call.
+        number: Of this call among those of the capture.
         slots: One for each parameter argument, in the order of the Function's arguments; `None`
             where the argument is absent or needs no gradient.
     """
 
     capture: "Capture"
+    number: int
     slots: tuple[Slot | None, ...]
 
     @property
@@ -108,20 +112,15 @@ class Call:
 
 def _gradients(site: Site, slot: Slot) -> Iterator[Tensor]:
     """Of the parameter, then of its probes; all from one reduction."""
-    ours = ("sum_sq_norm", BACKWARDS)
-    reduced = site.reduce(("weighted_sum", *(name for name in slot.probes if name not in ours)))
+    reduced = site.reduce(("weighted_sum", *(name for name in slot.probes if name != _SUM)))
     total = reduced.weighted_sum
     assert total is not None
     yield total.to(slot.dtype)
-    for name, probe in slot.probes.items():
-        if name == BACKWARDS:
-            yield torch.ones_like(probe)
-        elif name == "sum_sq_norm":
-            yield _sq_norm(total)
-        else:
-            yield getattr(reduced, name)
+    for name in slot.probes:
+        yield _sq_norm(total) if name == _SUM else getattr(reduced, name)
 
 
 def _sq_norm(x: Tensor) -> Tensor:
     # By rows, since torch splits the sum of a whole tensor by the number of threads.
-    return x.square().flatten(1).sum(1).sum() if x.dim() > 1 else x.square().sum()
+    rows = x.flatten(1) if x.dim() > 1 else x
+    return torch.linalg.vecdot(rows, rows).sum()

@@ -3,14 +3,15 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils.checkpoint import CheckpointFunction
 
 from pycoherence.capture._call import Call, Slot
+from pycoherence.capture._graph import graph_below, is_reentrant_checkpoint
 from pycoherence.capture._probes import Shape, make_probes
 from pycoherence.capture._registry import guards, handlers
 from pycoherence.errors import UnsupportedError
@@ -62,6 +63,8 @@ class Capture(TorchFunctionMode):
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
+        self._done: set[int] = set()
+        self._calls = count()
 
     def __enter__(self) -> "Capture":
         if getattr(_active, "capture", None) is not None:
@@ -86,7 +89,10 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _BACKWARD:
-            with self.backward(_tensors(args[0] if args else list(kwargs.values()))):
+            with self.backward(_tensors(args[0] if args else list(kwargs.values()))) as calls:
+                # Only these two add to the probes; what autograd.grad returns is the user's.
+                if func is not torch.autograd.grad:
+                    self._expect_first(calls)
                 return func(*args, **kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
@@ -132,53 +138,58 @@ class Capture(TorchFunctionMode):
                 "freeze that parameter with requires_grad_(False), or detach it here",
             )
         self._check_batch(batched)
-        return Call(self, tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()))
+        return Call(
+            self,
+            next(self._calls),
+            tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()),
+        )
 
     @contextmanager
-    def backward(self, roots: Iterable[Tensor]) -> Iterator[None]:
+    def backward(self, roots: Iterable[Tensor]) -> Iterator[set[int]]:
         """Run a backward pass from `roots`, after a check that it will miss nothing.
+
+        Yields:
+            The numbers of the captured calls that it may reach.
 
         Raises:
             UnsupportedError: A gradient would reach a tracked parameter past the captured calls.
         """
-        self._check_graph(roots)
+        calls = self._find_calls(roots)
         self.watched = True
         try:
-            yield
+            yield calls
         finally:
             self.watched = False
 
-    def _check_graph(self, roots: Iterable[Tensor]) -> None:
+    def _find_calls(self, roots: Iterable[Tensor]) -> set[int]:
+        """Numbers of the captured calls below `roots`, with nothing else above a parameter."""
+        calls: set[int] = set()
         self._function = None
-        seen: set[Any] = set()
-        stack = [root.grad_fn for root in roots]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
+        for node in graph_below(roots):
+            call = getattr(node, "call", None)
+            if isinstance(call, Call) and call.capture is self:
+                calls.add(call.number)
                 continue
-            seen.add(node)
-            self._check_node(node)
-            stack.extend(below for below, _ in node.next_functions)
+            leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
+            self._used = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
+            if self._used or is_reentrant_checkpoint(node):
+                self.refuse(
+                    f"a gradient would reach it through {node.name()}, past the capture",
+                    "run the whole forward pass inside the block, write the layer with functions "
+                    "of torch.nn.functional, without custom autograd.Function, torch.compile, "
+                    "scripted code or activation checkpointing, or freeze the parameter with "
+                    "requires_grad_(False)",
+                )
+        return calls
 
-    def _check_node(self, node: Any) -> None:
-        call = getattr(node, "call", None)
-        if isinstance(call, Call) and call.capture is self:
-            return
-        leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
-        self._used = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
-        if self._used:
-            self.refuse(
-                f"a gradient would reach it through {node.name()}, past the capture",
-                "run the whole forward pass inside the block, write the layer with functions of "
-                "torch.nn.functional, without custom autograd.Function, torch.compile or scripted "
-                "code, or freeze the parameter with requires_grad_(False)",
+    def _expect_first(self, calls: set[int]) -> None:
+        if calls & self._done:
+            raise RuntimeError(
+                "expected one backward pass over a forward pass, got a second, whose statistics "
+                "would add up as if of other examples; sum the losses before one backward(), or "
+                "use a block for each"
             )
-        if isinstance(node, CheckpointFunction._backward_cls):
-            self.refuse(
-                "reentrant activation checkpointing runs the forward pass again where the capture "
-                "cannot see it",
-                "leave checkpointing out of the block",
-            )
+        self._done |= calls
 
     def _slot(self, slot: str, parameter: Tensor | None, name: str | None) -> Slot | None:
         if parameter is None or not parameter.requires_grad:

@@ -14,9 +14,6 @@ from pycoherence.ops._spec import accumulate_dtype
 Shape = Callable[[int, Tensor], tuple[int, ...]]
 """Shape of a probe, from the batch size and the parameter."""
 
-BACKWARDS = "backwards"
-"""The probe whose gradient counts how often the backward of a call ran."""
-
 
 def per_example(batch: int, parameter: Tensor) -> tuple[int, ...]:
     """One number for each example."""
@@ -29,11 +26,11 @@ def scalar(batch: int, parameter: Tensor) -> tuple[int, ...]:
 
 
 def make_probes(outputs: Mapping[str, Shape], batch: int, parameter: Tensor) -> dict[str, Tensor]:
-    """A probe for each output of one parameter, and the one that counts backward passes."""
+    """A probe for each output of one parameter."""
     dtype = accumulate_dtype(parameter.dtype)
     return {
         name: torch.zeros(
             shape(batch, parameter), dtype=dtype, device=parameter.device, requires_grad=True
         )
-        for name, shape in {**outputs, BACKWARDS: scalar}.items()
+        for name, shape in outputs.items()
     }

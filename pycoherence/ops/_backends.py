@@ -91,6 +91,7 @@ def load_native(device: str) -> str | None:
     return None
 
 
+@functools.cache
 def _native_reason(op: str, device: str) -> str | None:
     reason = load_native(device)
     if reason is not None:
