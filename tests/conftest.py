@@ -1,6 +1,7 @@
 """What every test runs under: poisoned memory, fixed seeds, one set of random examples."""
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -26,3 +27,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(0)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def missing_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Nothing was compiled; the value is the reason that must be reported."""
+    from pycoherence import info
+    from pycoherence.ops import _backends
+
+    remembered = (_backends._native_reason, _backends._report_missing_library)
+    for function in remembered:
+        function.cache_clear()
+    for module in (_backends, info):
+        monkeypatch.setattr(module, "load_native", lambda device: f"_C_{device} was not built: why")
+    yield "_C_cpu was not built: why"
+    for function in remembered:
+        function.cache_clear()

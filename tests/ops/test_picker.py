@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,19 +20,6 @@ ARGS = (X, G, None, None, 1)
 needs_native = pytest.mark.skipif(
     "native" not in backends_of("linear_reduce"), reason="the native kernels are not built"
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    """Each test sees the warning about a missing library for the first time."""
-    _backends._report_missing_library.cache_clear()
-    yield
-    _backends._report_missing_library.cache_clear()
-
-
-@pytest.fixture
-def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backends, "load_native", lambda device: f"_C_{device} was not built: why")
 
 
 def picked(device: str = "cpu", args: tuple = ARGS) -> object:
@@ -104,13 +90,13 @@ def test_forced_native_without_a_kernel_says_so() -> None:
         getattr(torch.ops.pycoherence, missing)(*args)
 
 
-@pytest.mark.usefixtures("no_library")
+@pytest.mark.usefixtures("missing_library")
 def test_forced_native_without_the_library_says_so() -> None:
     with pc.backend("native"), pytest.raises(RuntimeError, match="_C_cpu was not built: why"):
         pc.ops.linear_reduce(X, G)
 
 
-@pytest.mark.usefixtures("no_library")
+@pytest.mark.usefixtures("missing_library")
 def test_a_missing_library_is_reported_once() -> None:
     with pytest.warns(RuntimeWarning, match=r"slower reference path on cpu: _C_cpu was not.*info"):
         first = pc.ops.linear_reduce(X, G).sq_norms
@@ -118,7 +104,7 @@ def test_a_missing_library_is_reported_once() -> None:
     assert first.tolist() == second.tolist() == [180.0, 180.0]
 
 
-@pytest.mark.usefixtures("no_library")
+@pytest.mark.usefixtures("missing_library")
 def test_the_reference_on_purpose_does_not_warn() -> None:
     with pc.backend("reference"):
         pc.ops.linear_reduce(X, G)

@@ -1,0 +1,183 @@
+"""The folders agree with each other, and imports only point down."""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import pycoherence as pc
+from pycoherence.capture._registry import guards, handlers
+from pycoherence.ops._backends import NATIVE_NAMESPACE
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pycoherence"
+
+OPS = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
+CAPTURES = sorted(path.stem for path in (PACKAGE / "capture").glob("[!_]*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [
+    *MODULES,
+    *(path for path in (ROOT / "csrc").rglob("*") if path.is_file()),
+    *(ROOT / "triton_kernels").glob("*.py"),
+]
+
+# From the bottom up; a part may import its own level and those below. What is not named is on top.
+LEVELS = (
+    {"errors"},
+    {"ops", "triton_kernels"},
+    {"sites"},
+    {"capture"},
+    {"statistics", "metrics", "robust"},
+    {"collect", "aggregate", "meter", "verify", "record", "optim"},
+)
+HEAVY = {"matplotlib", "sklearn", "tqdm", "rich"}
+MAY_BE_HEAVY = {"demo", "plot", "studies"}
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def level(part: str) -> int:
+    return next((i for i, parts in enumerate(LEVELS) if part in parts), len(LEVELS))
+
+
+def test_every_op_file_registers_the_op_of_its_name() -> None:
+    assert set(pc.ops.specs) == OPS
+    for name, spec in pc.ops.specs.items():
+        module = importlib.import_module(f"pycoherence.ops.{name}")
+        assert module.SPEC is spec
+        assert spec.name == name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_one_schema_in_both_namespaces(op: str) -> None:
+    schemas = [
+        str(getattr(getattr(torch.ops, space), op).default._schema)
+        for space in ("pycoherence", NATIVE_NAMESPACE)
+    ]
+    assert [schema.partition("::")[2] for schema in schemas] == [schemas[0].partition("::")[2]] * 2
+    plain = pc.ops.specs[op].schema.replace(" ", "")
+    assert schemas[0].partition("::")[2].replace(" ", "") == plain
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_is_a_public_function_with_type_hints(op: str) -> None:
+    function = getattr(pc.ops, op)
+    assert op in pc.ops.__all__
+    assert inspect.isfunction(function)
+    assert function.__name__ == op
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_documents_itself(op: str) -> None:
+    text = inspect.getdoc(getattr(pc.ops, op))
+    assert text
+    first, blank, *_ = text.splitlines()
+    assert first.endswith(".")
+    assert not blank
+    needed = [".. math::", "Args:", "Returns:", "Raises:", "Cost:", "Example:", ">>> "]
+    if op != "identity":  # the template computes nothing
+        needed += ["Scaling:", "Source:"]
+    missing = [section for section in needed if section not in text]
+    assert not missing
+    for parameter in inspect.signature(getattr(pc.ops, op)).parameters:
+        assert re.search(rf"^\s+{parameter}: ", text, re.MULTILINE), parameter
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_samples_of_every_kind(op: str) -> None:
+    """Empty, single, strided and odd ones, or a backend could hide behind easy shapes."""
+    samples = list(pc.ops.specs[op].samples("cpu", torch.float32))
+    tensors = [[x for x in args if isinstance(x, torch.Tensor)] for args in samples]
+    assert any(x.numel() == 0 for args in tensors for x in args)
+    assert any(x.numel() == 1 for args in tensors for x in args)
+    assert any(not x.is_contiguous() for args in tensors for x in args)
+    assert any(max(x.shape, default=0) % 2 for args in tensors for x in args)
+
+
+@pytest.mark.parametrize("folder", ["csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/[!_]*.py"])
+def test_every_kernel_is_named_after_an_op(folder: str) -> None:
+    assert {path.stem for path in ROOT.glob(folder)} <= OPS
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_every_capture_file_registers_something(name: str) -> None:
+    module = f"pycoherence.capture.{name}"
+    importlib.import_module(module)
+    functions = [*handlers.values(), *guards.values()]
+    assert any(function.__module__ == module for function in functions)
+
+
+def test_no_capture_handler_lives_elsewhere() -> None:
+    homes = {function.__module__.rpartition(".")[2] for function in handlers.values()}
+    assert homes <= set(CAPTURES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=short)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def imports(path: Path, tree: ast.AST) -> Iterator[str]:
+    """Full names of all that a module imports, also inside functions."""
+    names = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{short(path)}: relative import"
+            for alias in node.names:
+                is_module = node.module == "pycoherence" and alias.name in names
+                yield f"{node.module}.{alias.name}" if is_module else str(node.module)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p != PACKAGE / "__init__.py"], ids=short)
+def test_imports_only_point_down(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path, ast.parse(path.read_text())):
+        package, _, below = name.partition(".")
+        if package != "pycoherence":
+            continue
+        if level(part) < len(LEVELS):
+            assert below, f"{short(path)} imports the whole package"
+        assert level(below.partition(".")[0]) <= level(part), f"{short(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part in MAY_BE_HEAVY:
+        return
+    body = ast.parse(path.read_text()).body
+    found = [name.partition(".")[0] for node in top_level(body) for name in imports(path, node)]
+    assert not HEAVY.intersection(found)
+
+
+def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Import statements that run when the module is imported."""
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            for field in ("body", "orelse", "finalbody"):
+                yield from top_level(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from top_level(handler.body)
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    for module in (pc, pc.ops, pc.metrics):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isfunction(value) or inspect.isclass(value):
+                assert inspect.getdoc(value), name
