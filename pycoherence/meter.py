@@ -55,7 +55,8 @@ class CoherenceMeter:
         self._n = 0
         self._sums = {name: _zeros(p, p.shape) for name, p in self._parameters.items()}
         self._totals = {name: _zeros(p, ()) for name, p in self._parameters.items()}
-        self._point: list[tuple[str, int, Tensor]] | None = None
+        self._versions: dict[str, int] | None = None
+        self._point: dict[str, Tensor] | None = None
 
     @property
     def n(self) -> int:
@@ -75,8 +76,12 @@ class CoherenceMeter:
             ValueError: The loss is not a scalar, or does not use the model.
             UnsupportedError: As in `pycoherence.collect`.
         """
-        point = _fingerprint(self._model)
-        if self._point is not None and not _same(self._point, point):
+        if self._n == 0:
+            self.reset()
+        current = tracked_parameters(self._model)
+        versions = {name: p._version for name, p in current.items()}
+        point = {name: _sample(p) for name, p in current.items()}
+        if self._versions not in (None, versions) or not _agree(self._point, point):
             raise RuntimeError(
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
@@ -90,7 +95,7 @@ class CoherenceMeter:
             self._sums[name] += gradient.double() * scale
             self._totals[name] += totals[name].double().sum() * scale**2
         self._n += batch_size
-        self._point = point
+        self._versions, self._point = versions, point
 
     def compute(self) -> Coherence:
         """The coherence of all examples so far.
@@ -110,7 +115,7 @@ class CoherenceMeter:
         """Add the examples of another meter on the same weights, from another process say.
 
         Raises:
-            ValueError: The meters track different parameters.
+            ValueError: The meters track different parameters, or different values of them.
         """
         self._add(other.state_dict())
 
@@ -118,7 +123,7 @@ class CoherenceMeter:
         """All that has been accumulated, as tensors and numbers."""
         sums = {name: s.clone() for name, s in self._sums.items()}
         totals = {name: total.clone() for name, total in self._totals.items()}
-        return {"n": self._n, "sums": sums, "totals": totals}
+        return {"n": self._n, "sums": sums, "totals": totals, "point": self._point}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what has been accumulated by what `state_dict` gave.
@@ -132,6 +137,12 @@ class CoherenceMeter:
 
     def _add(self, state: dict[str, Any]) -> None:
         _check_state(self._sums, state)
+        if not _agree(self._point, state["point"]):
+            raise ValueError(
+                "expected the state of a meter at the same weights, got one at others; coherence "
+                "belongs to one point"
+            )
+        self._point = self._point or state["point"]
         for name, s in self._sums.items():
             self._sums[name] = s + state["sums"][name].to(s.device)
             self._totals[name] = self._totals[name] + state["totals"][name].to(s.device)
@@ -160,21 +171,17 @@ def run_backward(
     return found, totals
 
 
-def _fingerprint(model: nn.Module) -> list[tuple[str, int, Tensor]]:
-    """Name, version and a sample of the values of each tracked parameter.
-
-    Some optimizers, and writes through `.data`, change values without a new version.
-    """
-    return [
-        (name, p._version, p.detach().flatten()[:: max(1, p.numel() // 64)].clone())
-        for name, p in tracked_parameters(model).items()
-    ]
+def _sample(parameter: Tensor) -> Tensor:
+    """Some values, since some optimizers, and writes through `.data`, leave no new version."""
+    return parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].cpu().clone()
 
 
-def _same(a: list[tuple[str, int, Tensor]], b: list[tuple[str, int, Tensor]]) -> bool:
-    return len(a) == len(b) and all(
-        x[:2] == y[:2] and x[2].shape == y[2].shape and bool(((x[2] == y[2]) | x[2].isnan()).all())
-        for x, y in zip(a, b, strict=True)
+def _agree(a: dict[str, Tensor] | None, b: dict[str, Tensor] | None) -> bool:
+    """Whether two points are the same as far as is known."""
+    if a is None or b is None:
+        return True
+    return a.keys() == b.keys() and all(
+        torch.equal(x.nan_to_num(), b[name].nan_to_num()) for name, x in a.items()
     )
 
 

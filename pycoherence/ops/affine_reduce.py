@@ -60,6 +60,8 @@ def affine_reduce(
 
     Cost: One read of `g` and `x`; `O(BC)` memory.
 
+    Source: Gray et al. 2024, arXiv:2411.00999, for the norms of layer normalisation.
+
     Example:
         >>> import torch, pycoherence as pc
         >>> pc.ops.affine_reduce(torch.ones(2, 5, 3)).sq_norms

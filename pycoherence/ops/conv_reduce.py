@@ -67,6 +67,8 @@ def conv_reduce(
     Cost: The FLOPs of the ordinary weight gradient. The reference path unfolds a bounded chunk of
     the batch (64 MiB, or one example).
 
+    Source: Rochette et al. 2019, arXiv:1912.06015.
+
     Example:
         >>> import torch, pycoherence as pc
         >>> x, g = torch.ones(2, 1, 4, 4), torch.ones(2, 5, 4, 4)
