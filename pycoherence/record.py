@@ -98,6 +98,11 @@ class Record:
         """The gradients of one output's probes, by parameter; zeros for those that took no part."""
         size = self.batch_size
         probes = {name: self._capture.probe(name, output) for name in self._capture.parameters}
+        if self._capture.failed:
+            raise RuntimeError(
+                f"a backward pass on this batch of {size} raised an error before its end, so that "
+                "its statistics are not complete; run forward and backward pass in a new block"
+            )
         if all(probe.grad is None for probe in probes.values()):
             raise RuntimeError(
                 f"no backward pass has run on this batch of {size}; call "

@@ -48,6 +48,7 @@ class Capture(TorchFunctionMode):
         parameters: The tracked parameters, by name.
         batch_size: Of the forward pass; `None` until a parameter has been used.
         watched: Whether a backward pass is running that was found to miss nothing.
+        failed: Whether one has raised, and left some statistics without the others.
         probes: Of each parameter that has been used: output name to probe.
     """
 
@@ -58,6 +59,7 @@ class Capture(TorchFunctionMode):
         self.parameters = dict(parameters)
         self.batch_size: int | None = None
         self.watched = False
+        self.failed = False
         self.probes: dict[str, dict[str, Tensor]] = {}
         self._outputs = dict(outputs)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -158,6 +160,9 @@ class Capture(TorchFunctionMode):
         self.watched = True
         try:
             yield calls
+        except BaseException:
+            self.failed = True
+            raise
         finally:
             self.watched = False
 
