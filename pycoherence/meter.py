@@ -163,7 +163,7 @@ def run_backward(
     parameters = capture.parameters
     probes = {name: probes["sq_norms"] for name, probes in capture.probes.items()}
     inputs = [*parameters.values(), *probes.values()]
-    with capture.backward([loss]):
+    with capture.backward([loss], accumulate=False):
         grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     sums, norms = grads[: len(parameters)], grads[len(parameters) :]
     found = {name: g for name, g in zip(parameters, sums, strict=True) if g is not None}

@@ -91,10 +91,8 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _BACKWARD:
-            with self.backward(_tensors(args[0] if args else list(kwargs.values()))) as calls:
-                # Only these two add to the probes; what autograd.grad returns is the user's.
-                if func is not torch.autograd.grad:
-                    self._expect_first(calls)
+            roots = _tensors(args[0] if args else list(kwargs.values()))
+            with self.backward(roots, accumulate=func is not torch.autograd.grad):
                 return func(*args, **kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
@@ -147,19 +145,23 @@ class Capture(TorchFunctionMode):
         )
 
     @contextmanager
-    def backward(self, roots: Iterable[Tensor]) -> Iterator[set[int]]:
+    def backward(self, roots: Iterable[Tensor], *, accumulate: bool) -> Iterator[None]:
         """Run a backward pass from `roots`, after a check that it will miss nothing.
 
-        Yields:
-            The numbers of the captured calls that it may reach.
+        Args:
+            roots: What is differentiated.
+            accumulate: Whether gradients are added to leaves, probes among them.
 
         Raises:
             UnsupportedError: A gradient would reach a tracked parameter past the captured calls.
+            RuntimeError: It would add to the probes a second time.
         """
         calls = self._find_calls(roots)
+        if accumulate:
+            self._expect_first(calls)
         self.watched = True
         try:
-            yield calls
+            yield
         except BaseException:
             self.failed = True
             raise
