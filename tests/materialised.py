@@ -1,10 +1,13 @@
 """Per-example gradients built one by one with autograd, and their reductions by loops."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from backends import backends_of
 from torch import Tensor
 
+import pycoherence as pc
 from pycoherence.ops import Reduced
 
 
@@ -47,3 +50,24 @@ def reductions(
         if "sign_sum" in found:
             found["sign_sum"] += torch.where(row.isnan(), row, row.sign())
     return Reduced(*(found.get(name) for name in Reduced._fields))
+
+
+def assert_exactly(
+    op: str, call: Callable[[], Reduced], rows: Tensor, tail: Mapping[str, Any]
+) -> None:
+    """On every backend that has the op, the call gives the reductions of `rows`, to the bit.
+
+    Args:
+        op: Name of the op.
+        call: Runs it.
+        rows: Gradients of whole numbers, `[B, *shape]`.
+        tail: The arguments `want`, `coef` and `direction` of the call.
+    """
+    expected = reductions(rows, tail["want"], tail.get("coef"), tail.get("direction"))
+    for backend in backends_of(op):
+        with pc.backend(backend):
+            actual = call()
+        for name, ours, truth in zip(Reduced._fields, actual, expected, strict=True):
+            assert (ours is None) == (truth is None), (backend, name)
+            if ours is not None and truth is not None:
+                assert torch.equal(ours.double(), truth), (backend, name)

@@ -75,39 +75,47 @@ def test_signs_count_infinities_and_pass_on_nan(backend: str, bad: float) -> Non
     torch.testing.assert_close(signs, torch.tensor([2.0, expected, 2.0]), equal_nan=True)
 
 
-def test_conv_keeps_it_where_it_belongs(bad: float) -> None:
+@pytest.mark.parametrize("backend", backends_of("conv_reduce"))
+def test_conv_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
     x, g = torch.randn(3, 4, 5, 5), torch.randn(3, 2, 5, 5)
     g[1, 0, 2, 2] = bad
-    out = pc.ops.conv_reduce(
-        x, g, (3, 3), padding=1, groups=2, want=("sq_norms", "weighted_sum", "second_moment")
-    )
+    with pc.backend(backend):
+        out = pc.ops.conv_reduce(
+            x, g, (3, 3), padding=1, groups=2, want=("sq_norms", "weighted_sum", "second_moment")
+        )
     assert out.sq_norms.isfinite().tolist() == [True, False, True]
     for parameter in (out.weighted_sum, out.second_moment):
         assert not parameter[0].isfinite().any()
         assert parameter[1].isfinite().all()
 
 
-def test_zero_padding_does_not_meet_it(bad: float) -> None:
+@pytest.mark.parametrize("backend", backends_of("conv_reduce"))
+def test_a_corner_is_seen_by_one_tap_only(backend: str, bad: float) -> None:
     """A bad corner pixel is seen by one tap only, at the one position that covers it."""
     x, g = torch.ones(1, 1, 3), torch.ones(1, 1, 1)
     x[0, 0, 2] = bad
-    out = pc.ops.conv_reduce(x, g, (3,), want=("weighted_sum",))
+    with pc.backend(backend):
+        out = pc.ops.conv_reduce(x, g, (3,), want=("weighted_sum",))
     assert out.weighted_sum.isfinite().flatten().tolist() == [True, True, False]
 
 
-def test_embedding_keeps_it_where_it_belongs(bad: float) -> None:
+@pytest.mark.parametrize("backend", backends_of("embedding_reduce"))
+def test_embedding_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
     ids, g = torch.tensor([[0, 1], [2, 3], [1, 1]]), torch.randn(3, 2, 4)
     g[1, 1, 2] = bad
-    out = pc.ops.embedding_reduce(ids, g, 5, want=("sq_norms", "weighted_sum", "second_moment"))
+    with pc.backend(backend):
+        out = pc.ops.embedding_reduce(ids, g, 5, want=("sq_norms", "weighted_sum", "second_moment"))
     assert out.sq_norms.isfinite().tolist() == [True, False, True]
     for parameter in (out.weighted_sum, out.second_moment):
         assert (~parameter.isfinite()).nonzero().tolist() == [[3, 2]]
 
 
-def test_affine_keeps_it_where_it_belongs(bad: float) -> None:
+@pytest.mark.parametrize("backend", backends_of("affine_reduce"))
+def test_affine_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
     g, x = torch.randn(3, 4, 6), torch.randn(3, 4, 6)
     x[1, 2, 5] = bad
-    out = pc.ops.affine_reduce(g, x, want=("sq_norms", "weighted_sum", "second_moment"))
+    with pc.backend(backend):
+        out = pc.ops.affine_reduce(g, x, want=("sq_norms", "weighted_sum", "second_moment"))
     assert out.sq_norms.isfinite().tolist() == [True, False, True]
     for parameter in (out.weighted_sum, out.second_moment):
         assert (~parameter.isfinite()).nonzero().tolist() == [[5]]

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from materialised import gradients, reductions
+from materialised import assert_exactly, gradients
 from strategies import dtypes, numbers, tails
 
 import pycoherence as pc
+from pycoherence.ops import Reduced
 
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -44,12 +45,11 @@ def test_equals_materialised_gradients(call) -> None:
     shape, conv = (g.shape[1], x.shape[1] // options["groups"], *kernel), FUNCTIONS[len(kernel)]
     wide = x.double()
     rows = gradients(lambda w, b: conv(wide[b : b + 1], w, **options), shape, g)
-    expected = reductions(rows, tail["want"], tail.get("coef"), tail.get("direction"))
-    actual = pc.ops.conv_reduce(x, g, kernel, **options, **tail)
-    for name, ours, truth in zip(expected._fields, actual, expected, strict=True):
-        assert (ours is None) == (truth is None)
-        if ours is not None:
-            assert torch.equal(ours.double(), truth), name
+
+    def run() -> Reduced:
+        return pc.ops.conv_reduce(x, g, kernel, **options, **tail)
+
+    assert_exactly("conv_reduce", run, rows, tail)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
