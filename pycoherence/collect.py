@@ -65,18 +65,20 @@ class collect:
             if isinstance(statistic, type):
                 raise TypeError(f"expected an object, got a class; write {statistic.__name__}()")
             outputs.update(statistic.outputs)
-        self._capture = Capture(tracked_parameters(model), outputs)
+        tracked_parameters(model)
         self._model = model
+        self._outputs = outputs
+        self._capture: Capture | None = None
         self._loss_reduction: LossReduction = loss_reduction
-        self._used = False
 
     def __enter__(self) -> Record:
-        if self._used:
+        if self._capture is not None:
             raise RuntimeError("this collect has been used; make a new one for each batch")
         check_batch_norm(self._model)
-        self._capture.__enter__()
-        self._used = True
-        return Record(self._capture, self._loss_reduction)
+        capture = Capture(self._model, self._outputs)
+        capture.__enter__()
+        self._capture = capture
+        return Record(capture, self._loss_reduction)
 
     def __exit__(
         self,
@@ -84,4 +86,5 @@ class collect:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._capture.__exit__(kind, error, trace)
+        if self._capture is not None:
+            self._capture.__exit__(kind, error, trace)

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycoherence.capture import Capture, check_batch_norm, per_example, tracked_parameters
+from pycoherence.capture import (
+    Capture,
+    check_batch_norm,
+    like_parameter,
+    per_example,
+    tracked_parameters,
+)
 from pycoherence.record import LossReduction, check_loss_reduction
 from pycoherence.statistics import Coherence
 
@@ -55,7 +61,7 @@ class CoherenceMeter:
         self._n = 0
         self._sums = {name: _zeros(p, p.shape) for name, p in self._parameters.items()}
         self._totals = {name: _zeros(p, ()) for name, p in self._parameters.items()}
-        self._versions: dict[str, int] | None = None
+        self._versions: dict[str, tuple[int, bool]] | None = None
         self._point: dict[str, Tensor] | None = None
 
     @property
@@ -78,22 +84,19 @@ class CoherenceMeter:
         """
         if self._n == 0:
             self.reset()
-        current = tracked_parameters(self._model)
-        versions = {name: p._version for name, p in current.items()}
-        point = {name: _sample(p) for name, p in current.items()}
+        parameters = dict(self._model.named_parameters())
+        versions = {name: (p._version, p.requires_grad) for name, p in parameters.items()}
+        point = {name: _sample(p) for name, p in parameters.items()}
         if self._versions not in (None, versions) or not _agree(self._point, point):
             raise RuntimeError(
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
             )
-        capture = Capture(self._parameters, {"sq_norms": per_example})
-        sums, totals = run_backward(self._model, loss_fn, batch, capture)
-        batch_size = capture.batch_size
-        assert batch_size is not None
+        batch_size, sums, norms = measure(self._model, loss_fn, batch)
         scale = batch_size if self._loss_reduction == "mean" else 1
         for name, gradient in sums.items():
             self._sums[name] += gradient.double() * scale
-            self._totals[name] += totals[name].double().sum() * scale**2
+            self._totals[name] += norms[name].double().sum() * scale**2
         self._n += batch_size
         self._versions, self._point = versions, point
 
@@ -149,26 +152,32 @@ class CoherenceMeter:
         self._n += state["n"]
 
 
-def run_backward(
-    model: nn.Module, loss_fn: LossFn, batch: Any, capture: Capture
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradient and squared norms of each parameter that took part, without touching `.grad`."""
+def measure(
+    model: nn.Module, loss_fn: LossFn, batch: Any
+) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+    """One forward and backward pass, which leaves `.grad` alone.
+
+    Returns:
+        The batch size; for each parameter that took part, the sum over examples of their gradients,
+        in accumulation dtype, and their squared norms `[B]`, both of the loss as it is.
+    """
     check_batch_norm(model)
+    capture = Capture(model, {"weighted_sum": like_parameter, "sq_norms": per_example})
     with torch.enable_grad(), capture:
         loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"expected loss_fn to return a scalar tensor, got {_describe(loss)}")
-    if not capture.probes:
-        raise ValueError("expected loss_fn to use the parameters of the meter's model, got no use")
-    parameters = capture.parameters
-    probes = {name: probes["sq_norms"] for name, probes in capture.probes.items()}
-    inputs = [*parameters.values(), *probes.values()]
+    if capture.batch_size is None:
+        raise ValueError("expected loss_fn to use the parameters of the model, got no use")
+    names = list(capture.probes)
+    probes = [capture.probes[n][o] for o in ("weighted_sum", "sq_norms") for n in names]
     with capture.backward([loss], accumulate=False):
-        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
-    sums, norms = grads[: len(parameters)], grads[len(parameters) :]
-    found = {name: g for name, g in zip(parameters, sums, strict=True) if g is not None}
-    totals = {name: n for name, n in zip(probes, norms, strict=True) if n is not None}
-    return found, totals
+        grads = torch.autograd.grad(loss, probes, allow_unused=True)
+    sums, norms = (
+        {name: grad for name, grad in zip(names, half, strict=True) if grad is not None}
+        for half in (grads[: len(names)], grads[len(names) :])
+    )
+    return capture.batch_size, sums, norms
 
 
 def _sample(parameter: Tensor) -> Tensor:
@@ -181,7 +190,8 @@ def _agree(a: dict[str, Tensor] | None, b: dict[str, Tensor] | None) -> bool:
     if a is None or b is None:
         return True
     return a.keys() == b.keys() and all(
-        torch.equal(x.nan_to_num(), b[name].nan_to_num()) for name, x in a.items()
+        x.shape == b[name].shape and torch.allclose(x, b[name], 0, 0, equal_nan=True)
+        for name, x in a.items()
     )
 
 

@@ -109,6 +109,6 @@ class Record:
                 "loss.backward() in the block first"
             )
         return {
-            name: torch.zeros_like(probe) if probe.grad is None else probe.grad.clone()
+            name: torch.zeros_like(probe) if probe.grad is None else probe.grad.detach().clone()
             for name, probe in probes.items()
         }

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pycoherence.capture import Capture, per_example, tracked_parameters
+from pycoherence.capture import tracked_parameters
 from pycoherence.errors import VerificationError
-from pycoherence.meter import LossFn, run_backward
+from pycoherence.meter import LossFn, measure
 from pycoherence.record import LossReduction, check_loss_reduction
 
 
@@ -77,20 +77,18 @@ def verify(
     """
     check_loss_reduction(loss_reduction)
     parameters = tracked_parameters(model)
-    capture = Capture(parameters, {"sq_norms": per_example})
-    sums, norms = run_backward(model, loss_fn, batch, capture)
-    size = capture.batch_size
+    size, sums, norms = measure(model, loss_fn, batch)
     if not size:
         raise ValueError("expected a batch of one or more examples, got an empty one")
     scale = size if loss_reduction == "mean" else 1
     true_norms, true_sums = _one_at_a_time(model, loss_fn, batch, size, parameters)
 
-    floor = torch.stack(list(true_norms.values())).sum(0).nan_to_num(0).max()
+    floor = _largest(torch.stack(list(true_norms.values())).sum(0))
     norm_errors: dict[str, float] = {}
     gradient_errors: dict[str, float] = {}
     for name, parameter in parameters.items():
         # A gradient that is zero but for rounding is compared with the whole network's.
-        largest = true_norms[name].nan_to_num(0).max()
+        largest = _largest(true_norms[name])
         unit = largest.maximum(floor * torch.finfo(parameter.dtype).eps)
         ours = norms[name].double().cpu() * scale**2 if name in norms else torch.zeros(size)
         norm_errors[name] = _relative(_difference(ours, true_norms[name]).abs().max(), unit)
@@ -133,7 +131,11 @@ def _cut(leaf: Any, b: int, size: int) -> Any:
 
 
 def _difference(ours: Tensor, truth: Tensor) -> Tensor:
-    return (ours - truth).masked_fill(ours.isnan() & truth.isnan(), 0)
+    return (ours - truth).masked_fill((ours == truth) | (ours.isnan() & truth.isnan()), 0)
+
+
+def _largest(norms: Tensor) -> Tensor:
+    return norms.masked_fill(~norms.isfinite(), 0).max()
 
 
 def _relative(error: Tensor, unit: Tensor) -> float:

@@ -343,7 +343,7 @@ def test_losses_that_are_not_scalars_are_refused(loss_fn) -> None:
 def test_a_loss_of_another_model_is_refused() -> None:
     model, batch = make("mlp")
     other = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="use the parameters of the meter's model, got no use"):
+    with pytest.raises(ValueError, match="use the parameters of the model, got no use"):
         pc.CoherenceMeter(model).update(lambda _, batch: MEAN(other, batch), batch)
 
 

@@ -2,38 +2,24 @@
 // tile is reduced as soon as its example ends, so no G_b is ever stored.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "pc/vector.h"
+#include "reduction.h"
 
 namespace pc {
 
-// What to make of the gradients; null where not wanted. Row-major, S segments, O x I parameter.
-template <typename T>
-struct Reduction {
-  const T* coef = nullptr;       // [S], of sum; null for ones
-  const T* direction = nullptr;  // [O, I], of dots
-  T* sq_norms = nullptr;         // [S, tiles], summed over tiles by the caller; so are dots
-  T* dots = nullptr;             // [S, tiles]
-  T* sum = nullptr;              // [O, I]
-  T* moment = nullptr;           // [O, I]
-  T* sign = nullptr;             // [O, I]
-};
-
-// Rows of x [rows, I] and g [rows, O]; those from starts[s] to starts[s + 1] belong to segment s.
-template <typename T>
-struct Factors {
-  const T* x;
-  const T* g;
-  int64_t in;
-  int64_t out;
-  std::vector<int64_t> starts;
-
-  int64_t segments() const { return static_cast<int64_t>(starts.size()) - 1; }
-};
+// Where the engine takes its factors from. A Source has members
+//   int64_t segments                     examples, or parts of the sum over all of them
+//   int64_t positions(s)                 of segment s
+//   void pack_x(s, first, used, to)      columns of x, to [used / kLanes, positions, kLanes], and
+//   void pack_g(s, first, used, to)      columns of g, to [used / kPanel, positions, kPanel], both
+//                                        padded with zeros
 
 // Columns that one vector register pair holds, and rows that are accumulated together: enough
 // registers to hide the latency of an FMA.
@@ -41,8 +27,12 @@ template <typename T>
 constexpr int64_t kLanes = 2 * VectorOf<T>::lanes;
 constexpr int64_t kPanel = 4;
 
-// Positions added up on their own, so that rounding does not grow with their number.
+// Positions, and segments, added up on their own, so that rounding does not grow with their number.
 constexpr int64_t kBlock = 256;
+
+inline int64_t round_up(int64_t size, int64_t step) {
+  return std::max(step, (size + step - 1) / step * step);
+}
 
 // A parameter cut into tiles that depend on its shape alone, never on the number of threads: as
 // large as the L2 cache holds, for the factors are packed anew for each, but several for the
@@ -52,21 +42,18 @@ struct Grid {
   static constexpr int64_t largest = 256, enough = 8;
 
   Grid(int64_t out, int64_t in)
-      : out(out), in(in), height(round(out, 8)), width(round(in, kLanes<T>)) {
+      : out(out), in(in), height(round_up(out, 8)), width(round_up(in, kLanes<T>)) {
     height = std::min(height, largest);
     width = std::min(width, largest);
     while (tiles() < enough && (height > 8 || width > kLanes<T>)) {
       if (height >= width || width == kLanes<T>) {
-        height = round(height / 2, 8);
+        height = round_up(height / 2, 8);
       } else {
-        width = round(width / 2, kLanes<T>);
+        width = round_up(width / 2, kLanes<T>);
       }
     }
   }
 
-  static int64_t round(int64_t size, int64_t step) {
-    return std::max(step, (size + step - 1) / step * step);
-  }
   int64_t columns() const { return (in + width - 1) / width; }
   int64_t tiles() const { return (out + height - 1) / height * columns(); }
 
@@ -99,11 +86,15 @@ struct Tile {
     return padded;
   }
 
-  void scatter(const Buffer<T>& padded, T* parameter) const {
+  // Adds to the parameter, and starts again from zero.
+  PC_INLINE void flush(Buffer<T>& padded, T* parameter) const {
     if (parameter != nullptr) {
       for (int64_t o = 0; o < rows; ++o) {
-        std::copy_n(padded.data() + o * width, used, parameter + (first_out + o) * in + first_in);
+        const T* from = padded.data() + o * width;
+        T* to = parameter + (first_out + o) * in + first_in;
+        for (int64_t i = 0; i < used; ++i) to[i] += from[i];
       }
+      std::fill(padded.begin(), padded.end(), T{0});
     }
   }
 
@@ -124,8 +115,15 @@ struct Epilogue {
   T* sign;
   bool add;  // whether this segment counts in sum
   T coef;
-  Vector<T> sq_norm;
-  Vector<T> dot;
+  Vector<T> sq_norm = {}, sq_norms = {};
+  Vector<T> dot = {}, dots = {};
+
+  // Ends a run of additions.
+  PC_INLINE void flush() {
+    sq_norms += sq_norm;
+    dots += dot;
+    sq_norm = dot = Vector<T>{};
+  }
 
   // value: a vector of one row of the tile's G_b, at offset.
   PC_INLINE void operator()(Vector<T> value, int64_t offset) {
@@ -183,73 +181,88 @@ PC_INLINE T total(Vector<T> value) {
   return result;
 }
 
-// The factors of one segment that meet in a tile, copied to where a panel reads them in order.
-template <typename T>
-struct Packed {
-  Buffer<T> x;  // [width / kLanes, positions, kLanes]
-  Buffer<T> g;  // [rows / kPanel, positions, kPanel]
-
-  PC_INLINE void fill(const Factors<T>& factors, const Tile<T>& tile, int64_t first,
-                      int64_t positions) {
-    x.resize(Grid<T>::round(tile.used, kLanes<T>) * positions);
-    g.resize(Grid<T>::round(tile.rows, kPanel) * positions);
-    pack<kLanes<T>>(factors.x + first * factors.in + tile.first_in, factors.in, tile.used,
-                    positions, x.data());
-    pack<kPanel>(factors.g + first * factors.out + tile.first_out, factors.out, tile.rows,
-                 positions, g.data());
-  }
-
- private:
-  // [rows, used], rows apart by stride, to [used / size, rows, size], padded with zeros.
-  template <int64_t size>
-  static PC_INLINE void pack(const T* from, int64_t stride, int64_t used, int64_t rows, T* to) {
-    for (int64_t column = 0; column < used; column += size, from += size, to += rows * size) {
-      if (column + size <= used) {
-        for (int64_t t = 0; t < rows; ++t)
-          std::memcpy(to + t * size, from + t * stride, size * sizeof(T));
-      } else {
-        std::fill_n(to, rows * size, T{0});
-        for (int64_t t = 0; t < rows; ++t)
-          std::copy_n(from + t * stride, used - column, to + t * size);
+// Columns [positions, used], rows apart by stride, to [used / size, positions, size].
+template <int64_t size, typename T>
+PC_INLINE void pack_columns(const T* from, int64_t stride, int64_t used, int64_t positions, T* to) {
+  for (int64_t i = 0; i < used; i += size, from += size, to += positions * size) {
+    if (i + size <= used) {
+      for (int64_t t = 0; t < positions; ++t) {
+        std::memcpy(to + t * size, from + t * stride, size * sizeof(T));
+      }
+    } else {
+      std::fill_n(to, positions * size, T{0});
+      for (int64_t t = 0; t < positions; ++t) {
+        std::copy_n(from + t * stride, used - i, to + t * size);
       }
     }
   }
-};
+}
 
-// All segments of one tile.
-template <typename T>
-PC_INLINE void reduce_tile(const Factors<T>& factors, const Grid<T>& grid, int64_t index,
-                           const Reduction<T>& to) {
+// All segments of one tile. Partial norms and dots go to [segments, parts] at `part`.
+template <typename T, typename Source>
+PC_INLINE void reduce_tile(const Source& source, const Grid<T>& grid, int64_t index,
+                           const Reduction<T>& to, int64_t part, int64_t parts) {
   const Tile<T> tile(grid, index);
-  const int64_t tiles = grid.tiles();
   const Buffer<T> direction = tile.gather(to.direction);
   Buffer<T> sum = tile.zeros(to.sum), moment = tile.zeros(to.moment), sign = tile.zeros(to.sign);
   const auto wanted = [](auto& values) { return values.empty() ? nullptr : values.data(); };
-  Packed<T> packed;
-  for (int64_t s = 0; s < factors.segments(); ++s) {
-    const int64_t first = factors.starts[s], positions = factors.starts[s + 1] - first;
-    packed.fill(factors, tile, first, positions);
+  Buffer<T> x, g;
+  for (int64_t s = 0; s < source.segments; ++s) {
+    const int64_t positions = source.positions(s);
+    x.resize(round_up(tile.used, kLanes<T>) * positions);
+    g.resize(round_up(tile.rows, kPanel) * positions);
+    source.pack_x(s, tile.first_in, tile.used, x.data());
+    source.pack_g(s, tile.first_out, tile.rows, g.data());
     const T coef = to.coef == nullptr ? T{1} : to.coef[s];
     Epilogue<T> epilogue{wanted(direction),
                          wanted(sum),
                          wanted(moment),
                          wanted(sign),
                          to.sum != nullptr && coef != 0,
-                         coef,
-                         {},
-                         {}};
+                         coef};
     for (int64_t i = 0; i < tile.used; i += kLanes<T>) {
       for (int64_t o = 0; o < tile.rows; o += kPanel) {
-        reduce_panel<T>(packed.x.data() + i * positions, packed.g.data() + o * positions, positions,
+        reduce_panel<T>(x.data() + i * positions, g.data() + o * positions, positions,
                         tile.rows - o, tile.used - i, o * tile.width + i, tile.width, epilogue);
+        if (o / kPanel % 8 == 7) epilogue.flush();
       }
+      epilogue.flush();
     }
-    if (to.sq_norms) to.sq_norms[s * tiles + index] = total<T>(epilogue.sq_norm);
-    if (to.dots) to.dots[s * tiles + index] = total<T>(epilogue.dot);
+    if (to.sq_norms) to.sq_norms[s * parts + part] = total<T>(epilogue.sq_norms);
+    if (to.dots) to.dots[s * parts + part] = total<T>(epilogue.dots);
+    if (s % kBlock == kBlock - 1 || s == source.segments - 1) {
+      tile.flush(sum, to.sum);
+      tile.flush(moment, to.moment);
+      tile.flush(sign, to.sign);
+    }
   }
-  tile.scatter(sum, to.sum);
-  tile.scatter(moment, to.moment);
-  tile.scatter(sign, to.sign);
+}
+
+// Runs the engine over the tiles of `groups` parameters [out, in] that lie one behind the other.
+// `tile(group, grid, index, to, part, parts)` is a clone of reduce_tile for the source of a group.
+template <typename T, typename RunTile>
+void run_engine(int64_t groups, int64_t segments, const Grid<T>& grid, const Reduction<T>& to,
+                const RunTile& run_tile) {
+  const int64_t tiles = grid.tiles(), parts = groups * tiles, size = grid.out * grid.in;
+  std::vector<T> sq_norms(to.sq_norms ? segments * parts : 0), dots(to.dots ? segments * parts : 0);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t group = part / tiles;
+      const auto at = [&](auto* parameter) {
+        return parameter == nullptr ? nullptr : parameter + group * size;
+      };
+      const Reduction<T> mine{to.coef,
+                              at(to.direction),
+                              to.sq_norms ? sq_norms.data() : nullptr,
+                              to.dots ? dots.data() : nullptr,
+                              at(to.sum),
+                              at(to.moment),
+                              at(to.sign)};
+      run_tile(group, grid, part % tiles, mine, part, parts);
+    }
+  });
+  if (to.sq_norms) sum_parts(sq_norms, parts, to.sq_norms, segments);
+  if (to.dots) sum_parts(dots, parts, to.dots, segments);
 }
 
 }  // namespace pc

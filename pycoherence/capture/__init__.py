@@ -8,13 +8,14 @@ import importlib
 import pkgutil
 
 from pycoherence.capture._capture import Capture, tracked_parameters
-from pycoherence.capture._probes import Shape, per_example, scalar
+from pycoherence.capture._probes import Shape, like_parameter, per_example, scalar
 from pycoherence.capture.batch_norm import check_batch_norm
 
 __all__ = [
     "Capture",
     "Shape",
     "check_batch_norm",
+    "like_parameter",
     "per_example",
     "scalar",
     "tracked_parameters",

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pycoherence.capture._call import Call, saved
+from pycoherence.capture._capture import Capture
 from pycoherence.sites import AffineSite
 from pycoherence.sites._site import channels_last
 
@@ -37,6 +38,17 @@ class Affine(torch.autograd.Function):
         g, x = channels_last(g), channels_last(x)
         sites = {"weight": AffineSite(g, x), "bias": AffineSite(g)}
         return None, input_grad, *ctx.call.gradients(**sites)
+
+
+def check_channels(capture: Capture, x: Tensor, *parameters: Tensor | None) -> None:
+    """Refuse parameters that are not one number for each channel."""
+    for parameter in parameters:
+        if parameter is not None and parameter.shape != x.shape[1:2]:
+            capture.refuse(
+                f"its parameter of shape {tuple(parameter.shape)} does not fit the input "
+                f"{tuple(x.shape)}",
+                "give it one number for each channel",
+            )
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:

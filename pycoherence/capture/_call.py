@@ -1,6 +1,7 @@
 """One call of a torch function that uses parameters, and what its backward pass returns."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,17 +9,21 @@ import torch
 from torch import Tensor
 
 from pycoherence.errors import UnsupportedError
+from pycoherence.ops import Reduced
 from pycoherence.sites import Site
 
 if TYPE_CHECKING:
     from pycoherence.capture._capture import Capture
 
-# The one output that is not of `ops.Reduced`: the squared norm of the weighted sum.
-_SUM = "sum_sq_norm"
 
-# Activation checkpointing runs the forward pass again in the backward, where no mode is active, and
-# takes whatever torch saves there for ours. Nothing else saves a tensor of this shape.
-_MARK = torch.empty(0, 7, 0, 7, dtype=torch.uint8)
+@functools.cache
+def _mark() -> Tensor:
+    """A tensor that no torch function would save.
+
+    Activation checkpointing runs the forward pass again in the backward, where no mode is active,
+    and takes whatever torch saves there for ours.
+    """
+    return torch.empty(0, 7, 0, 7, dtype=torch.uint8, device="cpu")
 
 
 def saved(ctx: Any) -> tuple[Any, ...]:
@@ -28,7 +33,7 @@ def saved(ctx: Any) -> tuple[Any, ...]:
         UnsupportedError: They are not the ones.
     """
     mark, *tensors = ctx.saved_tensors
-    if mark is None or mark.shape != _MARK.shape:
+    if mark is None or mark.shape != _mark().shape:
         raise UnsupportedError(
             "activation checkpointing has run a captured layer again where the capture cannot see "
             "it. What to do: leave checkpointing out of the block."
@@ -42,11 +47,15 @@ class Slot:
 
     Attributes:
         name: Name of the argument, such as `weight`.
-        dtype: Dtype of the parameter, hence of its gradient.
+        parameter: Name of the tracked parameter; `None` if the tensor is not one.
+        shape: Of the parameter, hence of its gradient; so is `dtype`.
+        dtype: See `shape`.
         probes: By output; empty if the tensor is not a tracked parameter.
     """
 
     name: str
+    parameter: str | None
+    shape: torch.Size
     dtype: torch.dtype
     probes: Mapping[str, Tensor]
 
@@ -67,20 +76,25 @@ class Call:
     slots: tuple[Slot | None, ...]
 
     @property
-    def probes(self) -> tuple[Tensor, ...]:
+    def used(self) -> list[Slot]:
+        """The slots that need a gradient."""
+        return [slot for slot in self.slots if slot is not None]
+
+    @property
+    def probes(self) -> list[Tensor]:
         """The last arguments of the Function."""
-        return tuple(probe for slot in self._used() for probe in slot.probes.values())
+        return [probe for slot in self.used for probe in slot.probes.values()]
+
+    def needs(self, name: str) -> bool:
+        """Whether the parameter argument `name` needs a gradient."""
+        return any(slot.name == name for slot in self.used)
 
     def save(self, ctx: Any, *tensors: Tensor | None) -> None:
         """Keep the call and what its backward needs; `saved` gives the tensors back."""
         ctx.call = self
-        ctx.save_for_backward(_MARK, *tensors)
+        ctx.save_for_backward(_mark(), *tensors)
 
-    def needs(self, name: str) -> bool:
-        """Whether the parameter argument `name` needs a gradient."""
-        return any(slot.name == name for slot in self._used())
-
-    def gradients(self, **sites: Site) -> Iterator[Tensor | None]:
+    def gradients(self, **sites: Site) -> list[Tensor | None]:
         """Gradients of the parameter arguments, then of the probes.
 
         Args:
@@ -91,8 +105,8 @@ class Call:
         """
         if not self.capture.watched:
             raise RuntimeError(
-                "this backward pass runs outside the block of its forward pass, where a gradient "
-                "past the capture would not be noticed; call loss.backward() inside the block"
+                "this backward pass was not started by loss.backward() inside the block of its "
+                "forward pass, so that a gradient past the capture would not be noticed"
             )
         parameters: list[Tensor | None] = []
         probes: list[Tensor] = []
@@ -100,27 +114,26 @@ class Call:
             if slot is None:
                 parameters.append(None)
                 continue
-            gradient, *statistics = _gradients(sites[slot.name], slot)
-            parameters.append(gradient)
-            probes.extend(statistics)
-        yield from parameters
-        yield from probes
+            outputs = [name for name in slot.probes if name in Reduced._fields]
+            reduced = sites[slot.name].reduce(tuple({"weighted_sum", *outputs}))
+            total = reduced.weighted_sum
+            assert total is not None
+            assert total.shape == slot.shape
+            for name in slot.probes:
+                probes.append(_sq_norm(total) if name == _SUM else getattr(reduced, name))
+            parameters.append(total.to(slot.dtype))
+        return [*parameters, *probes]
 
-    def _used(self) -> Iterable[Slot]:
-        return (slot for slot in self.slots if slot is not None)
 
-
-def _gradients(site: Site, slot: Slot) -> Iterator[Tensor]:
-    """Of the parameter, then of its probes; all from one reduction."""
-    reduced = site.reduce(("weighted_sum", *(name for name in slot.probes if name != _SUM)))
-    total = reduced.weighted_sum
-    assert total is not None
-    yield total.to(slot.dtype)
-    for name in slot.probes:
-        yield _sq_norm(total) if name == _SUM else getattr(reduced, name)
+# The one output that is not of `ops.Reduced`: the squared norm of the weighted sum.
+_SUM = "sum_sq_norm"
+_ROW = 4096
 
 
 def _sq_norm(x: Tensor) -> Tensor:
-    # By rows, since torch splits the sum of a whole tensor by the number of threads.
-    rows = x.flatten(1) if x.dim() > 1 else x
-    return torch.linalg.vecdot(rows, rows).sum()
+    # By rows of a fixed size, since torch splits a longer sum by the number of threads.
+    flat = x.flatten()
+    whole = len(flat) - len(flat) % _ROW
+    rows, rest = flat[:whole].view(-1, _ROW), flat[whole:]
+    total = torch.linalg.vecdot(rest, rest)
+    return total + torch.linalg.vecdot(rows, rows).double().sum().to(x.dtype) if whole else total

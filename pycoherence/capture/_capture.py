@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pycoherence.capture._call import Call, Slot
-from pycoherence.capture._graph import graph_below, is_reentrant_checkpoint
+from pycoherence.capture._graph import (
+    counted_gradients,
+    graph_below,
+    is_reentrant_checkpoint,
+)
 from pycoherence.capture._probes import Shape, make_probes
-from pycoherence.capture._registry import guards, handlers
+from pycoherence.capture._registry import Handler, guards, handlers
 from pycoherence.errors import UnsupportedError
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
@@ -44,6 +48,10 @@ def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 class Capture(TorchFunctionMode):
     """Routes each use of a tracked parameter through an autograd Function with probes.
 
+    Args:
+        model: Its parameters that require a gradient are tracked.
+        outputs: What to take of every site, and the shapes of the probes.
+
     Attributes:
         parameters: The tracked parameters, by name.
         batch_size: Of the forward pass; `None` until a parameter has been used.
@@ -52,15 +60,14 @@ class Capture(TorchFunctionMode):
         probes: Of each parameter that has been used: output name to probe.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], outputs: Mapping[str, Shape]
-    ) -> None:
+    def __init__(self, model: nn.Module, outputs: Mapping[str, Shape]) -> None:
         super().__init__()
-        self.parameters = dict(parameters)
+        self.parameters = tracked_parameters(model)
         self.batch_size: int | None = None
         self.watched = False
         self.failed = False
         self.probes: dict[str, dict[str, Tensor]] = {}
+        self._model = model
         self._outputs = dict(outputs)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._function: Callable[..., Any] | None = None
@@ -91,9 +98,7 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _BACKWARD:
-            roots = _tensors(args[0] if args else list(kwargs.values()))
-            with self.backward(roots, accumulate=func is not torch.autograd.grad):
-                return func(*args, **kwargs)
+            return self._run_backward(func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         self._function = func
@@ -103,7 +108,7 @@ class Capture(TorchFunctionMode):
         if not self._used:
             return func(*args, **kwargs)
         if func in handlers:
-            return handlers[func](self, *args, **kwargs)
+            return self._handle(handlers[func], args, kwargs)
         result = func(*args, **kwargs)
         if any(x.grad_fn is not None for x in _tensors(result)):
             known = sorted(resolve_name(known) or repr(known) for known in handlers)
@@ -113,6 +118,29 @@ class Capture(TorchFunctionMode):
                 "requires_grad_(False), or detach it here",
             )
         return result
+
+    def _handle(self, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a handler; if it raises, the call has not happened."""
+        batch_size, used = self.batch_size, set(self.probes)
+        try:
+            return handler(self, *args, **kwargs)
+        except BaseException:
+            self.batch_size = batch_size
+            self.probes = {name: probes for name, probes in self.probes.items() if name in used}
+            raise
+
+    def _run_backward(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        accumulate = func is not torch.autograd.grad
+        if accumulate and kwargs.get("inputs") is not None:
+            raise RuntimeError(
+                "backward(inputs=...) would leave the statistics out, whose probes are not among "
+                "these inputs; call loss.backward(), or torch.autograd.grad for other gradients"
+            )
+        roots = _tensors(args[0] if args else list(kwargs.values()))
+        with self.backward(roots, accumulate=accumulate):
+            return func(*args, **kwargs)
 
     def probe(self, name: str, output: str) -> Tensor:
         """The probe of one output of a parameter; a fresh one if the parameter was not used."""
@@ -156,26 +184,49 @@ class Capture(TorchFunctionMode):
             UnsupportedError: A gradient would reach a tracked parameter past the captured calls.
             RuntimeError: It would add to the probes a second time.
         """
+        self._expect_same_model()
         calls = self._find_calls(roots)
         if accumulate:
-            self._expect_first(calls)
+            self._expect_first(set(calls))
+        expected = {name: int(accumulate) for names in calls.values() for name in names}
         self.watched = True
         try:
-            yield
+            with counted_gradients(self.parameters) as counts:
+                yield
         except BaseException:
-            self.failed = True
+            self.failed |= accumulate
             raise
         finally:
             self.watched = False
+        self._used = [name for name, n in counts.items() if n > expected.get(name, 0)]
+        if self._used:
+            self.failed = True
+            self.refuse(
+                "a gradient reached it from a backward pass inside this one, past the capture",
+                "leave functions that run layers again in their backward, such as activation "
+                "checkpointing or reversible layers, out of the block",
+            )
 
-    def _find_calls(self, roots: Iterable[Tensor]) -> set[int]:
-        """Numbers of the captured calls below `roots`, with nothing else above a parameter."""
-        calls: set[int] = set()
+    def _expect_same_model(self) -> None:
+        now = {name: id(p) for name, p in self._model.named_parameters() if p.requires_grad}
+        if now != {name: id(p) for name, p in self.parameters.items()}:
+            changed = sorted(
+                {*now, *self.parameters}
+                - {name for name, p in self.parameters.items() if now.get(name) == id(p)}
+            )
+            raise RuntimeError(
+                f"parameters were replaced, frozen or unfrozen inside the block: "
+                f"{', '.join(changed)}; do so before it"
+            )
+
+    def _find_calls(self, roots: Iterable[Tensor]) -> dict[int, list[str]]:
+        """The captured calls below `roots`, by number, and the parameters of each."""
+        calls: dict[int, list[str]] = {}
         self._function = None
         for node in graph_below(roots):
             call = getattr(node, "call", None)
             if isinstance(call, Call) and call.capture is self:
-                calls.add(call.number)
+                calls[call.number] = [s.parameter for s in call.used if s.parameter is not None]
                 continue
             leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
             self._used = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
@@ -202,7 +253,7 @@ class Capture(TorchFunctionMode):
         if parameter is None or not parameter.requires_grad:
             return None
         if name is None:
-            return Slot(slot, parameter.dtype, {})
+            return Slot(slot, None, parameter.shape, parameter.dtype, {})
         if name in self.probes:
             self.refuse(
                 "this is its second use in the block, and shared parameters are not supported yet",
@@ -210,7 +261,7 @@ class Capture(TorchFunctionMode):
             )
         assert self.batch_size is not None
         self.probes[name] = make_probes(self._outputs, self.batch_size, parameter)
-        return Slot(slot, parameter.dtype, self.probes[name])
+        return Slot(slot, name, parameter.shape, parameter.dtype, self.probes[name])
 
     def _check_batch(self, batched: Tensor) -> None:
         if torch.is_autocast_enabled(batched.device.type):

@@ -25,12 +25,17 @@ def scalar(batch: int, parameter: Tensor) -> tuple[int, ...]:
     return ()
 
 
+def like_parameter(batch: int, parameter: Tensor) -> tuple[int, ...]:
+    """One number for each of the parameter's."""
+    return tuple(parameter.shape)
+
+
 def make_probes(outputs: Mapping[str, Shape], batch: int, parameter: Tensor) -> dict[str, Tensor]:
-    """A probe for each output of one parameter."""
+    """A probe for each output of one parameter; its zeros take no memory, whatever its shape."""
     dtype = accumulate_dtype(parameter.dtype)
     return {
-        name: torch.zeros(
-            shape(batch, parameter), dtype=dtype, device=parameter.device, requires_grad=True
-        )
+        name: torch.zeros((), dtype=dtype, device=parameter.device)
+        .expand(shape(batch, parameter))
+        .requires_grad_()
         for name, shape in outputs.items()
     }

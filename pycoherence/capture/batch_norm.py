@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pycoherence.capture._affine import Affine
+from pycoherence.capture._affine import Affine, check_channels
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_guard, register_site
 from pycoherence.errors import UnsupportedError
@@ -74,6 +74,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    check_channels(capture, input, weight, bias)
     call = capture.call(input, weight=weight, bias=bias)
     normal = F.batch_norm(input, running_mean, running_var, eps=eps)
     return Affine.apply(call, normal, weight, bias, *call.probes)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycoherence.capture._affine import Affine
+from pycoherence.capture._affine import Affine, check_channels
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._registry import register_site
 
@@ -20,6 +20,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    check_channels(capture, input, weight, bias)
     call = capture.call(input, weight=weight, bias=bias)
     normal = F.instance_norm(
         input, running_mean, running_var, None, None, use_input_stats, momentum, eps

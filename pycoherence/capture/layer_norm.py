@@ -24,7 +24,12 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    call = capture.call(input.flatten(-len(normalized_shape)), weight=weight, bias=bias)
+    if len(normalized_shape) >= input.dim():
+        capture.refuse(
+            f"its input {tuple(input.shape)} has no batch dimension before those it normalises",
+            "give it an input [B, ...]",
+        )
+    call = capture.call(input, weight=weight, bias=bias)
     return _LayerNorm.apply(call, list(normalized_shape), eps, input, weight, bias, *call.probes)
 
 

@@ -16,6 +16,12 @@ from pycoherence.sites._site import positions_last
 
 @register_site(F.linear)
 def linear(capture: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+        capture.refuse(
+            f"its weight and bias of shapes {shapes} are broadcast",
+            "give it a weight [O, I] and a bias [O]",
+        )
     call = capture.call(input, weight=weight, bias=bias)
     return _Linear.apply(call, input, weight, bias, *call.probes)
 
@@ -30,7 +36,9 @@ class _Linear(torch.autograd.Function):
             input if call.needs("weight") else None,
             weight if ctx.needs_input_grad[1] else None,
         )
-        return F.linear(input, weight, bias)
+        output = F.linear(input, weight, bias)
+        # Autograd refuses changes in place to a view that a custom Function returns.
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
     @staticmethod
     @once_differentiable

@@ -24,7 +24,12 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    call = capture.call(input.flatten(-len(normalized_shape)), weight=weight)
+    if len(normalized_shape) >= input.dim():
+        capture.refuse(
+            f"its input {tuple(input.shape)} has no batch dimension before those it normalises",
+            "give it an input [B, ...]",
+        )
+    call = capture.call(input, weight=weight)
     return _RMSNorm.apply(call, list(normalized_shape), eps, input, weight, *call.probes)
 
 

@@ -58,7 +58,8 @@ def affine_reduce(
             `coef`/`direction` do not fit it.
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
-    Cost: One read of `g` and `x`; `O(BC)` memory.
+    Cost: One read of `g` and `x`. Memory of `[B, C]` (native), or of 64 MiB or one example's
+    factors (reference).
 
     Source: Gray et al. 2024, arXiv:2411.00999, for the norms of layer normalisation.
 

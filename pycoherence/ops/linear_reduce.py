@@ -50,7 +50,8 @@ def linear_reduce(
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
     Cost: The FLOPs of the ordinary weight gradient, `2BTIO`. For `T = 1`, `sq_norms` alone take
-    `O(B (I + O))`. Memory beyond the outputs is bounded (64 MiB on the reference path).
+    `O(B (I + O))`. Memory for the factors of one example in each thread (native), or for 64 MiB or
+    one example's gradient (reference), and a copy of the factors where their dtype is half.
 
     Source: Goodfellow 2015, arXiv:1510.01799, for the `T = 1` norms.
 

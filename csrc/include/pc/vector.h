@@ -49,6 +49,30 @@ PC_INLINE Vector<T> first_lanes(Vector<T> value, int64_t n) {
   return result;
 }
 
+// <a, b>, each lane in blocks of its own and their totals in double.
+template <typename T>
+PC_INLINE T dot(const T* a, const T* b, int64_t size) {
+  constexpr int64_t lanes = VectorOf<T>::lanes, block = 256 * lanes;
+  double total = 0;
+  for (int64_t start = 0; start < size; start += block) {
+    const int64_t end = start + block < size ? start + block : size;
+    Vector<T> sums = {};
+    int64_t i = start;
+    for (; i + lanes <= end; i += lanes) sums += load(a + i) * load(b + i);
+    for (; i < end; ++i) total += static_cast<double>(a[i]) * b[i];
+    for (int lane = 0; lane < lanes; ++lane) total += sums[lane];
+  }
+  return static_cast<T>(total);
+}
+
+// In double, since the product of two such norms may be representable where they are not.
+template <typename T>
+PC_INLINE double sq_norm(const T* row, int64_t size) {
+  double total = 0;
+  for (int64_t i = 0; i < size; ++i) total += static_cast<double>(row[i]) * row[i];
+  return total;
+}
+
 // Starts its memory at a cache line: a vector that lies across two takes twice the time to load.
 template <typename T>
 struct LineAllocator {

@@ -1,0 +1,155 @@
+// embedding_reduce on the CPU. Its schema and its truth: pycoherence/ops/embedding_reduce.py.
+
+#include <algorithm>
+#include <numeric>
+
+#include "pc/vector.h"
+#include "reduce_op.h"
+
+namespace {
+
+using pc::Outputs;
+using pc::Reduction;
+using pc::Tensor;
+
+// Columns of the table that one task takes; the tasks do not depend on the number of threads.
+constexpr int64_t kColumns = 64;
+
+// For each example its positions in the order of their ids, without padding.
+struct Lookups {
+  std::vector<int64_t> ids;
+  std::vector<int64_t> order;
+  std::vector<int64_t> sizes;  // of each example's order
+  int64_t positions;
+
+  Lookups(const int64_t* from, int64_t batch, int64_t positions, int64_t padding)
+      : ids(from, from + batch * positions),
+        order(batch * positions),
+        sizes(batch),
+        positions(positions) {
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) sort(b, padding);
+    });
+  }
+
+  // Stable, so that equal ids are added up in the order of their positions.
+  void sort(int64_t b, int64_t padding) {
+    const int64_t* row = ids.data() + b * positions;
+    const auto begin = order.begin() + b * positions;
+    std::iota(begin, begin + positions, 0);
+    const auto end =
+        std::remove_if(begin, begin + positions, [&](int64_t t) { return row[t] == padding; });
+    std::stable_sort(begin, end, [&](int64_t s, int64_t t) { return row[s] < row[t]; });
+    sizes[b] = end - begin;
+  }
+};
+
+template <typename T>
+struct Problem {
+  const Lookups& lookups;
+  const T* g;  // [B, T, D]
+  int64_t width;
+  int64_t chunks;
+  T* sq_norms;  // [B, chunks]; so are dots
+  T* dots;
+};
+
+// The gradients of one example in columns first .. last: a row for each id that it looks up.
+template <typename T>
+PC_INLINE void reduce_example(const Problem<T>& problem, int64_t b, int64_t chunk,
+                              const Reduction<T>& to) {
+  const int64_t first = chunk * kColumns;
+  const int64_t size = std::min(kColumns, problem.width - first);
+  const int64_t start = b * problem.lookups.positions;
+  const int64_t* order = problem.lookups.order.data() + start;
+  const int64_t* ids = problem.lookups.ids.data() + start;
+  const T coef = to.coef == nullptr ? T{1} : to.coef[b];
+  T sq_norm[kColumns] = {}, dot[kColumns] = {}, row[kColumns];
+  for (int64_t i = 0; i < problem.lookups.sizes[b];) {
+    const int64_t id = ids[order[i]];
+    std::fill_n(row, size, T{0});
+    for (; i < problem.lookups.sizes[b] && ids[order[i]] == id; ++i) {
+      const T* g = problem.g + (start + order[i]) * problem.width + first;
+      for (int64_t d = 0; d < size; ++d) row[d] += g[d];
+    }
+    const int64_t at = id * problem.width + first;
+    for (int64_t d = 0; d < size; ++d) sq_norm[d] += row[d] * row[d];
+    if (to.direction) {
+      for (int64_t d = 0; d < size; ++d) dot[d] += row[d] * to.direction[at + d];
+    }
+    if (to.sum && coef != 0) {
+      for (int64_t d = 0; d < size; ++d) to.sum[at + d] += coef * row[d];
+    }
+    if (to.moment) {
+      for (int64_t d = 0; d < size; ++d) to.moment[at + d] += row[d] * row[d];
+    }
+    if (to.sign) {
+      for (int64_t d = 0; d < size; ++d) to.sign[at + d] += pc::sign_of(row[d]);
+    }
+  }
+  const int64_t part = b * problem.chunks + chunk;
+  if (problem.sq_norms) problem.sq_norms[part] = std::accumulate(sq_norm, sq_norm + size, T{0});
+  if (problem.dots) problem.dots[part] = std::accumulate(dot, dot + size, T{0});
+}
+
+PC_CLONES void run_example(const Problem<float>& problem, int64_t b, int64_t chunk,
+                           const Reduction<float>& to) {
+  reduce_example(problem, b, chunk, to);
+}
+
+PC_CLONES void run_example(const Problem<double>& problem, int64_t b, int64_t chunk,
+                           const Reduction<double>& to) {
+  reduce_example(problem, b, chunk, to);
+}
+
+template <typename T>
+void run(const Problem<T>& problem, int64_t batch, const Reduction<T>& to) {
+  // Examples meet in the rows of the table, so that a task then takes all of them in order.
+  const bool meet = to.sum || to.moment || to.sign;
+  const int64_t tasks = meet ? problem.chunks : problem.chunks * batch;
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t chunk = task % problem.chunks, one = task / problem.chunks;
+      for (int64_t b = meet ? 0 : one; b < (meet ? batch : one + 1); ++b) {
+        run_example(problem, b, chunk, to);
+      }
+    }
+  });
+}
+
+template <typename T>
+Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddings,
+                         int64_t padding_idx, const std::optional<Tensor>& coef,
+                         const std::optional<Tensor>& direction, int64_t want) {
+  const int64_t batch = g.size(0), positions = g.size(1), width = g.size(2);
+  const pc::ReduceOp<T> op(g, {num_embeddings, width}, coef, direction, want);
+  if (std::min({batch, positions, width}) == 0) return op.outputs;
+  const Tensor rows = pc::prepare<T>(g);
+  const Tensor wide = torch::stable::contiguous(ids.scalar_type() == pc::ScalarType::Long
+                                                    ? ids
+                                                    : torch::stable::to(ids, pc::ScalarType::Long));
+  const Lookups lookups(wide.const_data_ptr<int64_t>(), batch, positions, padding_idx);
+  const int64_t chunks = (width + kColumns - 1) / kColumns;
+  const Reduction<T> to = op.pointers();
+  std::vector<T> sq_norms(to.sq_norms ? batch * chunks : 0), dots(to.dots ? batch * chunks : 0);
+  run(Problem<T>{lookups, pc::read<T>(rows), width, chunks, to.sq_norms ? sq_norms.data() : nullptr,
+                 to.dots ? dots.data() : nullptr},
+      batch, to);
+  if (to.sq_norms) pc::sum_parts(sq_norms, chunks, to.sq_norms, batch);
+  if (to.dots) pc::sum_parts(dots, chunks, to.dots, batch);
+  return op.outputs;
+}
+
+Outputs embedding_reduce_cpu(const Tensor& ids, const Tensor& g, int64_t num_embeddings,
+                             int64_t padding_idx, const std::optional<Tensor>& coef,
+                             const std::optional<Tensor>& direction, int64_t want) {
+  return g.scalar_type() == pc::ScalarType::Double
+             ? embedding_reduce<double>(ids, g, num_embeddings, padding_idx, coef, direction, want)
+             : embedding_reduce<float>(ids, g, num_embeddings, padding_idx, coef, direction, want);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pycoherence_native, CPU, m) {
+  m.impl("embedding_reduce", TORCH_BOX(&embedding_reduce_cpu));
+}
