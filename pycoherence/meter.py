@@ -64,6 +64,9 @@ class CoherenceMeter:
         self._versions: dict[str, tuple[int, bool]] | None = None
         self._point: dict[str, Tensor] | None = None
 
+    def __repr__(self) -> str:
+        return f"CoherenceMeter(n={self._n}, parameters={len(self._parameters)})"
+
     @property
     def n(self) -> int:
         """Number of examples so far."""
@@ -171,7 +174,7 @@ def measure(
         raise ValueError("expected loss_fn to use the parameters of the model, got no use")
     names = list(capture.probes)
     probes = [capture.probes[n][o] for o in ("weighted_sum", "sq_norms") for n in names]
-    with capture.backward([loss], accumulate=False):
+    with capture.watch.backward([loss], accumulate=False):
         grads = torch.autograd.grad(loss, probes, allow_unused=True)
     sums, norms = (
         {name: grad for name, grad in zip(names, half, strict=True) if grad is not None}

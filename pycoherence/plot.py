@@ -98,7 +98,7 @@ def explain(axes: Axes, runs: Mapping[str, Any], part: str, examples: int) -> No
         axes.annotate(f"{kind} labels", at_peak, (0, 24), **name, **label, **offset)
         if half is not None:
             axes.plot(run[half]["step"], m[half], "o", markersize=7, color=colour)
-            text = f"\N{BLACK CIRCLE} m = {m[half]:.1f} when half of them are fitted"
+            text = f"m = {m[half]:.1f} (dot) when half of them are fitted"
             axes.annotate(text, at_peak, (0, 8), **label, **offset)
 
 

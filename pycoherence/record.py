@@ -41,6 +41,10 @@ class Record:
         self._capture = capture
         self._loss_reduction = loss_reduction
 
+    def __repr__(self) -> str:
+        size, n = self._capture.batch_size, len(self._capture.parameters)
+        return f"Record(batch_size={size}, parameters={n}, loss_reduction={self._loss_reduction!r})"
+
     @property
     def batch_size(self) -> int:
         """`B`, the number of examples.
@@ -98,7 +102,7 @@ class Record:
         """The gradients of one output's probes, by parameter; zeros for those that took no part."""
         size = self.batch_size
         probes = {name: self._capture.probe(name, output) for name in self._capture.parameters}
-        if self._capture.failed:
+        if self._capture.watch.failed:
             raise RuntimeError(
                 f"a backward pass on this batch of {size} raised an error before its end, so that "
                 "its statistics are not complete; run forward and backward pass in a new block"

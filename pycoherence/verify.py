@@ -155,6 +155,7 @@ def _message(result: Verification) -> str:
             *lines,
             "Likely causes: dropout or other randomness (call model.eval()), a layer that mixes "
             "examples, a first dimension that is not the batch, or a loss that is not the "
-            "loss_reduction over examples.",
+            "loss_reduction over examples (ignore_index and class weights divide by another number "
+            "than B: take the mean within each example, then over the batch).",
         ]
     )

@@ -13,7 +13,7 @@ from pycoherence.ops import Reduced
 from pycoherence.sites import Site
 
 if TYPE_CHECKING:
-    from pycoherence.capture._capture import Capture
+    from pycoherence.capture._watch import BackwardWatch
 
 
 @functools.cache
@@ -65,13 +65,13 @@ class Call:
     """What an autograd Function of this folder needs to know about the call it carries out.
 
     Attributes:
-        capture: The `Capture` that saw the call.
-        number: Of this call among those of the capture.
+        watch: What guards its backward pass.
+        number: Of this call among those of one capture.
         slots: One for each parameter argument, in the order of the Function's arguments; `None`
             where the argument is absent or needs no gradient.
     """
 
-    capture: "Capture"
+    watch: "BackwardWatch"
     number: int
     slots: tuple[Slot | None, ...]
 
@@ -101,9 +101,9 @@ class Call:
             sites: The site of each parameter argument, by its name.
 
         Raises:
-            RuntimeError: The capture does not know of this backward pass.
+            RuntimeError: The backward pass is not guarded.
         """
-        if not self.capture.watched:
+        if not self.watch.running:
             raise RuntimeError(
                 "this backward pass was not started by loss.backward() inside the block of its "
                 "forward pass, so that a gradient past the capture would not be noticed"

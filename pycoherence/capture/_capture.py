@@ -1,24 +1,19 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
 from pycoherence.capture._call import Call, Slot
-from pycoherence.capture._graph import (
-    counted_gradients,
-    graph_below,
-    is_reentrant_checkpoint,
-)
+from pycoherence.capture._names import describe, function_name, unsupported
 from pycoherence.capture._probes import Shape, make_probes
 from pycoherence.capture._registry import Handler, guards, handlers
-from pycoherence.errors import UnsupportedError
+from pycoherence.capture._watch import BackwardWatch
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
@@ -31,8 +26,10 @@ def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Raises:
         ValueError: There are none.
-        TypeError: One is not a floating-point tensor.
+        TypeError: One is not a floating-point tensor, or this is no model.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
         raise ValueError(
@@ -55,8 +52,7 @@ class Capture(TorchFunctionMode):
     Attributes:
         parameters: The tracked parameters, by name.
         batch_size: Of the forward pass; `None` until a parameter has been used.
-        watched: Whether a backward pass is running that was found to miss nothing.
-        failed: Whether one has raised, and left some statistics without the others.
+        watch: What guards the backward passes.
         probes: Of each parameter that has been used: output name to probe.
     """
 
@@ -64,15 +60,13 @@ class Capture(TorchFunctionMode):
         super().__init__()
         self.parameters = tracked_parameters(model)
         self.batch_size: int | None = None
-        self.watched = False
-        self.failed = False
+        self.watch = BackwardWatch(model, self.parameters)
         self.probes: dict[str, dict[str, Tensor]] = {}
-        self._model = model
         self._outputs = dict(outputs)
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
-        self._done: set[int] = set()
+        self._batch_source = ""
         self._calls = count()
 
     def __enter__(self) -> "Capture":
@@ -111,11 +105,13 @@ class Capture(TorchFunctionMode):
             return self._handle(handlers[func], args, kwargs)
         result = func(*args, **kwargs)
         if any(x.grad_fn is not None for x in _tensors(result)):
-            known = sorted(resolve_name(known) or repr(known) for known in handlers)
+            known = ", ".join(sorted(function_name(known) for known in handlers))
             self.refuse(
                 "per-example gradients through this function are not known",
-                f"write the layer with one that is ({', '.join(known)}), freeze the parameter with "
-                "requires_grad_(False), or detach it here",
+                f"write the layer with one that is ({known}); look up what all examples share, "
+                "such as positions, with embedding(positions.expand(B, T), weight); take penalties "
+                "and print-outs of parameter.detach() or outside the block; or freeze the "
+                "parameter with requires_grad_(False)",
             )
         return result
 
@@ -139,7 +135,7 @@ class Capture(TorchFunctionMode):
                 "these inputs; call loss.backward(), or torch.autograd.grad for other gradients"
             )
         roots = _tensors(args[0] if args else list(kwargs.values()))
-        with self.backward(roots, accumulate=accumulate):
+        with self.watch.backward(roots, accumulate=accumulate):
             return func(*args, **kwargs)
 
     def probe(self, name: str, output: str) -> Tensor:
@@ -167,87 +163,10 @@ class Capture(TorchFunctionMode):
             )
         self._check_batch(batched)
         return Call(
-            self,
+            self.watch,
             next(self._calls),
             tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()),
         )
-
-    @contextmanager
-    def backward(self, roots: Iterable[Tensor], *, accumulate: bool) -> Iterator[None]:
-        """Run a backward pass from `roots`, after a check that it will miss nothing.
-
-        Args:
-            roots: What is differentiated.
-            accumulate: Whether gradients are added to leaves, probes among them.
-
-        Raises:
-            UnsupportedError: A gradient would reach a tracked parameter past the captured calls.
-            RuntimeError: It would add to the probes a second time.
-        """
-        self._expect_same_model()
-        calls = self._find_calls(roots)
-        if accumulate:
-            self._expect_first(set(calls))
-        expected = {name: int(accumulate) for names in calls.values() for name in names}
-        self.watched = True
-        try:
-            with counted_gradients(self.parameters) as counts:
-                yield
-        except BaseException:
-            self.failed |= accumulate
-            raise
-        finally:
-            self.watched = False
-        self._used = [name for name, n in counts.items() if n > expected.get(name, 0)]
-        if self._used:
-            self.failed = True
-            self.refuse(
-                "a gradient reached it from a backward pass inside this one, past the capture",
-                "leave functions that run layers again in their backward, such as activation "
-                "checkpointing or reversible layers, out of the block",
-            )
-
-    def _expect_same_model(self) -> None:
-        now = {name: id(p) for name, p in self._model.named_parameters() if p.requires_grad}
-        if now != {name: id(p) for name, p in self.parameters.items()}:
-            changed = sorted(
-                {*now, *self.parameters}
-                - {name for name, p in self.parameters.items() if now.get(name) == id(p)}
-            )
-            raise RuntimeError(
-                f"parameters were replaced, frozen or unfrozen inside the block: "
-                f"{', '.join(changed)}; do so before it"
-            )
-
-    def _find_calls(self, roots: Iterable[Tensor]) -> dict[int, list[str]]:
-        """The captured calls below `roots`, by number, and the parameters of each."""
-        calls: dict[int, list[str]] = {}
-        self._function = None
-        for node in graph_below(roots):
-            call = getattr(node, "call", None)
-            if isinstance(call, Call) and call.capture is self:
-                calls[call.number] = [s.parameter for s in call.used if s.parameter is not None]
-                continue
-            leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
-            self._used = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
-            if self._used or is_reentrant_checkpoint(node):
-                self.refuse(
-                    f"a gradient would reach it through {node.name()}, past the capture",
-                    "run the whole forward pass inside the block, write the layer with functions "
-                    "of torch.nn.functional, without custom autograd.Function, torch.compile, "
-                    "scripted code or activation checkpointing, or freeze the parameter with "
-                    "requires_grad_(False)",
-                )
-        return calls
-
-    def _expect_first(self, calls: set[int]) -> None:
-        if calls & self._done:
-            raise RuntimeError(
-                "expected one backward pass over a forward pass, got a second, whose statistics "
-                "would add up as if of other examples; sum the losses before one backward(), or "
-                "use a block for each"
-            )
-        self._done |= calls
 
     def _slot(self, slot: str, parameter: Tensor | None, name: str | None) -> Slot | None:
         if parameter is None or not parameter.requires_grad:
@@ -274,10 +193,11 @@ class Capture(TorchFunctionMode):
             )
         if self.batch_size is None:
             self.batch_size = batched.shape[0]
+            self._batch_source = f"{describe(self._used[0])} with input {tuple(batched.shape)}"
         if batched.shape[0] != self.batch_size:
             self.refuse(
                 f"its input {tuple(batched.shape)} has {batched.shape[0]} rows, but the batch size "
-                f"of this block is {self.batch_size}",
+                f"of this block is {self.batch_size}, as set by {self._batch_source}",
                 "keep the batch first in every layer: expand what all examples share to [B, ...], "
                 "and do not fold positions into the batch",
             )
@@ -288,15 +208,7 @@ class Capture(TorchFunctionMode):
         Raises:
             UnsupportedError: Always.
         """
-        who = " and ".join(_describe(name) for name in self._used)
-        op = "" if self._function is None else resolve_name(self._function) or str(self._function)
-        where = ", used by ".join(part for part in (who, op) if part) or "the backward pass"
-        raise UnsupportedError(f"{where}: {why}. What to do: {fix}.")
-
-
-def _describe(name: str) -> str:
-    module, _, parameter = name.rpartition(".")
-    return f"parameter {parameter!r} of " + (f"module {module!r}" if module else "the model itself")
+        raise unsupported(self._used, self._function, why, fix)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

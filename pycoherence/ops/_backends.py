@@ -23,14 +23,14 @@ NATIVE_NAMESPACE = "pycoherence_native"
 _PACKAGE = Path(__file__).parent.parent
 
 
-def _checked(name: str | None) -> str | None:
+def _checked(name: str | None, source: str = "pc.backend") -> str | None:
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, got {name!r}")
+        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
 # Not a context variable: autograd runs backward passes in threads of its own.
-_forced = _checked(os.environ.get("PYCOHERENCE_BACKEND") or None)
+_forced = _checked(os.environ.get("PYCOHERENCE_BACKEND") or None, "PYCOHERENCE_BACKEND")
 
 
 @contextmanager
@@ -78,12 +78,12 @@ def load_native(device: str) -> str | None:
     """Load the compiled kernels for a device type; returns why they cannot be used, or `None`."""
     if device not in ("cpu", "cuda"):
         return f"no native kernels exist for {device}"
-    if device == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device"
     path = _PACKAGE / f"_C_{device}.abi3.so"
     if not path.exists():
-        reason = build_record().get(device, {}).get("reason") or "not part of this installation"
-        return f"_C_{device} was not built: {reason}"
+        reason = build_record().get(device, {}).get("reason")
+        return f"_C_{device} was not built: {reason or 'this is a source folder, not installed'}"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -104,12 +104,12 @@ def _native_reason(op: str, device: str) -> str | None:
 
 @functools.cache
 def _triton_reason(op: str, device: str) -> str | None:
+    if importlib.util.find_spec(f"pycoherence.triton_kernels.{op}") is None:
+        return f"no Triton kernel is written for {op}"
     if device != "cuda":
         return "Triton kernels run on CUDA devices"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if importlib.util.find_spec(f"pycoherence.triton_kernels.{op}") is None:
-        return f"no Triton kernel is written for {op}"
     return None
 
 

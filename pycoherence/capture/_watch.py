@@ -1,0 +1,106 @@
+"""What guards a backward pass, so that no gradient goes past the capture."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from pycoherence.capture._call import Call
+from pycoherence.capture._graph import counted_gradients, graph_below, is_reentrant_checkpoint
+from pycoherence.capture._names import unsupported
+
+
+class BackwardWatch:
+    """Guards the backward passes over what one capture has seen.
+
+    Attributes:
+        running: Whether a backward pass is running that was found to miss nothing.
+        failed: Whether one has raised, and left some statistics without the others.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.running = False
+        self.failed = False
+        self._model = model
+        self._parameters = parameters
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._done: set[int] = set()
+
+    @contextmanager
+    def backward(self, roots: Iterable[Tensor], *, accumulate: bool) -> Iterator[None]:
+        """Run a backward pass from `roots`, after a check that it will miss nothing.
+
+        Args:
+            roots: What is differentiated.
+            accumulate: Whether gradients are added to leaves, probes among them.
+
+        Raises:
+            UnsupportedError: A gradient would reach, or has reached, a tracked parameter past the
+                captured calls.
+            RuntimeError: It would add to the probes a second time, or the parameters have changed.
+        """
+        self._expect_same_model()
+        calls = self._find_calls(roots)
+        if accumulate:
+            self._expect_first(set(calls))
+        expected = {name: int(accumulate) for names in calls.values() for name in names}
+        self.running = True
+        try:
+            with counted_gradients(self._parameters) as counts:
+                yield
+        except BaseException:
+            self.failed |= accumulate
+            raise
+        finally:
+            self.running = False
+        past = [name for name, n in counts.items() if n > expected.get(name, 0)]
+        if past:
+            self.failed = True
+            raise unsupported(
+                past,
+                None,
+                "a gradient reached it from a backward pass inside this one, past the capture",
+                "leave functions that run layers again in their backward, such as activation "
+                "checkpointing or reversible layers, out of the block",
+            )
+
+    def _expect_same_model(self) -> None:
+        now = {name: id(p) for name, p in self._model.named_parameters() if p.requires_grad}
+        then = {name: id(p) for name, p in self._parameters.items()}
+        if now != then:
+            changed = ", ".join(sorted({name for name, _ in now.items() ^ then.items()}))
+            raise RuntimeError(
+                f"parameters were replaced, frozen or unfrozen inside the block: {changed}; do so "
+                "before it"
+            )
+
+    def _find_calls(self, roots: Iterable[Tensor]) -> dict[int, list[str]]:
+        """The captured calls below `roots`, by number, and the parameters of each."""
+        calls: dict[int, list[str]] = {}
+        for node in graph_below(roots):
+            call = getattr(node, "call", None)
+            if isinstance(call, Call) and call.watch is self:
+                calls[call.number] = [s.parameter for s in call.used if s.parameter is not None]
+                continue
+            leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
+            past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
+            if past or is_reentrant_checkpoint(node):
+                raise unsupported(
+                    past,
+                    None,
+                    f"a gradient would reach it through {node.name()}, past the capture",
+                    "run the whole forward pass inside the block, write the layer with functions "
+                    "of torch.nn.functional, without custom autograd.Function, torch.compile, "
+                    "scripted code or activation checkpointing, or freeze the parameter with "
+                    "requires_grad_(False)",
+                )
+        return calls
+
+    def _expect_first(self, calls: set[int]) -> None:
+        if calls & self._done:
+            raise RuntimeError(
+                "expected one backward pass over a forward pass, got a second, whose statistics "
+                "would add up as if of other examples; sum the losses before one backward(), or "
+                "use a block for each"
+            )
+        self._done |= calls
