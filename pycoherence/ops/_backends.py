@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 def _checked(name: str | None, source: str = "pc.backend") -> str | None:
     if name is not None and name not in BACKENDS:
-        raise ValueError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+        raise ValueError(f"{source}: expected a backend among {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
