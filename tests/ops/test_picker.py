@@ -75,7 +75,7 @@ def test_a_forced_backend_that_cannot_run_says_why() -> None:
     with (
         pc.backend("triton"),
         pytest.raises(
-            RuntimeError, match=r"linear_reduce: backend 'triton'.*(no Triton kernel|CUDA).*backend\(None\)"
+            RuntimeError, match=r"linear_reduce: backend 'triton'.*Triton kernel.*backend\(None\)"
         ),
     ):
         pc.ops.linear_reduce(X, G)
