@@ -120,10 +120,8 @@ def commands(kind: str) -> tuple[list[str], list[str]]:
     if kind == "cpu":
         cxx += shlex.split(os.environ.get("CXXFLAGS", ""))
         link += ["-Xlinker", "--no-undefined", *shlex.split(os.environ.get("LDFLAGS", ""))]
-        return [*cxx, *FLAGS, "-Wall", "-Wno-psabi", "-fPIC", "-fvisibility=hidden", *include], [
-            *cxx,
-            *link,
-        ]
+        host = ["-Wall", "-Wno-psabi", "-fPIC", "-fvisibility=hidden"]
+        return [*cxx, *FLAGS, *host, *include], [*cxx, *link]
     nvcc = [find_nvcc()]
     # nvcc takes a program for its host compiler, not a command line such as "ccache g++".
     if "CXX" in os.environ and len(cxx) == 1:

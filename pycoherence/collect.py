@@ -15,8 +15,8 @@ class collect:
     .. math:: g_b = B \cdot \nabla_w \frac{1}{B} \ell_b \ \text{(mean)}
         \qquad g_b = \nabla_w \ell_b \ \text{(sum)}
 
-    `.grad` is filled as always, by the same pass that measures. The model is not touched: no hooks,
-    no wrappers, no attributes.
+    `.grad` is filled as always, by the same pass that measures. Nothing is left on the model: the
+    hooks that guard `backward()` are gone when it returns.
 
     The first dimension of every layer's input must be the batch. Forward and backward pass run
     inside the block, in which each parameter may be used once; what runs under `torch.no_grad()`

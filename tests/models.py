@@ -123,3 +123,12 @@ def regression(reduction: str) -> LossFn:
         return losses.mean() if reduction == "mean" else losses.sum()
 
     return loss
+
+
+X = torch.linspace(-1, 2, 30, dtype=torch.float64).reshape(5, 6).sin() * 2
+"""Five examples for `two_layers`."""
+
+
+def two_layers() -> dict[str, nn.Module]:
+    """Layers that fit each other, by name."""
+    return {"a": nn.Linear(6, 4), "b": nn.Linear(4, 3)}

@@ -106,7 +106,8 @@ class Call:
         if not self.watch.running:
             raise RuntimeError(
                 "this backward pass was not started by loss.backward() inside the block of its "
-                "forward pass, so that a gradient past the capture would not be noticed"
+                "forward pass, so that a gradient past the capture would not be noticed; call "
+                "loss.backward() there"
             )
         parameters: list[Tensor | None] = []
         probes: list[Tensor] = []
