@@ -63,7 +63,7 @@ PC_INLINE void channels_last(const Inputs<T>& in, int64_t b, int64_t first, int6
 // The same with positions contiguous in g and x.
 template <typename T>
 PC_INLINE void positions_last(const Inputs<T>& in, int64_t b, int64_t first, int64_t last, T* out) {
-  constexpr int lanes = pc::VectorOf<T>::lanes;
+  constexpr int lanes = pc::kLine<T>;
   for (int64_t c = first; c < last; ++c) {
     const T *g = at(in.g, b, 0, c), *x = at(in.x, b, 0, c);
     const T *mean = at(in.mean, b, 0, c), *rstd = at(in.rstd, b, 0, c);

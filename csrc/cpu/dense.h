@@ -50,11 +50,13 @@ class Dense {
     if (!own.empty()) to.sum = own.data();
     reduce_columns(rows, size, to);
     torch::stable::parallel_for(0, batch_, 16, [&](int64_t begin, int64_t end) {
-      vectorized([&](auto) PC_INLINED {
+      vectorized([&](auto machine) PC_INLINED {
+        using Machine = decltype(machine);
         for (int64_t b = begin; b < end; ++b) {
-          if (to.sq_norms) sq_norms_[b] += dot(rows(b), rows(b), size);
-          if (to.dots) dots_[b] += dot(rows(b), to.direction + first, size);
-          if (to.sum_dots) sum_dots_[b] += dot(rows(b), static_cast<const T*>(to.sum), size);
+          if (to.sq_norms) sq_norms_[b] += dot<Machine>(rows(b), rows(b), size);
+          if (to.dots) dots_[b] += dot<Machine>(rows(b), to.direction + first, size);
+          if (to.sum_dots)
+            sum_dots_[b] += dot<Machine>(rows(b), static_cast<const T*>(to.sum), size);
         }
       });
     });

@@ -15,26 +15,27 @@ namespace pc {
 
 // sum_t g[t] * x[input[t]] of `count` channels, a step of `width` apart at each position: as many
 // vectors at a time as hide the latency of an addition.
-template <int64_t vectors, typename T>
+template <typename Machine, int64_t vectors, typename T>
 PC_INLINE void sum_taps(const T* x, const T* g, const int64_t* input, int64_t positions,
                         int64_t width, T* to) {
-  constexpr int64_t lanes = VectorOf<T>::lanes;
+  using V = Vector<Machine, T>;
+  constexpr int64_t lanes = kLanesOf<V>;
   const T padding[vectors * lanes] = {};
-  Vector<T> sums[vectors] = {};
+  V sums[vectors] = {};
   for (int64_t start = 0; start < positions; start += kBlock) {
-    Vector<T> block[vectors] = {};
+    V block[vectors] = {};
     for (int64_t t = start; t < std::min(start + kBlock, positions); ++t) {
       // A gradient that is not finite shows even where it meets the padding.
       const T *left = g + t * width, *right = input[t] < 0 ? padding : x + input[t] * width;
 #pragma GCC unroll 4
       for (int64_t v = 0; v < vectors; ++v)
-        block[v] += load(left + v * lanes) * load(right + v * lanes);
+        block[v] += load<V>(left + v * lanes) * load<V>(right + v * lanes);
     }
 #pragma GCC unroll 4
     for (int64_t v = 0; v < vectors; ++v) sums[v] += block[v];
   }
 #pragma GCC unroll 4
-  for (int64_t v = 0; v < vectors; ++v) store(to + v * lanes, sums[v]);
+  for (int64_t v = 0; v < vectors; ++v) store<V>(to + v * lanes, sums[v]);
 }
 
 // The same of channels that do not fill a vector.
@@ -55,9 +56,9 @@ PC_INLINE void sum_taps(const T* x, const T* g, const int64_t* input, int64_t po
 }
 
 // One channel in and out of each group: gradients [taps, channels first .. last] of one example.
-template <typename T>
+template <typename Machine, typename T>
 PC_INLINE void depthwise(const Patches<T>& patches, int64_t b, int64_t first, int64_t last, T* to) {
-  constexpr int64_t lanes = VectorOf<T>::lanes;
+  constexpr int64_t lanes = kLanesOf<Vector<Machine, T>>;
   const int64_t width = patches.groups, positions = patches.window.positions;
   const T* x = patches.x + b * patches.window.inputs * width;
   const T* g = patches.g + b * positions * width;
@@ -65,10 +66,10 @@ PC_INLINE void depthwise(const Patches<T>& patches, int64_t b, int64_t first, in
     const int64_t* input = patches.window.input.data() + tap * positions;
     int64_t c = first;
     for (; c + 4 * lanes <= last; c += 4 * lanes) {
-      sum_taps<4>(x + c, g + c, input, positions, width, to + c - first);
+      sum_taps<Machine, 4>(x + c, g + c, input, positions, width, to + c - first);
     }
     for (; c + lanes <= last; c += lanes) {
-      sum_taps<1>(x + c, g + c, input, positions, width, to + c - first);
+      sum_taps<Machine, 1>(x + c, g + c, input, positions, width, to + c - first);
     }
     sum_taps(x + c, g + c, input, positions, width, last - c, to + c - first);
   }
@@ -80,9 +81,9 @@ Buffer<T> depthwise_rows(const Patches<T>& patches, int64_t first, int64_t last)
   const int64_t size = (last - first) * patches.window.taps;
   Buffer<T> rows(patches.batch * size);
   torch::stable::parallel_for(0, patches.batch, 1, [&](int64_t begin, int64_t end) {
-    vectorized([&](auto) PC_INLINED {
+    vectorized([&](auto machine) PC_INLINED {
       for (int64_t b = begin; b < end; ++b) {
-        depthwise(patches, b, first, last, rows.data() + b * size);
+        depthwise<decltype(machine)>(patches, b, first, last, rows.data() + b * size);
       }
     });
   });

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "panels.h"
@@ -22,6 +23,33 @@ struct Factors {
     return {{x(first), count, x.stride}, {g(first), count, g.stride}, in, out};
   }
 };
+
+// A sum, and whether its terms have cancelled to little more than what rounding left of them.
+template <typename T>
+struct Sum {
+  PC_INLINE void add(double term, double weight = 1) {
+    value += weight * term;
+    magnitude += weight * std::abs(term);
+  }
+
+  PC_INLINE bool cancelled() const {
+    return sizeof(T) < sizeof(double) && std::abs(value) < magnitude / 1024;
+  }
+
+  double value = 0, magnitude = 0;
+};
+
+// sum_ij <x_i, x_j> <g_i, g_j> for all rows of a and b, in double and in no hurry.
+template <typename T>
+PC_INLINE double exact_product(const Factors<T>& a, const Factors<T>& b) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.x.count; ++i) {
+    for (int64_t j = 0; j < b.x.count; ++j) {
+      sum += exact_dot(a.x(i), b.x(j), a.in) * exact_dot(a.g(i), b.g(j), a.out);
+    }
+  }
+  return sum;
+}
 
 // use(i, j, <x_i, x_j> <g_i, g_j>) for all rows of a and b.
 template <typename Machine, typename T, typename Use>
@@ -74,14 +102,23 @@ void hadamard_gram(const Factors<T>& a, const Factors<T>& b, int64_t length_a, i
         if (same && j < i) continue;
         const int64_t rows_a = std::min(step_a, batch_a - i) * length_a;
         const int64_t rows_b = std::min(step_b, batch_b - j) * length_b;
-        double sums[rows * rows] = {};
+        Sum<T> sums[rows * rows] = {};
         multiply_grams<decltype(machine), T>(
             a.part(i * length_a, rows_a), b.part(j * length_b, rows_b),
-            [&](int64_t r, int64_t c, double value)
-                PC_INLINED { sums[r / length_a * rows + c / length_b] += value; });
+            [&](int64_t r, int64_t c, double value) PC_INLINED {
+              // A division takes longer than the rest.
+              const int64_t in_a = length_a == 1 ? r : r / length_a;
+              const int64_t in_b = length_b == 1 ? c : c / length_b;
+              sums[in_a * rows + in_b].add(value);
+            });
         for (int64_t r = 0; r < rows_a / length_a; ++r) {
           for (int64_t c = 0; c < rows_b / length_b; ++c) {
-            gram[(i + r) * batch_b + j + c] += static_cast<T>(sums[r * rows + c]);
+            Sum<T>& sum = sums[r * rows + c];
+            if (sum.cancelled()) {
+              sum.value = exact_product(a.part((i + r) * length_a, length_a),
+                                        b.part((j + c) * length_b, length_b));
+            }
+            gram[(i + r) * batch_b + j + c] += static_cast<T>(sum.value);
           }
         }
       }
@@ -105,19 +142,19 @@ void hadamard_reduce(const Factors<T>& factors, int64_t length, const Reduction<
 template <typename Machine, typename T>
 PC_INLINE double sq_norm_of(const Factors<T>& factors) {
   constexpr int64_t block = 64;
-  double sum = 0;
+  Sum<T> sum;
   for (int64_t t = 0; t < factors.x.count; t += block) {
     const int64_t count = std::min(block, factors.x.count - t);
     const Factors<T> some = factors.part(t, count);
-    double diagonal = 0, rest = 0;
-    multiply_grams<Machine, T>(
-        some, some, [&](int64_t, int64_t, double value) PC_INLINED { diagonal += value; });
+    multiply_grams<Machine, T>(some, some,
+                               [&](int64_t, int64_t, double value) PC_INLINED { sum.add(value); });
     multiply_grams<Machine, T>(some, factors.part(t + count, factors.x.count - t - count),
-                               [&](int64_t, int64_t, double value) PC_INLINED { rest += value; });
-    sum += diagonal + 2 * rest;
+                               [&](int64_t, int64_t, double value)
+                                   PC_INLINED { sum.add(value, 2); });
   }
-  // What cancels may be less than nothing by rounding.
-  return sum < 0 ? 0 : sum;
+  if (sum.cancelled()) sum.value = exact_product(factors, factors);
+  // What cancels wholly may be less than nothing by rounding.
+  return sum.value < 0 ? 0 : sum.value;
 }
 
 // ||G_b||^2 of examples of `length` positions.

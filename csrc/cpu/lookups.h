@@ -97,14 +97,14 @@ struct LookupRows {
 };
 
 // The dot products of the rows that two examples share.
-template <typename T>
+template <typename Machine, typename T>
 PC_INLINE double shared_dots(const LookupRows<T>& a, int64_t i, const LookupRows<T>& b, int64_t j,
                              int64_t columns) {
   double sum = 0;
   int64_t s = a.starts[i], t = b.starts[j];
   while (s < a.starts[i + 1] && t < b.starts[j + 1]) {
     if (a.ids[s] == b.ids[t]) {
-      sum += dot(a.rows.data() + s * columns, b.rows.data() + t * columns, columns);
+      sum += dot<Machine>(a.rows.data() + s * columns, b.rows.data() + t * columns, columns);
     }
     const bool behind = a.ids[s] <= b.ids[t];
     t += a.ids[s] >= b.ids[t];
@@ -117,19 +117,20 @@ PC_INLINE double shared_dots(const LookupRows<T>& a, int64_t i, const LookupRows
 template <typename T>
 void lookup_gram(LookupRows<T>& a, LookupRows<T>& b, bool same, T* gram) {
   const int64_t rows = std::max<int64_t>(a.count() + (same ? 0 : b.count()), 1);
-  const int64_t room = workspace() / int64_t{sizeof(T)} / rows / VectorOf<T>::lanes;
-  const int64_t step = std::max<int64_t>(room, 1) * VectorOf<T>::lanes;
+  const int64_t room = workspace() / int64_t{sizeof(T)} / rows / kLine<T>;
+  const int64_t step = std::max<int64_t>(room, 1) * kLine<T>;
   std::fill_n(gram, a.batch() * b.batch(), T{0});
   for (int64_t first = 0; first < a.width; first += step) {
     const int64_t columns = std::min(step, a.width - first);
     a.add_up(first, columns);
     if (!same) b.add_up(first, columns);
     torch::stable::parallel_for(0, a.batch(), 1, [&](int64_t begin, int64_t end) {
-      vectorized([&](auto) PC_INLINED {
+      vectorized([&](auto machine) PC_INLINED {
         for (int64_t task = begin; task < end; ++task) {
           const int64_t i = same ? fold(task, a.batch()) : task;
           for (int64_t j = same ? i : 0; j < b.batch(); ++j) {
-            gram[i * b.batch() + j] += static_cast<T>(shared_dots(a, i, b, j, columns));
+            gram[i * b.batch() + j] +=
+                static_cast<T>(shared_dots<decltype(machine)>(a, i, b, j, columns));
           }
         }
       });

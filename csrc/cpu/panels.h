@@ -12,7 +12,7 @@ namespace pc {
 
 // Columns of x, and of g, in a panel: what the registers of the largest machine hold.
 template <typename T>
-constexpr int64_t kLanes = 2 * VectorOf<T>::lanes;
+constexpr int64_t kLanes = 2 * kLine<T>;
 constexpr int64_t kPanel = 8;
 
 // Positions, and segments, added up on their own, so that rounding does not grow with their number.
@@ -25,19 +25,18 @@ inline int64_t round_up(int64_t size, int64_t step) {
 // Columns i .. of rows, as many times `step` as there are before `used`, to panels of `size`.
 template <int64_t size, int64_t step, typename T, typename Row>
 PC_INLINE void pack_steps(const Row& row, int64_t rows, int64_t used, int64_t& i, T* to) {
-  using Run = typename RunOf<T, std::min<int64_t>(size, VectorOf<T>::lanes)>::type;
-  constexpr int64_t run = sizeof(Run) / sizeof(T);
+  constexpr int64_t run = std::min(size, kLine<T>);
   for (; i + step <= used; i += step) {
     for (int64_t t = 0; t < rows; ++t) {
       const T* from = row(t) + i;
       // Rows are too far apart for the machine to expect the next ones.
       const T* soon = row(std::min(t + 8, rows - 1)) + i;
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < step; j += VectorOf<T>::lanes) __builtin_prefetch(soon + j);
+      for (int64_t j = 0; j < step; j += kLine<T>) __builtin_prefetch(soon + j);
 #pragma GCC unroll 8
       for (int64_t j = 0; j < step; j += run) {
-        *reinterpret_cast<Run*>(to + i * rows + (j / size * rows + t) * size + j % size) =
-            *reinterpret_cast<const Run*>(from + j);
+        T* at = to + i * rows + (j / size * rows + t) * size + j % size;
+        std::memcpy(at, from + j, run * sizeof(T));
       }
     }
   }
@@ -46,14 +45,11 @@ PC_INLINE void pack_steps(const Row& row, int64_t rows, int64_t used, int64_t& i
 // The same row by row, which memory prefers for panels as wide as these. Returns their columns.
 template <int64_t size, typename T, typename Row>
 PC_INLINE int64_t pack_rows(const Row& row, int64_t rows, int64_t used, T* to) {
-  constexpr int64_t lanes = VectorOf<T>::lanes;
   const int64_t columns = used / size * size;
   for (int64_t t = 0; t < rows; ++t) {
     const T* from = row(t);
     for (int64_t i = 0; i < columns; i += size) {
-      T* at = to + i * rows + t * size;
-      store(at, load(from + i));
-      store(at + lanes, load(from + i + lanes));
+      std::memcpy(to + i * rows + t * size, from + i, size * sizeof(T));
     }
   }
   return columns;
@@ -65,7 +61,7 @@ template <int64_t size, typename T, typename Row>
 PC_INLINE void pack_columns(const Row& row, int64_t rows, int64_t used, T* to) {
   int64_t i = 0;
   if constexpr (size < kLanes<T>) {
-    pack_steps<size, 4 * VectorOf<T>::lanes>(row, rows, used, i, to);
+    pack_steps<size, 4 * kLine<T>>(row, rows, used, i, to);
     pack_steps<size, size>(row, rows, used, i, to);
   } else {
     i = pack_rows<size>(row, rows, used, to);
@@ -83,18 +79,20 @@ PC_INLINE void pack_columns(const Row& row, int64_t rows, int64_t used, T* to) {
 template <typename Machine, typename T, typename Out>
 PC_INLINE void multiply_panels(const T* x, const T* g, int64_t positions, bool fresh,
                                const Out& out) {
-  constexpr int64_t lanes = VectorOf<T>::lanes, rows = Machine::rows, vectors = Machine::vectors;
+  using V = Vector<Machine, T>;
+  constexpr int64_t lanes = kLanesOf<V>, rows = Machine::rows, vectors = Machine::vectors;
   for (int64_t row = 0; row < kPanel; row += rows) {
-    for (int64_t vector = 0; vector < 2; vector += vectors) {
+    for (int64_t column = 0; column < kLanes<T>; column += vectors * lanes) {
       for (int64_t first = 0; first == 0 || first < positions; first += kBlock) {
-        Vector<T> sums[rows][vectors] = {};
+        V sums[rows][vectors] = {};
         const int64_t last = std::min(first + kBlock, positions);
         for (int64_t t = first; t < last; ++t) {
-          Vector<T> in[vectors];
+          V in[vectors];
+          const T* from = x + t * kLanes<T> + column;
 #pragma GCC unroll 2
           for (int64_t v = 0; v < vectors; ++v) {
-            in[v] = load(x + (2 * t + vector + v) * lanes);
-            __builtin_prefetch(x + (2 * (t + 12) + vector + v) * lanes);
+            in[v] = load<V>(from + v * lanes);
+            __builtin_prefetch(from + 12 * kLanes<T> + v * lanes);
           }
 #pragma GCC unroll 8
           for (int64_t r = 0; r < rows; ++r) {
@@ -106,8 +104,8 @@ PC_INLINE void multiply_panels(const T* x, const T* g, int64_t positions, bool f
         for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
           for (int64_t v = 0; v < vectors; ++v) {
-            T* to = out(row + r) + (vector + v) * lanes;
-            store(to, first == 0 && fresh ? sums[r][v] : load(to) + sums[r][v]);
+            T* to = out(row + r) + column + v * lanes;
+            store(to, first == 0 && fresh ? sums[r][v] : load<V>(to) + sums[r][v]);
           }
         }
       }
@@ -129,36 +127,36 @@ struct Rows {
 // each is loaded for several products.
 template <typename Machine, typename T, typename Use>
 PC_INLINE void dot_rows(const Rows<T>& a, const Rows<T>& b, int64_t size, const Use& use) {
-  constexpr int64_t lanes = VectorOf<T>::lanes, many = Machine::rows == 8 ? 4 : 2;
-  for (int64_t i = 0; i < a.count; i += many) {
-    for (int64_t j = 0; j < b.count; j += many) {
-      const T *left[many], *right[many];
+  using V = Vector<Machine, T>;
+  constexpr int64_t lanes = kLanesOf<V>, high = 4, wide = Machine::rows / 2, many = high * wide;
+  for (int64_t i = 0; i < a.count; i += high) {
+    for (int64_t j = 0; j < b.count; j += wide) {
+      const T *left[high], *right[wide];
 #pragma GCC unroll 4
-      for (int64_t k = 0; k < many; ++k) {
-        left[k] = a(std::min(i + k, a.count - 1));
-        right[k] = b(std::min(j + k, b.count - 1));
-      }
-      // In whole vectors' worth, for the sums of their lanes.
-      Vector<T> sums[std::max(many * many, lanes)] = {};
+      for (int64_t k = 0; k < high; ++k) left[k] = a(std::min(i + k, a.count - 1));
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < wide; ++k) right[k] = b(std::min(j + k, b.count - 1));
+      V sums[many] = {};
       int64_t at = 0;
       for (; at + lanes <= size; at += lanes) {
-        Vector<T> values[many];
+        V values[wide];
 #pragma GCC unroll 4
-        for (int64_t k = 0; k < many; ++k) values[k] = load(right[k] + at);
+        for (int64_t k = 0; k < wide; ++k) values[k] = load<V>(right[k] + at);
 #pragma GCC unroll 4
-        for (int64_t r = 0; r < many; ++r) {
-          const Vector<T> value = load(left[r] + at);
+        for (int64_t r = 0; r < high; ++r) {
+          const V value = load<V>(left[r] + at);
 #pragma GCC unroll 4
-          for (int64_t c = 0; c < many; ++c) sums[r * many + c] += value * values[c];
+          for (int64_t c = 0; c < wide; ++c) sums[r * wide + c] += value * values[c];
         }
       }
-      T results[std::max(many * many, lanes)];
-      for (int64_t k = 0; k < many * many; k += lanes) {
-        store(results + k, totals<lanes / 2, T>(sums + k));
+      // As many sums at a time as a vector has lanes.
+      T results[many];
+      for (int64_t k = 0; k < many; k += lanes) {
+        store<V>(results + k, totals<lanes / 2>(sums + k));
       }
 #pragma GCC unroll 1
-      for (int64_t k = 0; k < many * many; ++k) {
-        const int64_t r = k / many, c = k % many;
+      for (int64_t k = 0; k < many; ++k) {
+        const int64_t r = k / wide, c = k % wide;
         if (i + r >= a.count || j + c >= b.count) continue;
         T rest = 0;
         for (int64_t l = at; l < size; ++l) rest += left[r][l] * right[c][l];

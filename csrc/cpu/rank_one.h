@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
-#include "blas.h"
 #include "linear.h"
 #include "plan.h"
 #include "tile_engine.h"
@@ -20,7 +18,7 @@ namespace pc {
 // Logarithm of the largest number of a row, rounded down; 0 if there is none, or no largest one.
 template <typename T>
 PC_INLINE int exponent(const T* row, int64_t size) {
-  constexpr int64_t lanes = VectorOf<T>::lanes;
+  constexpr int64_t lanes = kLine<T>;
   T largest[lanes] = {};
   for (int64_t i = 0; i < size; i += lanes) {
     const int64_t count = std::min(lanes, size - i);
@@ -70,7 +68,7 @@ Buffer<T> transform(const T* from, int64_t rows, int64_t width, Power power, con
         } else if (power == Power::kSecond) {
           for (int64_t i = 0; i < width; ++i) out[i] = factor * in[i] * (factor * in[i]);
         } else {
-          for (int64_t i = 0; i < width; ++i) out[i] = factor * in[i];
+          for (int64_t i = 0; i < width; ++i) out[i] = factor == 0 ? T{0} : factor * in[i];
         }
       }
     });
@@ -81,14 +79,9 @@ Buffer<T> transform(const T* from, int64_t rows, int64_t width, Power power, con
 // The sum over rows of g x^T, past the boundaries of examples.
 template <typename T>
 void multiply_rows(const Linear<T>& linear, T* sum) {
-  const int64_t rows = linear.rows, in = linear.in, out = linear.out;
-  if (kHasBlas<T> && Cut(out, in).large) {
-    return blas_product<T>({linear.g, out, rows, 1, out}, {linear.x, rows, in, in, 1},
-                           {sum, out, in, in, 1});
-  }
   Linear<T> all = linear;
   all.length = kBlock;
-  all.segments = (rows + kBlock - 1) / kBlock;
+  all.segments = (linear.rows + kBlock - 1) / kBlock;
   Reduction<T> to;
   to.sum = sum;
   run_engine(all, to);
@@ -109,25 +102,42 @@ void multiply_powers(const Linear<T>& linear, Power power, T* sum) {
   multiply_rows(Linear<T>(x.data(), g.data(), linear.in, linear.out, linear.rows, 1), sum);
 }
 
-// sum_b coef_b G_b; examples of no weight are left out.
+template <typename T>
+bool finite(const T* values, int64_t size) {
+  bool result = true;
+  for (int64_t i = 0; i < size; ++i) result &= std::isfinite(values[i]);
+  return result;
+}
+
+// sum_b coef_b G_b; examples of no weight are left out, whatever they hold.
 template <typename T>
 void sum_rows(const Linear<T>& linear, const T* coef, T* sum) {
   if (coef == nullptr) return multiply_rows(linear, sum);
-  Buffer<T> x, g, scale;
-  for (int64_t b = 0; b < linear.segments; ++b) {
-    if (coef[b] == 0) continue;
-    const int64_t first = b * linear.length, last = first + linear.length;
-    x.insert(x.end(), linear.x + first * linear.in, linear.x + last * linear.in);
-    g.insert(g.end(), linear.g + first * linear.out, linear.g + last * linear.out);
-    scale.insert(scale.end(), linear.length, coef[b]);
+  Buffer<T> scale(linear.rows), x;
+  for (int64_t row = 0; row < linear.rows; ++row) scale[row] = coef[row / linear.length];
+  const Buffer<T> g = transform(linear.g, linear.rows, linear.out, Power::kFirst, scale.data());
+  for (int64_t row = 0; row < linear.rows; ++row) {
+    if (scale[row] != 0 || finite(linear.x + row * linear.in, linear.in)) continue;
+    if (x.empty()) x.assign(linear.x, linear.x + linear.rows * linear.in);
+    std::fill_n(x.data() + row * linear.in, linear.in, T{0});
   }
-  const int64_t rows = static_cast<int64_t>(scale.size());
-  if (rows == 0) {
-    std::fill_n(sum, linear.in * linear.out, T{0});
-    return;
-  }
-  g = transform(g.data(), rows, linear.out, Power::kFirst, scale.data());
-  multiply_rows(Linear<T>(x.data(), g.data(), linear.in, linear.out, rows, 1), sum);
+  multiply_rows(
+      Linear<T>(x.empty() ? linear.x : x.data(), g.data(), linear.in, linear.out, linear.rows, 1),
+      sum);
+}
+
+// ||x||^2 ||g||^2 of rows whose own norms double may not hold where it holds their product.
+template <typename T>
+PC_INLINE double product_of_sq_norms(const T* x, int64_t in, const T* g, int64_t out) {
+  if constexpr (sizeof(T) < sizeof(double)) return exact_dot(x, x, in) * exact_dot(g, g, out);
+  const int x_size = std::max(exponent(x, in), -1022), g_size = std::max(exponent(g, out), -1022);
+  const auto sq_norm = [](const T* row, int64_t size, int shift) PC_INLINED {
+    const double scale = std::ldexp(1.0, -shift);
+    double sum = 0;
+    for (int64_t i = 0; i < size; ++i) sum += scale * row[i] * (scale * row[i]);
+    return sum;
+  };
+  return std::ldexp(sq_norm(x, in, x_size) * sq_norm(g, out, g_size), 2 * (x_size + g_size));
 }
 
 template <typename T>
@@ -135,36 +145,16 @@ void rank_one_sq_norms(const Linear<T>& linear, T* sq_norms) {
   torch::stable::parallel_for(0, linear.rows, 16, [&](int64_t first, int64_t last) {
     vectorized([&](auto) PC_INLINED {
       for (int64_t b = first; b < last; ++b) {
-        const T *x = linear.x + b * linear.in, *g = linear.g + b * linear.out;
-        sq_norms[b] = static_cast<T>(sq_norm(x, linear.in) * sq_norm(g, linear.out));
+        sq_norms[b] = static_cast<T>(product_of_sq_norms(linear.x + b * linear.in, linear.in,
+                                                         linear.g + b * linear.out, linear.out));
       }
     });
   });
 }
 
-// <G_b, direction> = <g_b, direction x_b>, from all the products direction x_b.
-template <typename T>
-void blas_dots(const Linear<T>& linear, const T* direction, T* dots) {
-  const int64_t rows = linear.rows, in = linear.in, out = linear.out;
-  Buffer<T> products(rows * out);
-  blas_product<T>({linear.x, rows, in, in, 1}, {direction, in, out, 1, in},
-                  {products.data(), rows, out, out, 1});
-  torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-    vectorized([&](auto) PC_INLINED {
-      for (int64_t row = begin; row < end; ++row) {
-        const T *g = linear.g + row * out, *product = products.data() + row * out;
-        dots[row] = static_cast<T>(dot(g, product, out));
-      }
-    });
-  });
-}
-
-// The same, without the products in memory where they are few or too many.
+// <G_b, direction> = <g_b, direction x_b>.
 template <typename T>
 void rank_one_dots(const Linear<T>& linear, const T* direction, T* dots) {
-  const bool room = linear.rows * linear.out * int64_t{sizeof(T)} <= workspace() / 2;
-  if (kHasBlas<T> && room && Cut(linear.rows, linear.out).large)
-    return blas_dots(linear, direction, dots);
   constexpr int64_t block = 64, columns = 4096 / sizeof(T);
   const int64_t blocks = (linear.rows + block - 1) / block;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
@@ -189,13 +179,6 @@ void rank_one_dots(const Linear<T>& linear, const T* direction, T* dots) {
       }
     });
   });
-}
-
-template <typename T>
-bool finite(const T* values, int64_t size) {
-  bool result = true;
-  for (int64_t i = 0; i < size; ++i) result &= std::isfinite(values[i]);
-  return result;
 }
 
 // With one position an example's gradient is g_b x_b^T: its norm is the product of theirs, and sums

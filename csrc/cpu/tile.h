@@ -123,14 +123,16 @@ class TileInput {
 };
 
 // Where a panel of columns goes, and the running reductions of one segment.
-template <typename T>
+template <typename Machine, typename T>
 struct Epilogue {
+  using V = Vector<Machine, T>;
+
   T coef;
   bool fresh;  // whether this is the first segment of a block
   bool norms;  // whether squared norms are wanted
   Place<const T> direction = {};
   Place<T> sum = {}, moment = {}, sign = {}, row = {};
-  Vector<T> sq_norms = {}, dots = {};
+  V sq_norms = {}, dots = {};
 
   // Whether all there is to do is a sum.
   PC_INLINE bool only_sum() const {
@@ -140,39 +142,36 @@ struct Epilogue {
 
   // values [rows, kLanes] of G_b, from row `first` of the tile.
   PC_INLINE void operator()(const T* values, int64_t first, int64_t rows) {
-    constexpr int64_t lanes = VectorOf<T>::lanes;
-    Vector<T> low = {}, high = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const Vector<T> a = load(values + 2 * r * lanes), b = load(values + (2 * r + 1) * lanes);
-      low += a * a;
-      high += b * b;
-    }
-    sq_norms += low + high;
+    V squares[2] = {};
+    each(values, rows, [&](V value, int64_t, int64_t i) PC_INLINED {
+      squares[i / kLanesOf<V> % 2] += value * value;
+    });
+    sq_norms += squares[0] + squares[1];
     if (direction.data) {
-      Vector<T> dot = {};
-      each(values, rows, [&](Vector<T> value, int64_t r, int64_t i) PC_INLINED {
-        dot += value * load(direction.at(first + r) + i);
+      V dot = {};
+      each(values, rows, [&](V value, int64_t r, int64_t i) PC_INLINED {
+        dot += value * load<V>(direction.at(first + r) + i);
       });
       dots += dot;
     }
     if (sum.data && coef == 0) {
-      add(values, sum, first, rows, [](Vector<T>) PC_INLINED { return Vector<T>{}; });
+      add(values, sum, first, rows, [](V) PC_INLINED { return V{}; });
     } else if (sum.data) {
-      add(values, sum, first, rows, [&](Vector<T> value) PC_INLINED { return coef * value; });
+      add(values, sum, first, rows, [&](V value) PC_INLINED { return coef * value; });
     }
     if (moment.data) {
-      add(values, moment, first, rows, [](Vector<T> value) PC_INLINED { return value * value; });
+      add(values, moment, first, rows, [](V value) PC_INLINED { return value * value; });
     }
     if (sign.data) {
-      add(values, sign, first, rows, [](Vector<T> value) PC_INLINED {
-        const Vector<T> zero = {}, one = zero + 1;
-        const Vector<T> nan = value == value ? zero : value;
+      add(values, sign, first, rows, [](V value) PC_INLINED {
+        const V zero = {}, one = zero + 1;
+        const V nan = value == value ? zero : value;
         return (value > 0 ? one : zero) - (value < 0 ? one : zero) + nan;
       });
     }
     if (row.data) {
-      each(values, rows, [&](Vector<T> value, int64_t r, int64_t i) PC_INLINED {
-        store(row.at(first + r) + i, value);
+      each(values, rows, [&](V value, int64_t r, int64_t i) PC_INLINED {
+        store<V>(row.at(first + r) + i, value);
       });
     }
   }
@@ -180,10 +179,11 @@ struct Epilogue {
  private:
   template <typename Use>
   PC_INLINE void each(const T* values, int64_t rows, const Use& use) const {
-    constexpr int64_t lanes = VectorOf<T>::lanes;
     for (int64_t r = 0; r < rows; ++r) {
-      use(load(values + 2 * r * lanes), r, 0);
-      use(load(values + (2 * r + 1) * lanes), r, lanes);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kLanes<T>; i += kLanesOf<V>) {
+        use(load<V>(values + r * kLanes<T> + i), r, i);
+      }
     }
   }
 
@@ -191,13 +191,13 @@ struct Epilogue {
   PC_INLINE void add(const T* values, const Place<T>& to, int64_t first, int64_t rows,
                      const Of& of) const {
     if (fresh) {
-      each(values, rows, [&](Vector<T> value, int64_t r, int64_t i) PC_INLINED {
-        store(to.at(first + r) + i, of(value));
+      each(values, rows, [&](V value, int64_t r, int64_t i) PC_INLINED {
+        store<V>(to.at(first + r) + i, of(value));
       });
     } else {
-      each(values, rows, [&](Vector<T> value, int64_t r, int64_t i) PC_INLINED {
+      each(values, rows, [&](V value, int64_t r, int64_t i) PC_INLINED {
         T* at = to.at(first + r) + i;
-        store(at, load(at) + of(value));
+        store<V>(at, load<V>(at) + of(value));
       });
     }
   }

@@ -111,7 +111,8 @@ PC_INLINE void meet(Job<T, Source>& job, const Rows<T>& rows, int64_t size, int6
       for (int64_t i = 0; i < size; ++i) sum[i] += block[i];
     }
     for (int64_t b = 0; b < rows.count; ++b) {
-      job.sum_dots[lane * rows.count + b] += dot(rows(b), sum.data(), size);
+      job.sum_dots[lane * rows.count + b] +=
+          dot<Machine>(rows(b), static_cast<const T*>(sum.data()), size);
     }
   }
 }
@@ -144,8 +145,8 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
     }
     const T* x = packed ? packed->x(group, s, tile.first_in) : own_x.data();
     const T* g = packed ? packed->g(group, s, tile.first_out) : own_g.data();
-    Epilogue<T> epilogue{job.to.coef ? job.to.coef[s] : T{1}, (s - first) % kBlock == 0,
-                         job.to.sq_norms != nullptr};
+    Epilogue<Machine, T> epilogue{job.to.coef ? job.to.coef[s] : T{1}, (s - first) % kBlock == 0,
+                                  job.to.sq_norms != nullptr};
     for (int64_t i = 0; i < tile.used; i += kLanes<T>) {
       epilogue.direction = direction.place(i);
       epilogue.sum = sum.place(i);
@@ -170,8 +171,8 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
         epilogue(values, o, std::min(kPanel, tile.rows - o));
       }
     }
-    if (job.to.sq_norms) job.sq_norms[lane * segments + s] += total<T>(epilogue.sq_norms);
-    if (job.to.dots) job.dots[lane * segments + s] += total<T>(epilogue.dots);
+    if (job.to.sq_norms) job.sq_norms[lane * segments + s] += total(epilogue.sq_norms);
+    if (job.to.dots) job.dots[lane * segments + s] += total(epilogue.dots);
     if ((s - first) % kBlock == kBlock - 1 || s == last - 1) {
       const bool block = s - first < kBlock;
       sum.flush(block);

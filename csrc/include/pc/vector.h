@@ -1,11 +1,12 @@
-// Vectors of 64 bytes that the compiler maps to whatever the machine has, and functions compiled
-// for several machines of which one is picked at run time.
+// Vectors as wide as a machine has them, and functions compiled for several machines of which one
+// is picked at run time.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,49 +16,51 @@
 
 namespace pc {
 
+// Numbers in a line of the cache, the widest vectors there are.
 template <typename T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
+template <typename T, int64_t bytes>
 struct VectorOf {
-  static constexpr int lanes = 64 / sizeof(T);
-  typedef T type __attribute__((vector_size(64)));
-  typedef T unaligned __attribute__((vector_size(64), aligned(alignof(T)), may_alias));
+  typedef T type __attribute__((vector_size(bytes)));
 };
 
-template <typename T>
-using Vector = typename VectorOf<T>::type;
-
-// Some numbers that lie anywhere.
-template <typename T, int64_t size>
-struct RunOf {
-  typedef T type __attribute__((vector_size(size * sizeof(T)), aligned(alignof(T)), may_alias));
+// Bytes of a machine's vectors, and how many rows and vectors of accumulators its registers hold
+// beside operands.
+template <int64_t kBytes, int64_t kRows, int64_t kVectors>
+struct Machine {
+  static constexpr int64_t bytes = kBytes, rows = kRows, vectors = kVectors;
 };
 
-template <typename T>
-PC_INLINE Vector<T> load(const T* from) {
-  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+template <typename Machine, typename T>
+using Vector = typename VectorOf<T, Machine::bytes>::type;
+
+template <typename V>
+using NumberOf = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
+
+template <typename V>
+constexpr int64_t kLanesOf = sizeof(V) / sizeof(NumberOf<V>);
+
+// From and to anywhere in memory.
+template <typename V>
+PC_INLINE V load(const NumberOf<V>* from) {
+  typedef V Unaligned __attribute__((aligned(alignof(NumberOf<V>)), may_alias));
+  return *reinterpret_cast<const Unaligned*>(from);
 }
 
-template <typename T>
-PC_INLINE void store(T* to, Vector<T> value) {
-  *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
-}
-
-// The value with zeros after its first n lanes.
-template <typename T>
-PC_INLINE Vector<T> first_lanes(Vector<T> value, int64_t n) {
-  constexpr int lanes = VectorOf<T>::lanes;
-  if (n >= lanes) return value;
-  Vector<T> result = {};
-  for (int i = 0; i < lanes; ++i) result[i] = i < n ? value[i] : 0;
-  return result;
+template <typename V>
+PC_INLINE void store(NumberOf<V>* to, V value) {
+  typedef V Unaligned __attribute__((aligned(alignof(NumberOf<V>)), may_alias));
+  *reinterpret_cast<Unaligned*>(to) = value;
 }
 
 // The sum of the lanes.
-template <typename T>
-PC_INLINE T total(Vector<T> value) {
-  T lanes[VectorOf<T>::lanes];
+template <typename V>
+PC_INLINE NumberOf<V> total(V value) {
+  NumberOf<V> lanes[kLanesOf<V>];
   store(lanes, value);
 #pragma GCC unroll 4
-  for (int half = VectorOf<T>::lanes / 2; half > 0; half /= 2) {
+  for (int half = kLanesOf<V> / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return lanes[0];
@@ -65,31 +68,23 @@ PC_INLINE T total(Vector<T> value) {
 
 // Lanes of a whose number has no bit `step` and, where it has, of b; of the lower halves of both
 // pairs that the bit tells apart, or of the upper ones.
-template <int step, bool upper, typename T, std::size_t... i>
-PC_INLINE Vector<T> halves(Vector<T> a, Vector<T> b, std::index_sequence<i...>) {
-  constexpr int lanes = VectorOf<T>::lanes;
+template <int step, bool upper, typename V, std::size_t... i>
+PC_INLINE V halves(V a, V b, std::index_sequence<i...>) {
   return __builtin_shufflevector(
-      a, b, ((i & step ? lanes : 0) + (upper ? i | step : i & ~std::size_t{step}))...);
+      a, b, ((i & step ? kLanesOf<V> : 0) + (upper ? i | step : i & ~std::size_t{step}))...);
 }
 
 // Lane i is the sum of the lanes of values[i]: as many vectors as lanes are added up in pairs.
-template <int step, typename T>
-PC_INLINE Vector<T> totals(const Vector<T>* values) {
-  constexpr std::make_index_sequence<VectorOf<T>::lanes> all;
+template <int step, typename V>
+PC_INLINE V totals(const V* values) {
+  constexpr std::make_index_sequence<kLanesOf<V>> all;
   if constexpr (step == 0) {
     return *values;
   } else {
-    const Vector<T> a = totals<step / 2, T>(values), b = totals<step / 2, T>(values + step);
-    return halves<step, false, T>(a, b, all) + halves<step, true, T>(a, b, all);
+    const V a = totals<step / 2, V>(values), b = totals<step / 2, V>(values + step);
+    return halves<step, false>(a, b, all) + halves<step, true>(a, b, all);
   }
 }
-
-// How many rows and vectors of accumulators the registers of a machine hold, beside operands.
-template <int64_t kRows, int64_t kVectors>
-struct Machine {
-  static constexpr int64_t rows = kRows;
-  static constexpr int64_t vectors = kVectors;
-};
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -103,12 +98,12 @@ struct Machine {
 
 template <typename Body>
 __attribute__((target(PC_AVX512))) void on_avx512(const Body& body) {
-  body(Machine<8, 2>{});
+  body(Machine<64, 8, 2>{});
 }
 
 template <typename Body>
 __attribute__((target(PC_AVX2))) void on_avx2(const Body& body) {
-  body(Machine<4, 1>{});
+  body(Machine<32, 4, 2>{});
 }
 
 // 0, 2 or 5 for none, AVX2 or AVX-512. ATEN_CPU_CAPABILITY, torch's own setting, can lower it.
@@ -141,7 +136,7 @@ void vectorized(const Body& body) {
     case 2:
       return on_avx2(body);
     default:
-      body(Machine<2, 1>{});
+      body(Machine<16, 4, 2>{});
   }
 }
 
@@ -149,37 +144,44 @@ void vectorized(const Body& body) {
 
 template <typename Body>
 void vectorized(const Body& body) {
-  body(Machine<4, 1>{});
+  body(Machine<16, 4, 2>{});
 }
 
 #endif
 
-// <a, b>, each lane in blocks of its own and their totals in double.
-template <typename T>
+// <a, b>, in blocks whose totals are added up in double.
+template <typename Machine, typename T>
 PC_INLINE double dot(const T* a, const T* b, int64_t size) {
-  constexpr int64_t lanes = VectorOf<T>::lanes, block = 256 * lanes;
+  using V = Vector<Machine, T>;
+  constexpr int64_t lanes = kLanesOf<V>, many = 4, block = 256 * many * lanes;
   double result = 0;
   for (int64_t start = 0; start < size; start += block) {
     const int64_t end = start + block < size ? start + block : size;
-    Vector<T> sums = {};
+    V sums[many] = {};
     int64_t i = start;
-    for (; i + lanes <= end; i += lanes) sums += load(a + i) * load(b + i);
+    for (; i + many * lanes <= end; i += many * lanes) {
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < many; ++k) {
+        sums[k] += load<V>(a + i + k * lanes) * load<V>(b + i + k * lanes);
+      }
+    }
+    for (; i + lanes <= end; i += lanes) sums[0] += load<V>(a + i) * load<V>(b + i);
     for (; i < end; ++i) result += static_cast<double>(a[i]) * b[i];
-    for (int lane = 0; lane < lanes; ++lane) result += sums[lane];
+    result += total<V>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
   return result;
 }
 
-// In double, since the product of two such norms may be representable where they are not.
+// <a, b> in double from the first.
 template <typename T>
-PC_INLINE double sq_norm(const T* row, int64_t size) {
-  constexpr int64_t lanes = 8;
+PC_INLINE double exact_dot(const T* a, const T* b, int64_t size) {
+  constexpr int64_t lanes = 32;
   double sums[lanes] = {}, result = 0;
   int64_t i = 0;
   for (; i + lanes <= size; i += lanes) {
-    for (int64_t j = 0; j < lanes; ++j) sums[j] += static_cast<double>(row[i + j]) * row[i + j];
+    for (int64_t j = 0; j < lanes; ++j) sums[j] += static_cast<double>(a[i + j]) * b[i + j];
   }
-  for (; i < size; ++i) result += static_cast<double>(row[i]) * row[i];
+  for (; i < size; ++i) result += static_cast<double>(a[i]) * b[i];
   for (int64_t j = 0; j < lanes; ++j) result += sums[j];
   return result;
 }
