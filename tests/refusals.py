@@ -145,12 +145,12 @@ REFUSALS: dict[str, Refusal] = {
     "matmul": Refusal(
         lambda: Shaped(lambda m, x: x @ m.a.weight.mT, a=nn.Linear(6, 4)),
         features,
-        (module("a", "weight"), FIX, r"torch\.nn\.functional\.linear", "requires_grad_", "detach"),
+        (module("a", "weight"), FIX, r"\(F\.batch_norm, .*F\.linear", "requires_grad_", "detach"),
     ),
     "addmm": Refusal(
         lambda: Shaped(lambda m, x: torch.addmm(m.a.bias, x, x.mT @ x), a=nn.Linear(6, 6)),
         features,
-        (module("a", "bias"), "addmm", FIX),
+        (module("a", "bias"), r"used by torch\.addmm:", FIX),
     ),
     "aten": Refusal(
         lambda: Shaped(lambda m, x: torch.ops.aten.linear(x, m.a.weight), a=nn.Linear(6, 4)),
@@ -158,7 +158,7 @@ REFUSALS: dict[str, Refusal] = {
         (module("a", "weight"), r"aten\.linear", FIX),
     ),
     "scale-times": Refusal(
-        custom(lambda x, s: x * s), features, (module("1", "scale"), "mul", FIX)
+        custom(lambda x, s: x * s), features, (module("1", "scale"), r"used by Tensor\.mul:", FIX)
     ),
     "scale-in-place": Refusal(
         custom(lambda x, s: x.clone().mul_(s)), features, (module("1", "scale"), "mul_", FIX)
@@ -170,12 +170,12 @@ REFUSALS: dict[str, Refusal] = {
     "transposed": Refusal(
         lambda: Shaped(lambda m, x: F.linear(x, m.a.weight.T), a=nn.Linear(6, 6)),
         features,
-        (module("a", "weight"), r"Tensor\.T", FIX),
+        (module("a", "weight"), r"used by Tensor\.T:", FIX),
     ),
     "scale-in-a-list": Refusal(
         custom(lambda x, s: x + torch.stack([s, s]).sum(0)),
         features,
-        (module("1", "scale"), "stack", FIX),
+        (rf"^{module('1', 'scale')}, used by torch\.stack:", FIX),
     ),
     "scale-iterated": Refusal(
         custom(lambda x, s: x + sum(s)), features, (module("1", "scale"), FIX)
@@ -186,7 +186,7 @@ REFUSALS: dict[str, Refusal] = {
     "scale-einsum": Refusal(
         custom(lambda x, s: torch.einsum("bi,i->bi", x, s)),
         features,
-        (module("1", "scale"), "einsum", FIX),
+        (module("1", "scale"), r"used by torch\.einsum:", FIX),
     ),
     "scale-where": Refusal(
         custom(lambda x, s: torch.where(x > 0, x, s)), features, (module("1", "scale"), "where")
@@ -194,7 +194,7 @@ REFUSALS: dict[str, Refusal] = {
     "bilinear": Refusal(
         lambda: Shaped(lambda m, x: m.a(x, x), a=nn.Bilinear(6, 6, 2)),
         features,
-        (module("a", "weight"), "bilinear", FIX),
+        (module("a", "weight"), r"used by F\.bilinear:", FIX),
     ),
     "prelu": Refusal(after_linear(nn.PReLU()), features, (module("1", "weight"), "prelu", FIX)),
     "conv-transpose": Refusal(
@@ -223,7 +223,7 @@ REFUSALS: dict[str, Refusal] = {
     "weight-norm": Refusal(
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
         features,
-        (module("0.parametrizations.weight", "original0"), FIX),
+        (module("0.parametrizations.weight", "original0"), r"used by torch\._weight_norm:", FIX),
     ),
     "tied": Refusal(tied, ids, (module("embed", "weight"), "linear", "second use", FIX)),
     "used-twice": Refusal(

@@ -1,11 +1,14 @@
 """How errors speak of parameters and functions."""
 
 from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 from torch.overrides import resolve_name
 
 from pycoherence.errors import UnsupportedError
+
+_SHORT = {"torch.nn.functional.": "F.", "torch.functional.": "torch.", "torch.Tensor.": "Tensor."}
 
 
 def describe(name: str) -> str:
@@ -15,15 +18,22 @@ def describe(name: str) -> str:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """A torch function by its public name."""
-    return resolve_name(function) or str(function)
+    """A torch function as users write it: `F.linear`, `torch.addmm`, `Tensor.mT`."""
+    name = resolve_name(function)
+    if name is None:
+        private = isinstance(function, BuiltinFunctionType)
+        return f"torch.{function.__name__}" if private else str(function)
+    for module, short in _SHORT.items():
+        if name.startswith(module):
+            name = short + name.removeprefix(module)
+    return name.removesuffix(".__get__")  # of a property
 
 
 def unsupported(
     names: Sequence[str], function: Callable[..., Any] | None, why: str, fix: str
 ) -> UnsupportedError:
     """The error that a use of these parameters, in this function, cannot be measured."""
-    who = " and ".join(describe(name) for name in names)
+    who = " and ".join(dict.fromkeys(describe(name) for name in names))
     op = "" if function is None else function_name(function)
     where = ", used by ".join(part for part in (who, op) if part) or "the backward pass"
     return UnsupportedError(f"{where}: {why}. What to do: {fix}.")
