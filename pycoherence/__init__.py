@@ -1,6 +1,6 @@
 """pycoherence: statistics of per-example gradients, without building them."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from pycoherence import metrics, ops
 from pycoherence.collect import collect
@@ -21,8 +21,8 @@ from pycoherence.verify import Verification, verify
 from pycoherence.weighted_sum import weighted_sum
 
 try:
-    __version__ = version("pycoherence")
-except PackageNotFoundError:
+    __version__ = _metadata.version("pycoherence")
+except _metadata.PackageNotFoundError:
     __version__ = "0+source"
 
 __all__ = [

@@ -182,3 +182,9 @@ def test_public_names_exist_and_are_documented() -> None:
             value = getattr(module, name)
             if inspect.isfunction(value) or inspect.isclass(value):
                 assert inspect.getdoc(value), name
+
+
+def test_the_package_shows_only_its_own_names() -> None:
+    modules = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_")}
+    shown = {name for name in dir(pc) if not name.startswith("_")}
+    assert shown <= {*pc.__all__, *modules, "triton_kernels"}
