@@ -1,7 +1,7 @@
 """What a backward pass left behind."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,9 @@ class Record:
 
     Results can be read as soon as `backward()` has run in the block. They are scaled so that `g_b`
     is the gradient of example b's own loss, as `loss_reduction` says. Each is there if its
-    statistic was asked for, and otherwise raises an `AttributeError` that names it.
+    statistic was asked for, and otherwise raises an `AttributeError` that names it. What has the
+    shape of a parameter, moments and sums of signs, is in `by_parameter` alone. `weighted_sum` adds
+    the gradients themselves up, with a weight for each example.
     """
 
     def __init__(
@@ -84,8 +86,26 @@ class Record:
         """The statistics of each tracked parameter, by name; zeros where it did not take part."""
         batch = self._batch()
         return {
-            name: ParameterRecord(raw, self._statistics, batch) for name, raw in self._raw().items()
+            name: ParameterRecord(
+                self._capture.parameters[name].shape, raw, self._statistics, batch
+            )
+            for name, raw in self._raw().items()
         }
+
+    @property
+    def first_moment(self) -> NoReturn:
+        """Not here but in `by_parameter[name].first_moment`, of the parameter's shape."""
+        self._refuse_total("first_moment")
+
+    @property
+    def second_moment(self) -> NoReturn:
+        """Not here but in `by_parameter[name].second_moment`, of the parameter's shape."""
+        self._refuse_total("second_moment")
+
+    @property
+    def sign_sum(self) -> NoReturn:
+        """Not here but in `by_parameter[name].sign_sum`, of the parameter's shape."""
+        self._refuse_total("sign_sum")
 
     def coherence(self) -> Coherence:
         r"""The coherence of the batch at the weights of this pass; needs `SqNorms`.
@@ -103,7 +123,10 @@ class Record:
         """
         norms, batch, found = provider(self._statistics, "sq_norms"), self._batch(), self._raw()
         if not all(can_tell_sum(raw) for raw in found.values()):
-            raise AttributeError("this pass did not measure the coherence; use pc.collect")
+            raise AttributeError(
+                "the pass of pc.weighted_sum does not measure the coherence; use pc.collect(..., "
+                "keep_factors=True), whose record has coherence() and weighted_sum(coef)"
+            )
         parts = {
             name: (
                 sum_sq_norm(raw).item() * batch.share**2,
@@ -135,7 +158,8 @@ class Record:
             ValueError: The shape is not `[B]`.
             TypeError: The dtype or device does not fit.
 
-        Cost: That of the ordinary weight gradients.
+        Cost: That of the ordinary weight gradients, beside those that filled `.grad`, which
+        `pycoherence.weighted_sum` leaves out.
 
         Source: Bu et al. 2023, arXiv:2210.00038.
         """
@@ -181,6 +205,13 @@ class Record:
         for other in others:
             total += other.to(total.device)
         return total
+
+    def _refuse_total(self, result: str) -> NoReturn:
+        provider(self._statistics, result)  # raises if it was not asked for
+        raise AttributeError(
+            f"{result} has the shape of a parameter, so that there is no total; read "
+            f"record.by_parameter[name].{result}"
+        )
 
     def _raw(self) -> dict[str, dict[str, Tensor]]:
         """The gradients of the probes, by parameter; zeros for those that took no part."""

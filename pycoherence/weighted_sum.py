@@ -35,7 +35,8 @@ def weighted_sum(
         batch: Passed on as it is.
         coef: The weights `[B]`, floating, on the model's device; or what makes them from the
             record of the pass. An example of weight zero is left out, even if it is not finite.
-        statistics: What the record has; `SqNorms()` if none is given. It has no `coherence()`.
+        statistics: What the record has; `SqNorms()` if none is given. It has no `coherence()`: for
+            both, use `collect(..., keep_factors=True)` and `Record.weighted_sum`.
         loss_reduction: How `loss_fn` joins per-example losses.
 
     Returns:

@@ -200,3 +200,13 @@ def test_results_are_bitwise_repeatable() -> None:
         return [record.gram, record.dots, *found]
 
     assert all(torch.equal(*pair) for pair in zip(measure(), measure(), strict=True))
+
+
+def test_records_say_what_they_hold() -> None:
+    model, batch = make("mlp")
+    with pc.collect(model, pc.SqNorms(), pc.Moments()) as record:
+        classification("mean")(model, batch).backward()
+    shape = tuple(model[0].weight.shape)
+    results = "['sq_norms', 'first_moment', 'second_moment']"
+    expected = f"ParameterRecord(shape={shape}, results={results})"
+    assert repr(record.by_parameter["0.weight"]) == expected

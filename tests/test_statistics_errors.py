@@ -97,9 +97,16 @@ def test_what_was_not_asked_for_says_what_to_add(result: str, statistic: str) ->
     message = rf"{result} was not asked for; add pc\.{statistic}\("
     with pytest.raises(AttributeError, match=message):
         getattr(record.by_parameter["weight"], result)
-    if hasattr(pc.Record, result):
-        with pytest.raises(AttributeError, match=message):
-            getattr(record, result)
+    with pytest.raises(AttributeError, match=message):
+        getattr(record, result)
+
+
+@pytest.mark.parametrize("result", ["first_moment", "second_moment", "sign_sum"])
+def test_what_has_no_total_says_where_it_is(result: str) -> None:
+    with pc.collect(MODEL, pc.Moments(), pc.SignSum()) as record:
+        MODEL(torch.ones(4, 3)).sum().backward()
+    with pytest.raises(AttributeError, match=rf"read record\.by_parameter\[name\]\.{result}$"):
+        getattr(record, result)
 
 
 def test_coherence_needs_norms() -> None:

@@ -226,7 +226,7 @@ def test_the_function_measures_no_coherence() -> None:
     model, batch = make("mlp")
 
     def coef(record: pc.Record) -> Tensor:
-        with pytest.raises(AttributeError, match=r"did not measure the coherence; use pc\.collect"):
+        with pytest.raises(AttributeError, match=r"not measure the coherence; use pc\.collect"):
             record.coherence()
         return record.sq_norms
 

@@ -24,9 +24,18 @@ class ParameterRecord:
     """
 
     def __init__(
-        self, raw: Mapping[str, Tensor], statistics: Sequence[Statistic], batch: Batch
+        self,
+        shape: Sequence[int],
+        raw: Mapping[str, Tensor],
+        statistics: Sequence[Statistic],
+        batch: Batch,
     ) -> None:
-        self._raw, self._statistics, self._batch = raw, statistics, batch
+        self._shape, self._raw = tuple(shape), raw
+        self._statistics, self._batch = statistics, batch
+
+    def __repr__(self) -> str:
+        results = [result for one in self._statistics for result in one.results]
+        return f"ParameterRecord(shape={self._shape}, results={results})"
 
     @property
     def sq_norms(self) -> Tensor:
