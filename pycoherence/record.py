@@ -201,9 +201,11 @@ class Record:
 
     def _total(self, result: str) -> Tensor:
         statistic, batch = provider(self._statistics, result), self._batch()
-        total, *others = (statistic.read(result, raw, batch) for raw in self._raw().values())
-        for other in others:
-            total += other.to(total.device)
+        # One at a time, since a Gram matrix for each parameter may be much to hold.
+        parts = (statistic.read(result, raw, batch) for raw in self._raw().values())
+        total = next(parts)
+        for part in parts:
+            total += part.to(total.device)
         return total
 
     def _refuse_total(self, result: str) -> NoReturn:
