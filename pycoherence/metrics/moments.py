@@ -15,7 +15,8 @@ def gsnr(first_moment: Number, second_moment: Number) -> Number:
     The mean over coordinates, often reported, is ruled by a few large ratios: look at the median
     too.
 
-    Range: [0, inf]; inf where all examples agree, nan where all vanish.
+    Range: [0, inf]; inf where all examples agree, nan where all vanish, as behind a ReLU that is
+    off for all: use ``nanmean`` and ``nanmedian``.
 
     Scaling: unchanged when all gradients are multiplied by one constant. Over a sample of n, pure
     noise reads about ``1/n``, not 0.
@@ -52,7 +53,8 @@ def coordinate_alpha(first_moment: Number, second_moment: Number) -> Number:
     with the signal-to-noise ratio ``r_j`` of :func:`gsnr`. Weighted by ``second_moment`` as in
     :func:`combine`, the coordinates give the :func:`alpha` of the whole gradient.
 
-    Range: [0, 1]; 0 where the examples cancel, 1 where they agree, nan where all vanish.
+    Range: [0, 1]; 0 where the examples cancel, 1 where they agree, nan where all vanish (use
+    ``nanmean``).
 
     Scaling: unchanged when all gradients are multiplied by one constant. Over a sample of n, pure
     noise reads about ``1/n``, not 0.
