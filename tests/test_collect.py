@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import MODELS, classification, make
 from oracle import per_example_gradients
+from settings import threads
 from torch import nn
 
 import pycoherence as pc
@@ -228,11 +229,8 @@ def test_results_are_bitwise_repeatable() -> None:
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    found = []
+    for n in (1, 2):
+        with threads(n):
             found.append(recorded("mlp")[1].sq_norms)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(*found)

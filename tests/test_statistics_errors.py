@@ -1,10 +1,10 @@
 """What the statistics refuse, before anything runs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from raising import Calls, raising
 from torch import nn
 
 import pycoherence as pc
@@ -19,7 +19,7 @@ def frozen_bias() -> nn.Module:
     return model
 
 
-VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+VALUE_ERRORS: Calls = {
     "name-of-a-mean": (
         lambda: pc.Dots("average"),
         r'a dict of tensors, or "mean", got \'average\'',
@@ -48,7 +48,7 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: pc.collect(MODEL), "one or more statistics"),
 }
 
-TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+TYPE_ERRORS: Calls = {
     "list": (lambda: pc.Dots([WEIGHT]), r'a dict of tensors, or "mean", got list'),
     "tensor": (lambda: pc.Dots(WEIGHT), "got Tensor"),
     "number": (
@@ -66,17 +66,8 @@ TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "class": (lambda: pc.collect(MODEL, pc.Moments), r"got a class; write Moments\(\)"),
 }
 
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS)
-def test_value_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS)
-def test_type_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        call()
+test_value_errors = raising(ValueError, VALUE_ERRORS)
+test_type_errors = raising(TypeError, TYPE_ERRORS)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import per_example_gradients
+from settings import threads
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -147,14 +148,10 @@ def test_coherence_does_not_depend_on_the_number_of_threads(shape: tuple[int, ..
 
     x = torch.randn(shape)
     found = set()
-    threads = torch.get_num_threads()
-    try:
-        for n in (1, 2, 4):
-            torch.set_num_threads(n)
+    for n in (1, 2, 4):
+        with threads(n):
             for raw in ({"sum_norms": row_norms(x)}, {"weighted_sum": x}):
                 found.add((*raw, sum_sq_norm(raw).item()))
-    finally:
-        torch.set_num_threads(threads)
     assert len(found) == 2
 
 

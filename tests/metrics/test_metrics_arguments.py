@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from raising import raising
 
 from pycoherence import metrics
 
@@ -156,11 +157,7 @@ BAD_VALUES = {
     ),
 }
 
-
-@pytest.mark.parametrize(("call", "message"), BAD_VALUES.values(), ids=BAD_VALUES.keys())
-def test_bad_values_say_what_to_do(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
+test_bad_values_say_what_to_do = raising(ValueError, BAD_VALUES)
 
 
 BAD_TYPES = {
@@ -177,11 +174,7 @@ BAD_TYPES = {
     "combine": (lambda: metrics.combine(torch.tensor([1]), torch.tensor([1])), r"torch\.int64"),
 }
 
-
-@pytest.mark.parametrize(("call", "message"), BAD_TYPES.values(), ids=BAD_TYPES.keys())
-def test_bad_types_say_what_to_do(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        call()
+test_bad_types_say_what_to_do = raising(TypeError, BAD_TYPES)
 
 
 def test_counts_may_be_any_integer() -> None:

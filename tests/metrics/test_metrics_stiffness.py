@@ -1,10 +1,10 @@
 """Stiffness by class, on gradients whose angles are known."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from raising import raising
 from torch import Tensor
 
 from pycoherence import metrics
@@ -110,11 +110,7 @@ BAD = {
     ),
 }
 
-
-@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_values_say_what_to_do(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
+test_bad_values_say_what_to_do = raising(ValueError, BAD)
 
 
 @pytest.mark.parametrize("classes", [CLASSES.double(), CLASSES.tolist(), CLASSES.to("meta")])

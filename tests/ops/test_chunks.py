@@ -1,22 +1,14 @@
 """The references work through the batch in chunks; how large they are must not matter."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from backends import assert_close, assert_reduced_close, describe
+from settings import workspace
 
 import pycoherence as pc
 from pycoherence.ops._chunks import Chunks
 
 CHUNKED = [op for op in pc.ops.specs if op.endswith(("_reduce", "_gram"))]
-
-
-@pytest.fixture(autouse=True)
-def _workspace() -> Iterator[None]:
-    before = pc.workspace()
-    yield
-    pc.set_workspace(before)
 
 
 @pytest.mark.parametrize("op", CHUNKED)
@@ -25,16 +17,16 @@ def test_chunk_size_changes_nothing(op: str, size: int) -> None:
     spec = pc.ops.specs[op]
     samples = list(spec.samples("cpu", torch.float64))
     whole = [spec.reference(*args) for args in samples]
-    pc.set_workspace(size)
-    for args, expected in zip(samples, whole, strict=True):
-        close = assert_close if isinstance(expected, torch.Tensor) else assert_reduced_close
-        close(spec.reference(*args), expected, 1e-12, describe(args))
+    with workspace(size):
+        for args, expected in zip(samples, whole, strict=True):
+            close = assert_close if isinstance(expected, torch.Tensor) else assert_reduced_close
+            close(spec.reference(*args), expected, 1e-12, describe(args))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9])
 def test_chunks_cover_the_batch_in_order(batch: int) -> None:
-    pc.set_workspace(4 * 5 * 8)
-    _, parts = Chunks.of(lambda part: torch.empty(0), batch, 5, torch.float64)
+    with workspace(4 * 5 * 8):
+        _, parts = Chunks.of(lambda part: torch.empty(0), batch, 5, torch.float64)
     assert [b for part in parts for b in range(batch)[part]] == list(range(batch))
     assert all(part.stop - part.start <= 4 for part in parts)
 

@@ -1,10 +1,8 @@
 """Each check of the ops: the right kind of error, and words that help."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from raising import Calls, raising
 
 import pycoherence as pc
 
@@ -14,7 +12,7 @@ IDS = torch.zeros(2, 3, dtype=torch.long)
 IMAGE, OUT = torch.zeros(2, 4, 6, 6), torch.zeros(2, 6, 6, 6)
 META = torch.zeros(2, 3, 5, device="meta")
 
-VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+VALUE_ERRORS: Calls = {
     "linear-2d": (
         lambda: ops.linear_reduce(X[:, 0], G[:, 0]),
         r"linear_reduce: expected x \[B, T, I\] and g \[B, T, O\], got \(2, 4\).*unsqueeze",
@@ -146,7 +144,7 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "backend-name": (lambda: pc.backend("cuda").__enter__(), "among triton, native, reference"),
 }
 
-TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+TYPE_ERRORS: Calls = {
     "linear-integer": (
         lambda: ops.linear_reduce(X.long(), G.long()),
         "linear_reduce: expected x to be float16, bfloat16, float32 or float64, got torch.int64",
@@ -187,7 +185,7 @@ TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
 }
 
-INDEX_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+INDEX_ERRORS: Calls = {
     "embedding-high": (
         lambda: ops.embedding_reduce(IDS + 5, G, 5),
         r"expected ids in \[0, 5\), got ids from 5 to 5",
@@ -196,23 +194,9 @@ INDEX_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "embedding-empty-table": (lambda: ops.embedding_reduce(IDS, G, 0), r"in \[0, 0\)"),
 }
 
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS)
-def test_value_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS)
-def test_type_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), INDEX_ERRORS.values(), ids=INDEX_ERRORS)
-def test_index_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(IndexError, match=message):
-        call()
+test_value_errors = raising(ValueError, VALUE_ERRORS)
+test_type_errors = raising(TypeError, TYPE_ERRORS)
+test_index_errors = raising(IndexError, INDEX_ERRORS)
 
 
 def test_fake_kernels_check_too() -> None:

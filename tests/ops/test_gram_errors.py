@@ -1,10 +1,8 @@
 """Each check of the `*_gram` ops: the right kind of error, and words that help."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from raising import Calls, raising
 
 import pycoherence as pc
 
@@ -13,7 +11,7 @@ X, G = torch.zeros(2, 3, 4), torch.zeros(2, 3, 5)
 IDS = torch.zeros(2, 3, dtype=torch.long)
 IMAGE, OUT = torch.zeros(2, 4, 6, 6), torch.zeros(2, 6, 6, 6)
 
-VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+VALUE_ERRORS: Calls = {
     "linear-2d": (
         lambda: ops.linear_gram(X[:, 0], G[:, 0]),
         r"linear_gram: expected x \[B, T, I\] and g \[B, T, O\], got \(2, 4\)",
@@ -64,7 +62,7 @@ VALUE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
 }
 
-TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+TYPE_ERRORS: Calls = {
     "mixed": (
         lambda: ops.linear_gram(X, G, X.double(), G.double()),
         "linear_gram: expected g2 to have the dtype and device of g1",
@@ -80,17 +78,8 @@ TYPE_ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
 }
 
-
-@pytest.mark.parametrize(("call", "message"), VALUE_ERRORS.values(), ids=VALUE_ERRORS)
-def test_value_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(("call", "message"), TYPE_ERRORS.values(), ids=TYPE_ERRORS)
-def test_type_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        call()
+test_value_errors = raising(ValueError, VALUE_ERRORS)
+test_type_errors = raising(TypeError, TYPE_ERRORS)
 
 
 def test_negative_ids_are_index_errors() -> None:

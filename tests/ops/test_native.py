@@ -1,7 +1,6 @@
 """Every native kernel: subsets of outputs, large and uneven shapes, threads, long sums."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -16,6 +15,7 @@ from backends import (
     describe,
     in_float64,
 )
+from settings import threads
 from torch import Tensor
 
 import pycoherence as pc
@@ -92,16 +92,6 @@ def arguments(op: str, index: int, dtype: torch.dtype, want: int = 127) -> Head:
     )
     cast = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in head]
     return (*cast, *tail)
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(op: str, args: Head) -> tuple[Tensor, ...]:

@@ -1,7 +1,6 @@
 """The native Grams: large and uneven shapes, one batch and two, threads, small workspaces."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from backends import DTYPES, TOLERANCE, assert_close, backends_of, describe, in_float64
 from hypothesis import given
 from hypothesis import strategies as st
+from settings import threads, workspace
 from torch import Tensor
 
 import pycoherence as pc
@@ -110,26 +110,6 @@ def truth(op: str, args: Args) -> Tensor:
     expected = pc.ops.specs[op].reference(*in_float64(args))
     assert isinstance(expected, Tensor)
     return expected
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def workspace(size: int) -> Iterator[None]:
-    before = pc.workspace()
-    pc.set_workspace(size)
-    try:
-        yield
-    finally:
-        pc.set_workspace(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

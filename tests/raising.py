@@ -1,0 +1,20 @@
+"""Calls that must raise, in words that help."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+Calls = Mapping[str, tuple[Callable[[], Any], str]]
+"""By name: the call, and a pattern for its message."""
+
+
+def raising(error: type[Exception], calls: Calls) -> Callable[..., None]:
+    """A test that each of the calls raises this error."""
+
+    @pytest.mark.parametrize(("call", "message"), calls.values(), ids=calls)
+    def test(call: Callable[[], Any], message: str) -> None:
+        with pytest.raises(error, match=message):
+            call()
+
+    return test
