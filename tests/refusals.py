@@ -1,52 +1,26 @@
 """Models that cannot be measured, and what the error must say of each."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from parts import (
+    B,
+    Shaped,
+    Square,
+    T,
+    after_linear,
+    autocast,
+    custom,
+    embedding,
+    features,
+    ids,
+    positions,
+    sequence,
+    tied,
+)
 from torch import Tensor, nn
-
-B, T = 4, 3
-
-
-class Shaped(nn.Module):
-    """Some layers and a function of them and the input."""
-
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self._function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
-
-
-class Scale(nn.Module):
-    """A layer of the user's own."""
-
-    def __init__(self, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self._apply_scale = apply
-        self.scale = nn.Parameter(torch.ones(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._apply_scale(x, self.scale)
-
-
-class Square(torch.autograd.Function):
-    """A function that torch function modes do not see."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g * ctx.saved_tensors[0]
 
 
 @dataclass(frozen=True)
@@ -63,52 +37,6 @@ class Refusal:
     build: Callable[[], nn.Module]
     inputs: Callable[[], Tensor]
     says: tuple[str, ...]
-
-
-def features() -> Tensor:
-    return torch.randn(B, 6)
-
-
-def sequence() -> Tensor:
-    return torch.randn(B, T, 6)
-
-
-def ids() -> Tensor:
-    return torch.randint(5, (B, T))
-
-
-def after_linear(layer: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Linear(6, 6), copy.deepcopy(layer))
-
-
-def custom(apply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Linear(6, 6), Scale(apply))
-
-
-def positions(form: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
-    """Token and position embeddings, the positions as some models write them."""
-
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        return m.token(x) + m.position(form(torch.arange(T)))
-
-    return lambda: Shaped(forward, token=nn.Embedding(5, 6), position=nn.Embedding(T, 6))
-
-
-def tied() -> nn.Module:
-    model = Shaped(
-        lambda m, x: m.head(m.embed(x)), embed=nn.Embedding(5, 6), head=nn.Linear(6, 5, bias=False)
-    )
-    model.head.weight = model.embed.weight
-    return model
-
-
-def embedding(**options) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Embedding(5, 6, **options), nn.Linear(6, 6))
-
-
-def autocast(m: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return m.a(x).float()
 
 
 def module(path: str, parameter: str) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import MODELS, classification, make
-from refusals import REFUSALS, Shaped
+from parts import Shaped
+from refusals import REFUSALS
 from snapshots import Snapshot
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import torch
 from checks import assert_norms, plain_pass, relative_error
 from models import regression
 from oracle import per_example_gradients
-from refusals import Square
+from parts import Square
 from snapshots import Snapshot
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint, checkpoint_sequential
