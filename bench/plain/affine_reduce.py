@@ -1,5 +1,6 @@
 """Plain torch for `affine_reduce`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,33 +40,31 @@ def _normalised(x: Tensor, mean: Tensor | None, rstd: Tensor | None) -> Tensor:
     return x if rstd is None else x * rstd
 
 
-def product_and_sum(
-    wanted: frozenset[str],
-    g: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    **tail: Tensor | None,
-) -> Outputs:
-    g = widen(g)
-    product = g if x is None else g * _normalised(x, mean, rstd)
-    return reduce_rows(wanted, product.sum(1), **tail)
+def product_and_sum(g: Tensor, x: Tensor | None) -> Tensor:
+    return (g if x is None else g * x).sum(1)
 
 
-def einsum(
-    wanted: frozenset[str],
-    g: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    **tail: Tensor | None,
-) -> Outputs:
-    g = widen(g)
+def einsum(g: Tensor, x: Tensor | None) -> Tensor:
     if x is None:
-        rows = g.new_ones(len(g), 1, g.shape[1]).bmm(g)[:, 0]
-    else:
-        rows = torch.einsum("btc,btc->bc", g, _normalised(x, mean, rstd))
-    return reduce_rows(wanted, rows, **tail)
+        return g.new_ones(len(g), 1, g.shape[1]).bmm(g)[:, 0]
+    return torch.einsum("btc,btc->bc", g, x)
+
+
+def from_rows(rows_of: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[..., Outputs]:
+    """The reductions of the gradients `[B, C]`."""
+
+    def run(
+        wanted: frozenset[str],
+        g: Tensor,
+        x: Tensor | None,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        **tail: Tensor | None,
+    ) -> Outputs:
+        scaled = None if x is None else _normalised(x, mean, rstd)
+        return reduce_rows(wanted, rows_of(widen(g), scaled), **tail)
+
+    return run
 
 
 def _workspace(wanted: frozenset[str], g: Tensor, x: Tensor | None, **arguments: Any) -> float:
@@ -73,4 +72,7 @@ def _workspace(wanted: frozenset[str], g: Tensor, x: Tensor | None, **arguments:
     return full + rows_workspace(wanted, len(g), g.shape[2])
 
 
-WAYS = {"product and sum": Way(product_and_sum, _workspace), "einsum": Way(einsum, _workspace)}
+WAYS = {
+    "product and sum": Way(from_rows(product_and_sum), _workspace),
+    "einsum": Way(from_rows(einsum), _workspace),
+}

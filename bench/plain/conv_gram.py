@@ -32,17 +32,22 @@ def inputs(shape: Shape, random: Source) -> dict[str, Any]:
     return {"x1": x1, "g1": g1, "x2": x2, "g2": g2, **patches.window(shape)}
 
 
-def ghost(
-    wanted: frozenset[str],
+def both(
+    form: Callable[..., Any],
     x1: Tensor,
     g1: Tensor,
     x2: Tensor | None,
     g2: Tensor | None,
     **window: Any,
-) -> Outputs:
-    first = patches.as_linear(x1, g1, **window)
-    second = first if x2 is None or g2 is None else patches.as_linear(x2, g2, **window)
-    groups = window["groups"]
+) -> tuple[Any, Any]:
+    """The factors of both batches, which may be the same, in another form."""
+    first = form(x1, g1, **window)
+    return first, first if x2 is None else form(x2, g2, **window)
+
+
+def ghost(wanted: frozenset[str], **arguments: Any) -> Outputs:
+    first, second = both(patches.as_linear, **arguments)
+    groups = arguments["groups"]
     by_group = [
         factored.ghost_gram(*(factor[i::groups] for factor in (*first, *second)))
         for i in range(groups)
@@ -53,17 +58,9 @@ def ghost(
 def from_rows(rows_of: Callable[..., Tensor]) -> Callable[..., Outputs]:
     """The product of the materialised gradients."""
 
-    def run(
-        wanted: frozenset[str],
-        x1: Tensor,
-        g1: Tensor,
-        x2: Tensor | None,
-        g2: Tensor | None,
-        **window: Any,
-    ) -> Outputs:
-        rows = rows_of(x1, g1, **window).flatten(1)
-        other = rows if x2 is None else rows_of(x2, g2, **window).flatten(1)
-        return {"gram": gram(rows, other)}
+    def run(wanted: frozenset[str], **arguments: Any) -> Outputs:
+        rows, other = both(rows_of, **arguments)
+        return {"gram": gram(rows.flatten(1), other.flatten(1))}
 
     return run
 

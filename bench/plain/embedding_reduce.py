@@ -1,5 +1,6 @@
 """Plain torch for `embedding_reduce`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from plain import _factored as factored
@@ -47,27 +48,26 @@ def direct(
     return out
 
 
+def without_padding(run: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """The same with output gradients that are zero where the row gets none."""
+
+    def padded(
+        wanted: frozenset[str], ids: Tensor, g: Tensor, padding_idx: int, **arguments: Any
+    ) -> Outputs:
+        return run(wanted, ids, tables.unpadded(ids, g, padding_idx), **arguments)
+
+    return padded
+
+
 def materialised(
-    wanted: frozenset[str],
-    ids: Tensor,
-    g: Tensor,
-    num_embeddings: int,
-    padding_idx: int,
-    **tail: Tensor | None,
+    wanted: frozenset[str], ids: Tensor, g: Tensor, num_embeddings: int, **tail: Tensor | None
 ) -> Outputs:
-    g = tables.unpadded(ids, g, padding_idx)
     return reduce_rows(wanted, tables.gradients(ids, g, num_embeddings), **tail)
 
 
 def touched_rows(
-    wanted: frozenset[str],
-    ids: Tensor,
-    g: Tensor,
-    num_embeddings: int,
-    padding_idx: int,
-    **tail: Tensor | None,
+    wanted: frozenset[str], ids: Tensor, g: Tensor, num_embeddings: int, **tail: Tensor | None
 ) -> Outputs:
-    g = tables.unpadded(ids, g, padding_idx)
     out = direct(wanted, ids, g, num_embeddings, **tail)
     if wanted - factored.DIRECT:
         examples, row_ids, rows = tables.pairs(ids, g, num_embeddings)
@@ -84,14 +84,8 @@ def touched_rows(
 
 
 def same_rows(
-    wanted: frozenset[str],
-    ids: Tensor,
-    g: Tensor,
-    num_embeddings: int,
-    padding_idx: int,
-    **tail: Tensor | None,
+    wanted: frozenset[str], ids: Tensor, g: Tensor, num_embeddings: int, **tail: Tensor | None
 ) -> Outputs:
-    g = tables.unpadded(ids, g, padding_idx)
     out = direct(wanted, ids, g, num_embeddings, **tail)
     if "sq_norms" in wanted:
         out["sq_norms"] = tables.same_row_products(ids, g, ids, g).sum((1, 2))
@@ -122,7 +116,7 @@ def _same(wanted: frozenset[str], g: Tensor, **arguments: Any) -> float | None:
 
 
 WAYS = {
-    "materialised": Way(materialised, _rows),
-    "touched rows": Way(touched_rows, _touched),
-    "same rows": Way(same_rows, _same),
+    "materialised": Way(without_padding(materialised), _rows),
+    "touched rows": Way(without_padding(touched_rows), _touched),
+    "same rows": Way(without_padding(same_rows), _same),
 }

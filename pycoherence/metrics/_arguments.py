@@ -10,6 +10,9 @@ from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
 
+EXAMPLES = "the number of examples behind the sums"
+"""What `n` means to most of them."""
+
 
 def to_tensor(caller: str, name: str, value: float | Tensor) -> Tensor:
     """Return ``value`` as a tensor of float32 or better; a Python number becomes float64."""

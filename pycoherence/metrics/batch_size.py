@@ -1,8 +1,6 @@
 """How large a mini-batch is worth its cost: gradient diversity and the gradient noise scale."""
 
-from pycoherence.metrics._arguments import Number, like, to_count, to_tensors
-
-_EXAMPLES = "the number of examples behind the sums"
+from pycoherence.metrics._arguments import EXAMPLES, Number, like, to_count, to_tensors
 
 
 def gradient_diversity(sum_sq_norm: Number, total_sq_norm: Number) -> Number:
@@ -70,7 +68,7 @@ def batch_size_bound(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Numb
         >>> batch_size_bound(sum_sq_norm=20.0, total_sq_norm=8.0, n=4)
         1.6
     """
-    n = to_count("batch_size_bound", "n", n, 1, _EXAMPLES)
+    n = to_count("batch_size_bound", "n", n, 1, EXAMPLES)
     s, q = to_tensors("batch_size_bound", sum_sq_norm=sum_sq_norm, total_sq_norm=total_sq_norm)
     return like(n * (q / s), sum_sq_norm, total_sq_norm)
 
@@ -114,7 +112,7 @@ def noise_scale(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
         >>> noise_scale(sum_sq_norm=20.0, total_sq_norm=8.0, n=4)
         1.0
     """
-    n = to_count("noise_scale", "n", n, 2, _EXAMPLES)
+    n = to_count("noise_scale", "n", n, 2, EXAMPLES)
     s, q = to_tensors("noise_scale", sum_sq_norm=sum_sq_norm, total_sq_norm=total_sq_norm)
     return like((n * q - s) / (s - q), sum_sq_norm, total_sq_norm)
 

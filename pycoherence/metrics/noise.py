@@ -1,8 +1,6 @@
 """Signal and noise of a sample of gradients: size of the mean, variance, and their ratios."""
 
-from pycoherence.metrics._arguments import Number, like, to_count, to_tensors
-
-_EXAMPLES = "the number of examples behind the sums"
+from pycoherence.metrics._arguments import EXAMPLES, Number, like, to_count, to_tensors
 
 
 def gradient_sq_norm(
@@ -42,7 +40,7 @@ def gradient_sq_norm(
         >>> gradient_sq_norm(sum_sq_norm=20.0, total_sq_norm=8.0, n=4)
         1.0
     """
-    n = to_count("gradient_sq_norm", "n", n, 2 if unbiased else 1, _EXAMPLES)
+    n = to_count("gradient_sq_norm", "n", n, 2 if unbiased else 1, EXAMPLES)
     s, q = to_tensors("gradient_sq_norm", sum_sq_norm=sum_sq_norm, total_sq_norm=total_sq_norm)
     result = (s - q) / (n * (n - 1)) if unbiased else s / n**2
     return like(result, sum_sq_norm, total_sq_norm)
@@ -86,7 +84,7 @@ def gradient_variance(
         >>> gradient_variance(sum_sq_norm=20.0, total_sq_norm=8.0, n=4)
         1.0
     """
-    n = to_count("gradient_variance", "n", n, 2 if unbiased else 1, _EXAMPLES)
+    n = to_count("gradient_variance", "n", n, 2 if unbiased else 1, EXAMPLES)
     s, q = to_tensors("gradient_variance", sum_sq_norm=sum_sq_norm, total_sq_norm=total_sq_norm)
     return like((q - s / n) / (n - 1 if unbiased else n), sum_sq_norm, total_sq_norm)
 

@@ -1,9 +1,9 @@
 """Agreement of the gradients' signs, coordinate by coordinate, from the sum of the signs."""
 
-from pycoherence.metrics._arguments import Number, like, to_count, to_tensor
-from pycoherence.metrics._pairs import signs
+from torch import Tensor
 
-_EXAMPLES = "the number of examples behind the sums"
+from pycoherence.metrics._arguments import EXAMPLES, Number, like, to_count, to_tensor
+from pycoherence.metrics._pairs import signs
 
 
 def sign_agreement(sign_sum: Number, n: int) -> Number:
@@ -40,8 +40,7 @@ def sign_agreement(sign_sum: Number, n: int) -> Number:
         >>> sign_agreement(-2.0, n=4)
         0.5
     """
-    n = to_count("sign_agreement", "n", n, 1, _EXAMPLES)
-    return like(to_tensor("sign_agreement", "sign_sum", sign_sum).abs() / n, sign_sum)
+    return like(_agreement("sign_agreement", sign_sum, n), sign_sum)
 
 
 def same_sign_share(sign_sum: Number, n: int) -> Number:
@@ -78,9 +77,7 @@ def same_sign_share(sign_sum: Number, n: int) -> Number:
         >>> same_sign_share(-2.0, n=4)
         0.75
     """
-    n = to_count("same_sign_share", "n", n, 1, _EXAMPLES)
-    agreement = to_tensor("same_sign_share", "sign_sum", sign_sum).abs() / n
-    return like((1 + agreement) / 2, sign_sum)
+    return like((1 + _agreement("same_sign_share", sign_sum, n)) / 2, sign_sum)
 
 
 def sign_vote(sign_sum: Number) -> Number:
@@ -112,3 +109,8 @@ def sign_vote(sign_sum: Number) -> Number:
         -1.0
     """
     return like(signs(to_tensor("sign_vote", "sign_sum", sign_sum)), sign_sum)
+
+
+def _agreement(caller: str, sign_sum: float | Tensor, n: int) -> Tensor:
+    n = to_count(caller, "n", n, 1, EXAMPLES)
+    return to_tensor(caller, "sign_sum", sign_sum).abs() / n
