@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "reduction.h"
+#include "workspace.h"
 
 namespace pc {
 
@@ -45,6 +46,12 @@ double engine_cost(double batch, double positions, double numbers, const Reducti
   return batch * numbers * (positions + epilogue);
 }
 
+// Whether a Gram that is not wanted may be made on the way.
+template <typename T>
+bool has_room_for_gram(int64_t batch) {
+  return batch * batch * int64_t{sizeof(T)} <= workspace() / 2;
+}
+
 // With one position: whether to take dots with the sum from the Gram, if that is not wanted anyway,
 // or from the sum, which takes a product of matrices as large as the sum itself.
 template <typename T>
@@ -52,7 +59,7 @@ bool rank_one_gram_is_cheap(int64_t batch, int64_t in, int64_t out, const Reduct
   const double gram =
       0.5 * static_cast<double>(batch) * (1.2 * static_cast<double>(in + out) + kDotEnd);
   const double dots = static_cast<double>(in) * static_cast<double>(out) * (to.sum ? 1.1 : 2.1);
-  return to.gram || (to.sum_dots && gram < dots);
+  return to.gram || (to.sum_dots && gram < dots && has_room_for_gram<T>(batch));
 }
 
 // A parameter [groups, out, in] with `positions` outer products for each example.
@@ -64,8 +71,9 @@ Plan make_plan(int64_t batch, int64_t positions, int64_t in, int64_t out, int64_
   const double pair = (1.2 * static_cast<double>(in + out) + kDotEnd) * groups;
   Plan best;
   double least = std::numeric_limits<double>::infinity();
+  const bool may_gram = to.gram || (to.sum_dots && has_room_for_gram<T>(batch));
   for (int choice = 0; choice < 8; ++choice) {
-    const Plan plan{(choice & 1) && to.sq_norms, (choice & 2) && to.meet(), (choice & 4) && to.sum};
+    const Plan plan{(choice & 1) && to.sq_norms, (choice & 2) && may_gram, (choice & 4) && to.sum};
     double cost = engine_cost(b, t, numbers, left_over(plan, to));
     if (plan.hadamard_norms) cost += b * (t * (t + std::min(t, 64.0)) / 2 * pair + 1000);
     if (plan.hadamard_gram) cost += b * (b + std::min(b, 64 / t + 1)) / 2 * t * t * pair;

@@ -32,11 +32,12 @@ struct Job {
     const int64_t wanted = (enough / 2 + source.groups * ranges - 1) / (source.groups * ranges);
     grid = Grid<T>(source.out, source.in, area(), wanted);
     parts = source.groups * grid.tiles() * ranges;
-    lanes = std::min<int64_t>(parts, 256);
     const int64_t batch = source.segments, size = source.groups * source.out * source.in;
+    const int64_t partial = workspace() / 8 / (3 * batch * int64_t{sizeof(double)});
+    lanes = std::clamp<int64_t>(partial, 1, std::min<int64_t>(parts, 256));
     if (to.gram) {
       const int64_t room = workspace() / 2 / (source.gram_size() * int64_t{sizeof(T)});
-      lanes = std::clamp<int64_t>(room, 1, std::min<int64_t>(parts, 64));
+      lanes = std::clamp<int64_t>(room, 1, std::min<int64_t>(lanes, 64));
       gram.assign(lanes * source.gram_size(), T{0});
     }
     if (to.sq_norms) sq_norms.assign(lanes * batch, 0);
@@ -197,11 +198,30 @@ void add_ranges(const Buffer<T>& others, int64_t size, T* output) {
   });
 }
 
+template <typename T, typename Source>
+void run_engine(const Source& one, const Reduction<T>& to, const Source* two = nullptr);
+
+// Dots with the sum of so many examples that there is no room for them to meet: the sum comes
+// first.
+template <typename T, typename Source>
+void run_twice(const Source& source, const Reduction<T>& to) {
+  Reduction<T> first = to, second;
+  Buffer<T> own(to.sum ? 0 : source.groups * source.out * source.in);
+  first.sum_dots = nullptr;
+  if (!to.sum) first.sum = own.data();
+  run_engine(source, first);
+  second.direction = first.sum;
+  second.dots = to.sum_dots;
+  run_engine(source, second);
+}
+
 // Writes all outputs of `to`. What is small, and what the small tiles of a meeting share, is packed
 // once if there is room; large tiles pack what is large again, which the cache likes better. With a
 // second batch `to` may want nothing but the Gram [B1, B2].
 template <typename T, typename Source>
-void run_engine(const Source& one, const Reduction<T>& to, const Source* two = nullptr) {
+void run_engine(const Source& one, const Reduction<T>& to, const Source* two) {
+  const int64_t meeting = one.segments * (kPanel + 1) * kLanes<T> * int64_t{sizeof(T)};
+  if (to.sum_dots && !to.gram && meeting > workspace() / 4) return run_twice(one, to);
   const Batches<Source> source(one, two);
   Job<T, Batches<Source>> job(source, to);
   Packed<T, Batches<Source>> packed(source);

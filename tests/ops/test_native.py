@@ -15,7 +15,7 @@ from backends import (
     describe,
     in_float64,
 )
-from settings import threads
+from settings import threads, workspace
 from torch import Tensor
 
 import pycoherence as pc
@@ -181,3 +181,35 @@ def test_long_sums_do_not_drift() -> None:
         args = (*heads[op], None, None, 13)
         expected = pc.ops.specs[op].reference(*in_float64(args))
         assert_reduced_close(run(op, args), expected, 1e-5, op)
+
+
+@pytest.mark.skipif("linear_reduce" not in OPS, reason="the native kernels are not built")
+def test_positions_that_cancel_keep_their_digits() -> None:
+    """What all positions share meets output gradients that add up to nearly nothing."""
+    x = randn(5, 1, 300).expand(5, 12, 300) + 1e-4 * randn(5, 12, 300)
+    g = randn(5, 12, 400)
+    g = g - g.mean(1, keepdim=True)
+    for want in (1, 64):
+        args = (x, g, None, None, want)
+        expected = pc.ops.specs["linear_reduce"].reference(*in_float64(args))
+        assert_reduced_close(run("linear_reduce", args), expected, 1e-5, "linear_reduce")
+
+
+@pytest.mark.skipif("linear_reduce" not in OPS, reason="the native kernels are not built")
+@pytest.mark.parametrize("size", [1e-200, 1e-310, 1e200])
+def test_norms_of_one_position_have_the_range_of_their_dtype(size: float) -> None:
+    x = torch.full((2, 1, 3), size, dtype=torch.float64)
+    g = torch.full((2, 1, 5), 1e-100 / size, dtype=torch.float64)
+    sq_norms, *_ = run("linear_reduce", (x, g, None, None, 1))
+    expected = 15 * (x[0, 0, 0] * g[0, 0, 0]) ** 2
+    torch.testing.assert_close(sq_norms, expected.expand(2), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.skipif("linear_reduce" not in OPS, reason="the native kernels are not built")
+def test_dots_with_the_sum_of_more_examples_than_have_room(positions: int) -> None:
+    args = (randn(700, positions, 9), randn(700, positions, 5), torch.rand(700), None, 32)
+    expected = pc.ops.specs["linear_reduce"].reference(*in_float64(args))
+    with workspace(1000):
+        found = run("linear_reduce", args)
+    assert_reduced_close(found, expected, 1e-5, "linear_reduce")
