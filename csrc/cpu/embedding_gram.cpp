@@ -1,20 +1,33 @@
 // embedding_gram on the CPU. Its schema and its truth: pycoherence/ops/embedding_gram.py.
 
-#include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "gram_op.h"
+#include "lookup_gram.h"
 #include "lookups.h"
 
 namespace {
 
 using pc::Tensor;
 
-// What a batch looks up, and the rows of its gradients.
+// What a batch looks up, in the order of the ids.
+inline pc::Lookups sorted_lookups(const Tensor& ids, int64_t padding_idx) {
+  const Tensor wide = pc::prepare_ids(ids);
+  const int64_t* found = wide.const_data_ptr<int64_t>();
+  const auto [low, high] = pc::id_bounds(found, wide.numel());
+  if (low < 0) {
+    throw std::out_of_range("embedding_gram: expected ids >= 0, got " + std::to_string(low));
+  }
+  return {found, ids.size(0), ids.size(1), padding_idx, high};
+}
+
+// It, and the rows of its gradients.
 template <typename T>
 struct Batch {
   Batch(const Tensor& ids, const Tensor& g, int64_t padding_idx)
       : g(pc::prepare<T>(g)),
-        lookups(pc::prepare_ids(ids).const_data_ptr<int64_t>(), g.size(0), g.size(1), padding_idx),
+        lookups(sorted_lookups(ids, padding_idx)),
         rows(lookups, pc::read<T>(this->g), g.size(2)) {}
   Batch(const Batch&) = delete;
 
@@ -27,7 +40,6 @@ template <typename T>
 Tensor embedding_gram(const Tensor& ids1, const Tensor& g1, const std::optional<Tensor>& ids2,
                       const std::optional<Tensor>& g2, int64_t padding_idx) {
   const Tensor out = pc::new_gram<T>(g1, g2);
-  if (std::min({g1.numel(), (g2 ? *g2 : g1).numel()}) == 0) return pc::zeros(out);
   T* gram = out.mutable_data_ptr<T>();
   Batch<T> one(ids1, g1, padding_idx);
   if (!g2) {

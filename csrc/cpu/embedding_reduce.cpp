@@ -1,9 +1,11 @@
 // embedding_reduce on the CPU. Its schema and its truth: pycoherence/ops/embedding_reduce.py.
 
 #include <algorithm>
-#include <numeric>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "lookup_gram.h"
 #include "lookups.h"
 #include "pc/vector.h"
 #include "reduce_op.h"
@@ -15,84 +17,231 @@ using pc::Outputs;
 using pc::Reduction;
 using pc::Tensor;
 
-// Columns of the table that one task takes; the tasks do not depend on the number of threads.
-constexpr int64_t kColumns = 64;
+// Columns of the table, and numbers of g, that one task takes at most.
+constexpr int64_t kColumns = 256, kNumbers = 1 << 14;
 
-template <typename T>
-struct Problem {
-  const Lookups& lookups;
-  const T* g;  // [B, T, D]
-  int64_t width;
-  int64_t chunks;
-  double* sq_norms;  // [chunks, B]; so are dots
-  double* dots;
+// Per-example results of each chunk of columns [chunks, B * T]: an example's in a row of the table
+// is where it first looks it up.
+class PerLookup {
+ public:
+  PerLookup(bool wanted, int64_t chunks, const Lookups& lookups)
+      : batch_(lookups.batch()),
+        positions_(lookups.positions()),
+        values_(wanted ? chunks * batch_ * positions_ : 0) {}
+
+  bool wanted() const { return !values_.empty(); }
+  double& operator()(int64_t chunk, int64_t at) {
+    return values_[chunk * batch_ * positions_ + at];
+  }
+
+  template <typename T>
+  void add_up(T* to) const {
+    if (!wanted()) return;
+    const int64_t numbers = batch_ * positions_, end = static_cast<int64_t>(values_.size());
+    const int64_t grain = std::max<int64_t>(kNumbers / positions_, 1);
+    torch::stable::parallel_for(0, batch_, grain, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) {
+        double sum = 0;
+        for (int64_t start = b * positions_; start < end; start += numbers) {
+          for (int64_t t = 0; t < positions_; ++t) sum += values_[start + t];
+        }
+        to[b] = static_cast<T>(sum);
+      }
+    });
+  }
+
+ private:
+  int64_t batch_, positions_;
+  std::vector<double> values_;
 };
 
-// The gradients of one example in columns first .. last: a row for each id that it looks up.
+// A sum over examples of a row of the table, some columns: blocks of them are added up in double.
 template <typename T>
-PC_INLINE void reduce_example(const Problem<T>& problem, int64_t b, int64_t chunk,
-                              const Reduction<T>& to) {
-  const int64_t first = chunk * kColumns;
-  const int64_t size = std::min(kColumns, problem.width - first);
-  const int64_t start = b * problem.lookups.positions;
-  const int64_t* order = problem.lookups.order.data() + start;
-  const int64_t* ids = problem.lookups.ids.data() + start;
-  const T coef = to.coef == nullptr ? T{1} : to.coef[b];
-  T sq_norm[kColumns] = {}, dot[kColumns] = {}, row[kColumns];
-  for (int64_t i = 0; i < problem.lookups.sizes[b];) {
-    const int64_t id = ids[order[i]];
-    std::fill_n(row, size, T{0});
-    for (; i < problem.lookups.sizes[b] && ids[order[i]] == id; ++i) {
-      const T* g = problem.g + (start + order[i]) * problem.width + first;
-      for (int64_t d = 0; d < size; ++d) row[d] += g[d];
-    }
-    const int64_t at = id * problem.width + first;
-    for (int64_t d = 0; d < size; ++d) sq_norm[d] += row[d] * row[d];
-    if (to.direction) {
-      for (int64_t d = 0; d < size; ++d) dot[d] += row[d] * to.direction[at + d];
-    }
-    if (to.sum && coef != 0) {
-      for (int64_t d = 0; d < size; ++d) to.sum[at + d] += coef * row[d];
-    }
-    if (to.moment) {
-      for (int64_t d = 0; d < size; ++d) to.moment[at + d] += row[d] * row[d];
-    }
-    if (to.sign) {
-      for (int64_t d = 0; d < size; ++d) to.sign[at + d] += pc::sign_of(row[d]);
+class Total {
+ public:
+  template <typename Value>
+  PC_INLINE void add(int64_t size, const Value& value) {
+    if (count_++ % pc::kBlock == 0) {
+      fold(size);
+      for (int64_t d = 0; d < size; ++d) block_[d] = value(d);
+    } else {
+      for (int64_t d = 0; d < size; ++d) block_[d] += value(d);
     }
   }
-  const int64_t part = chunk * problem.lookups.batch() + b;
-  if (problem.sq_norms) problem.sq_norms[part] = std::accumulate(sq_norm, sq_norm + size, 0.0);
-  if (problem.dots) problem.dots[part] = std::accumulate(dot, dot + size, 0.0);
-}
 
+  PC_INLINE void finish(int64_t size, T* to) {
+    if (count_ > pc::kBlock) {
+      for (int64_t d = 0; d < size; ++d) to[d] = static_cast<T>(whole_[d] + block_[d]);
+    } else {
+      std::copy_n(block_, size, to);
+    }
+  }
+
+ private:
+  // count_: with the example that comes now.
+  PC_INLINE void fold(int64_t size) {
+    if (count_ == 1) return;
+    if (count_ == pc::kBlock + 1) std::fill_n(whole_, size, 0.0);
+    for (int64_t d = 0; d < size; ++d) whole_[d] += block_[d];
+  }
+
+  int64_t count_ = 0;
+  T block_[kColumns];
+  double whole_[kColumns];
+};
+
+// All but what needs examples in pairs.
 template <typename T>
-void run(const Problem<T>& problem, int64_t batch, const Reduction<T>& to) {
-  // Examples meet in the rows of the table, so that a task then takes all of them in order.
-  const bool meet = to.sum || to.moment || to.sign;
-  const int64_t tasks = meet ? problem.chunks : problem.chunks * batch;
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    pc::vectorized([&](auto) PC_INLINED {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t chunk = task % problem.chunks, one = task / problem.chunks;
-        for (int64_t b = meet ? 0 : one; b < (meet ? batch : one + 1); ++b) {
-          reduce_example(problem, b, chunk, to);
+class Rows {
+ public:
+  // With few rows of the table, its columns must be what there is to share out.
+  Rows(const Lookups& lookups, const T* g, int64_t rows, int64_t width, const Reduction<T>& to)
+      : lookups_(lookups),
+        g_(g),
+        width_(width),
+        to_(to),
+        columns_(rows < 32 ? kColumns / 4 : kColumns),
+        chunks_((width + columns_ - 1) / columns_),
+        meet_(to.sum || to.moment || to.sign || to.sum_dots),
+        sq_norms_(to.sq_norms, chunks_, lookups),
+        dots_(to.dots, chunks_, lookups),
+        sum_dots_(to.sum_dots, chunks_, lookups) {}
+
+  void run() {
+    const int64_t step = std::max<int64_t>(kNumbers / std::min(width_, columns_), 1);
+    const int64_t slices = (lookups_.count() + step - 1) / step;
+    torch::stable::parallel_for(0, slices * chunks_, 1, [&](int64_t begin, int64_t end) {
+      pc::vectorized([&](auto machine) PC_INLINED {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t start = task / chunks_ * step;
+          const int64_t stop = std::min(start + step, lookups_.count());
+          for (int64_t i = lookups_.next_start(start, !meet_); i < stop;) {
+            const int64_t next = lookups_.end_of(i, !meet_);
+            reduce_row<decltype(machine)>(i, next, task % chunks_);
+            i = next;
+          }
         }
+      });
+    });
+    sq_norms_.add_up(to_.sq_norms);
+    dots_.add_up(to_.dots);
+    sum_dots_.add_up(to_.sum_dots);
+  }
+
+ private:
+  // A row of the table, which lookups begin .. end share, in the columns of a chunk.
+  template <typename Machine>
+  PC_INLINE void reduce_row(int64_t begin, int64_t end, int64_t chunk) {
+    const int64_t first = chunk * columns_, size = std::min(columns_, width_ - first);
+    const int64_t place = lookups_[begin].id * width_ + first;
+    T own[kColumns];
+    T* sum = to_.sum ? to_.sum + place : own;
+    if (to_.sum || to_.sum_dots) {
+      const auto weight = [&](int64_t i) PC_INLINED {
+        return to_.coef ? to_.coef[lookups_.example(i)] : T{1};
+      };
+      pc::add_up<Machine>(lookups_, begin, end, g_ + first, width_, size, weight, sum);
+    }
+    if (!(to_.sq_norms || to_.dots || to_.sum_dots || to_.moment || to_.sign)) return;
+    Total<T> moment, sign;
+    T scratch[kColumns];
+    for (int64_t i = begin; i < end;) {
+      const int64_t next = meet_ ? lookups_.end_of(i, true) : end, at = lookups_[i].at;
+      const T* row = g_ + at * width_ + first;
+      if (next - i > 1) {
+        const auto ones = [](int64_t) PC_INLINED { return T{1}; };
+        pc::add_up<Machine>(lookups_, i, next, g_ + first, width_, size, ones, scratch);
+        row = scratch;
+      }
+      if (to_.sq_norms) sq_norms_(chunk, at) = pc::dot<Machine>(row, row, size);
+      if (to_.dots) dots_(chunk, at) = pc::dot<Machine>(row, to_.direction + place, size);
+      if (to_.sum_dots) sum_dots_(chunk, at) = pc::dot<Machine, T>(row, sum, size);
+      if (to_.moment) moment.add(size, [&](int64_t d) PC_INLINED { return row[d] * row[d]; });
+      if (to_.sign) sign.add(size, [&](int64_t d) PC_INLINED { return pc::sign_of(row[d]); });
+      i = next;
+    }
+    if (to_.moment) moment.finish(size, to_.moment + place);
+    if (to_.sign) sign.finish(size, to_.sign + place);
+  }
+
+  const Lookups& lookups_;
+  const T* g_;
+  int64_t width_;
+  Reduction<T> to_;
+  int64_t columns_, chunks_;
+  bool meet_;  // examples do, in the rows of the table
+  PerLookup sq_norms_, dots_, sum_dots_;
+};
+
+// A sum of dot products: blocks of vectors are added up in double.
+template <typename Machine, typename T>
+class Dots {
+ public:
+  PC_INLINE void add(const T* a, const T* b, int64_t size) {
+    int64_t d = 0;
+    for (; d + kLanes <= size; d += kLanes) {
+      sums_ += pc::load<V>(a + d) * pc::load<V>(b + d);
+      if (++count_ % pc::kBlock == 0) fold();
+    }
+    for (; d < size; ++d) total_ += static_cast<double>(a[d]) * b[d];
+  }
+
+  PC_INLINE double finish() {
+    fold();
+    return total_;
+  }
+
+ private:
+  using V = pc::Vector<Machine, T>;
+  static constexpr int64_t kLanes = pc::kLanesOf<V>;
+
+  PC_INLINE void fold() {
+    total_ += pc::total<V>(sums_);
+    sums_ = V{};
+  }
+
+  V sums_ = {};
+  int64_t count_ = 0;
+  double total_ = 0;
+};
+
+// Squared norms of examples that look up once, and dot products, for which ids need no order.
+template <typename T>
+void reduce_lookups(const int64_t* ids, const T* g, int64_t batch, int64_t positions, int64_t width,
+                    int64_t padding, const Reduction<T>& to) {
+  const int64_t grain = std::max<int64_t>(kNumbers / (positions * width), 1);
+  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    pc::vectorized([&](auto machine) PC_INLINED {
+      for (int64_t b = begin; b < end; ++b) {
+        Dots<decltype(machine), T> sq_norm, dots;
+        for (int64_t at = b * positions; at < (b + 1) * positions; ++at) {
+          if (ids[at] == padding) continue;
+          const T* row = g + at * width;
+          if (to.sq_norms) sq_norm.add(row, row, width);
+          if (to.dots) dots.add(row, to.direction + ids[at] * width, width);
+        }
+        if (to.sq_norms) to.sq_norms[b] = static_cast<T>(sq_norm.finish());
+        if (to.dots) to.dots[b] = static_cast<T>(dots.finish());
       }
     });
   });
 }
 
-// All but what needs examples in pairs.
+// Zeros in the rows of a table [V, D] that no lookup has.
 template <typename T>
-void reduce(const Lookups& lookups, const T* g, int64_t width, const Reduction<T>& to) {
-  const int64_t batch = lookups.batch(), chunks = (width + kColumns - 1) / kColumns;
-  std::vector<double> sq_norms(to.sq_norms ? batch * chunks : 0),
-      dots(to.dots ? batch * chunks : 0);
-  const auto wanted = [](auto& values) { return values.empty() ? nullptr : values.data(); };
-  run(Problem<T>{lookups, g, width, chunks, wanted(sq_norms), wanted(dots)}, batch, to);
-  if (to.sq_norms) pc::sum_parts(sq_norms, chunks, to.sq_norms, batch);
-  if (to.dots) pc::sum_parts(dots, chunks, to.dots, batch);
+void clear_others(const Lookups& lookups, int64_t rows, int64_t width, T* table) {
+  if (table == nullptr) return;
+  const int64_t grain = std::max<int64_t>(kNumbers / width, 1);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    const auto before = [](const pc::Lookup& lookup, int64_t row) { return lookup.id < row; };
+    const pc::Lookup* next = std::lower_bound(lookups.begin(), lookups.end(), begin, before);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t used = next < lookups.end() ? std::min(next->id, end) : end;
+      std::fill(table + row * width, table + used * width, T{0});
+      row = used;
+      while (next < lookups.end() && next->id == row) ++next;
+    }
+  });
 }
 
 template <typename T>
@@ -101,23 +250,26 @@ Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddi
                          const std::optional<Tensor>& direction, int64_t want) {
   const int64_t batch = g.size(0), positions = g.size(1), width = g.size(2);
   const pc::ReduceOp<T> op(g, {num_embeddings, width}, coef, direction, want);
-  op.zeros();
-  if (std::min({batch, positions, width}) == 0) return op.outputs;
-  const Tensor rows = pc::prepare<T>(g);
   const Tensor wide = pc::prepare_ids(ids);
-  const Lookups lookups(wide.const_data_ptr<int64_t>(), batch, positions, padding_idx);
-  const Reduction<T> to = op.pointers();
-  const T* g_rows = pc::read<T>(rows);
-  Reduction<T> first = to;
-  pc::Buffer<T> own(to.sum_dots && !to.sum ? num_embeddings * width : 0, T{0});
-  if (!own.empty()) first.sum = own.data();
-  reduce(lookups, g_rows, width, first);
-  if (to.sum_dots) {
-    Reduction<T> second;
-    second.direction = first.sum;
-    second.dots = to.sum_dots;
-    reduce(lookups, g_rows, width, second);
+  const int64_t* found = wide.const_data_ptr<int64_t>();
+  const auto [low, high] = pc::id_bounds(found, wide.numel());
+  if (low < 0 || high >= num_embeddings) {
+    throw std::out_of_range("embedding_reduce: expected ids in [0, " +
+                            std::to_string(num_embeddings) + "), got ids from " +
+                            std::to_string(low) + " to " + std::to_string(high));
   }
+  if (std::min({batch, positions, width}) == 0) return op.zeros();
+  const Tensor rows = pc::prepare<T>(g);
+  const T* g_rows = pc::read<T>(rows);
+  const Reduction<T> to = op.pointers();
+  const bool meet = to.sum || to.moment || to.sign || to.meet();
+  if (!meet && (positions == 1 || !to.sq_norms)) {
+    reduce_lookups(found, g_rows, batch, positions, width, padding_idx, to);
+    return op.outputs;
+  }
+  const Lookups lookups(found, batch, positions, padding_idx, high);
+  Rows<T>(lookups, g_rows, num_embeddings, width, to).run();
+  for (T* table : {to.sum, to.moment, to.sign}) clear_others(lookups, num_embeddings, width, table);
   if (to.gram) {
     pc::LookupRows<T> rows_of(lookups, g_rows, width);
     pc::lookup_gram(rows_of, rows_of, true, to.gram);

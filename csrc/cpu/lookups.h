@@ -1,140 +1,166 @@
-// What the examples of a batch look up in a table, and the rows of their gradients.
+// What the examples of a batch look up in a table, in the order of the table.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
-#include <numeric>
+#include <utility>
 #include <vector>
 
+#include "panels.h"
 #include "pc/vector.h"
-#include "reduction.h"
-#include "workspace.h"
 
 namespace pc {
 
-// For each example its positions in the order of their ids, without padding.
-struct Lookups {
-  std::vector<int64_t> ids;
-  std::vector<int64_t> order;
-  std::vector<int64_t> sizes;  // of each example's order
-  int64_t positions;
-
-  Lookups(const int64_t* from, int64_t batch, int64_t positions, int64_t padding)
-      : ids(from, from + batch * positions),
-        order(batch * positions),
-        sizes(batch),
-        positions(positions) {
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-      for (int64_t b = first; b < last; ++b) sort(b, padding);
-    });
-  }
-
-  int64_t batch() const { return static_cast<int64_t>(sizes.size()); }
-
- private:
-  // Stable, so that equal ids are added up in the order of their positions.
-  void sort(int64_t b, int64_t padding) {
-    const int64_t* row = ids.data() + b * positions;
-    const auto begin = order.begin() + b * positions;
-    std::iota(begin, begin + positions, 0);
-    const auto end =
-        std::remove_if(begin, begin + positions, [&](int64_t t) { return row[t] == padding; });
-    std::stable_sort(begin, end, [&](int64_t s, int64_t t) { return row[s] < row[t]; });
-    sizes[b] = end - begin;
-  }
-};
-
-// The rows of each example's gradient, one for each id that it looks up, in the order of the ids.
-// Some columns of them are there at a time.
-template <typename T>
-struct LookupRows {
-  LookupRows(const Lookups& lookups, const T* g, int64_t width)
-      : width(width), starts(lookups.batch() + 1), lookups_(lookups), g_(g) {
-    for (int64_t b = 0; b < lookups.batch(); ++b) {
-      for (int64_t i = 0; i < lookups.sizes[b]; ++i) {
-        if (is_new(b, i)) ids.push_back(id_at(b, i));
-      }
-      starts[b + 1] = static_cast<int64_t>(ids.size());
+// The smallest and the largest of some ids; 0 and -1 if there are none.
+inline std::pair<int64_t, int64_t> id_bounds(const int64_t* ids, int64_t count) {
+  if (count == 0) return {0, -1};
+  int64_t low = ids[0], high = ids[0];
+  vectorized([&](auto) PC_INLINED {
+    for (int64_t i = 0; i < count; ++i) {
+      low = std::min(low, ids[i]);
+      high = std::max(high, ids[i]);
     }
-  }
-
-  int64_t batch() const { return static_cast<int64_t>(starts.size()) - 1; }
-  int64_t count() const { return static_cast<int64_t>(ids.size()); }
-
-  void add_up(int64_t first, int64_t columns) {
-    rows.assign(count() * columns, T{0});
-    torch::stable::parallel_for(0, batch(), 1, [&](int64_t begin, int64_t end) {
-      vectorized([&](auto) PC_INLINED {
-        for (int64_t b = begin; b < end; ++b) {
-          T* row = rows.data() + (starts[b] - 1) * columns;
-          for (int64_t i = 0; i < lookups_.sizes[b]; ++i) {
-            if (is_new(b, i)) row += columns;
-            const T* from = g_ + position(b, i) * width + first;
-            for (int64_t d = 0; d < columns; ++d) row[d] += from[d];
-          }
-        }
-      });
-    });
-  }
-
-  int64_t width;
-  std::vector<int64_t> starts;  // of each example in ids and rows
-  std::vector<int64_t> ids;
-  Buffer<T> rows;
-
- private:
-  int64_t position(int64_t b, int64_t i) const {
-    return b * lookups_.positions + lookups_.order[b * lookups_.positions + i];
-  }
-
-  int64_t id_at(int64_t b, int64_t i) const { return lookups_.ids[position(b, i)]; }
-  bool is_new(int64_t b, int64_t i) const { return i == 0 || id_at(b, i) != id_at(b, i - 1); }
-
-  const Lookups& lookups_;
-  const T* g_;
-};
-
-// The dot products of the rows that two examples share.
-template <typename Machine, typename T>
-PC_INLINE double shared_dots(const LookupRows<T>& a, int64_t i, const LookupRows<T>& b, int64_t j,
-                             int64_t columns) {
-  double sum = 0;
-  int64_t s = a.starts[i], t = b.starts[j];
-  while (s < a.starts[i + 1] && t < b.starts[j + 1]) {
-    if (a.ids[s] == b.ids[t]) {
-      sum += dot<Machine>(a.rows.data() + s * columns, b.rows.data() + t * columns, columns);
-    }
-    const bool behind = a.ids[s] <= b.ids[t];
-    t += a.ids[s] >= b.ids[t];
-    s += behind;
-  }
-  return sum;
+  });
+  return {low, high};
 }
 
-// gram [B1, B2], if b is a the upper triangle; as many columns at a time as the workspace holds.
-template <typename T>
-void lookup_gram(LookupRows<T>& a, LookupRows<T>& b, bool same, T* gram) {
-  const int64_t rows = std::max<int64_t>(a.count() + (same ? 0 : b.count()), 1);
-  const int64_t room = workspace() / int64_t{sizeof(T)} / rows / kLine<T>;
-  const int64_t step = std::max<int64_t>(room, 1) * kLine<T>;
-  std::fill_n(gram, a.batch() * b.batch(), T{0});
-  for (int64_t first = 0; first < a.width; first += step) {
-    const int64_t columns = std::min(step, a.width - first);
-    a.add_up(first, columns);
-    if (!same) b.add_up(first, columns);
-    torch::stable::parallel_for(0, a.batch(), 1, [&](int64_t begin, int64_t end) {
-      vectorized([&](auto machine) PC_INLINED {
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t i = same ? fold(task, a.batch()) : task;
-          for (int64_t j = same ? i : 0; j < b.batch(); ++j) {
-            gram[i * b.batch() + j] +=
-                static_cast<T>(shared_dots<decltype(machine)>(a, i, b, j, columns));
+// A row of the table, and of the output gradient [B * T, D].
+struct Lookup {
+  int64_t id;
+  int64_t at;
+};
+
+// The lookups of a batch without padding, in the order of their ids, then of their positions: those
+// of a row of the table are neighbours, and among them those of an example.
+class Lookups {
+ public:
+  // `high`: the largest id.
+  Lookups(const int64_t* ids, int64_t batch, int64_t positions, int64_t padding, int64_t high)
+      : batch_(batch), positions_(positions), list_(batch * positions) {
+    int64_t count = 0;
+    for (int64_t at = 0; at < batch * positions; ++at) {
+      list_[count] = {ids[at], at};
+      count += ids[at] != padding;
+    }
+    list_.resize(count);
+    if (count > 0) sort(high);
+  }
+
+  int64_t batch() const { return batch_; }
+  int64_t positions() const { return positions_; }
+  int64_t count() const { return static_cast<int64_t>(list_.size()); }
+  const Lookup& operator[](int64_t i) const { return list_[i]; }
+  const Lookup* begin() const { return list_.data(); }
+  const Lookup* end() const { return list_.data() + count(); }
+  int64_t example(int64_t i) const { return list_[i].at / positions_; }
+
+  // The end of the neighbours of i that share its id; of those in its example only, if `alone`.
+  int64_t end_of(int64_t i, bool alone) const {
+    const int64_t limit = (alone ? example(i) + 1 : batch_) * positions_;
+    int64_t end = i + 1;
+    while (end < count() && list_[end].id == list_[i].id && list_[end].at < limit) ++end;
+    return end;
+  }
+
+  // The first from `start` on that is not such a neighbour of the one before.
+  int64_t next_start(int64_t start, bool alone) const {
+    return start == 0 || start >= count() ? start : end_of(start - 1, alone);
+  }
+
+ private:
+  // Digit by digit, each in blocks that are counted and moved in parallel.
+  void sort(int64_t high) {
+    constexpr int64_t most = 11, block = 1 << 14;
+    const int64_t bits = std::bit_width(static_cast<uint64_t>(high));
+    const int64_t passes = std::max<int64_t>((bits + most - 1) / most, 1);
+    const int64_t digit = (bits + passes - 1) / passes;
+    const int64_t values = 1 << digit, blocks = (count() + block - 1) / block;
+    Buffer<Lookup> moved(count());
+    std::vector<int64_t> places;
+    for (int64_t shift = 0; shift < bits; shift += digit) {
+      places.assign(blocks * values, 0);
+      const auto each = [&](const auto& use) {
+        torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            int64_t* of_block = places.data() + i * values;
+            for (int64_t j = i * block; j < std::min((i + 1) * block, count()); ++j) {
+              use(of_block[list_[j].id >> shift & (values - 1)], list_[j]);
+            }
           }
+        });
+      };
+      each([](int64_t& place, const Lookup&) { ++place; });
+      int64_t next = 0;
+      for (int64_t value = 0; value < values; ++value) {
+        for (int64_t i = 0; i < blocks; ++i) {
+          next += std::exchange(places[i * values + value], next);
         }
-      });
-    });
+      }
+      each([&](int64_t& place, const Lookup& lookup) { moved[place++] = lookup; });
+      list_.swap(moved);
+    }
+  }
+
+  int64_t batch_, positions_;
+  Buffer<Lookup> list_;
+};
+
+// to = the sum over lookups begin .. end of weight(i) * their rows of g, of which there are some
+// columns. What has no weight is left out.
+template <typename Machine, int64_t vectors, typename T, typename Weight>
+PC_INLINE void add_block(const Lookups& lookups, int64_t begin, int64_t end, const T* g,
+                         int64_t width, const Weight& weight, T* to) {
+  using V = Vector<Machine, T>;
+  V sums[vectors] = {};
+  for (int64_t i = begin; i < end; ++i) {
+    const T* row = g + lookups[i].at * width;
+    const T factor = weight(i);
+    if (factor == 0) continue;
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors; ++v) sums[v] += factor * load<V>(row + v * kLanesOf<V>);
+  }
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < vectors; ++v) store(to + v * kLanesOf<V>, sums[v]);
+}
+
+// The same, blocks of lookups being added up in double.
+template <typename Machine, int64_t vectors, typename T, typename Weight>
+PC_INLINE void add_blocks(const Lookups& lookups, int64_t begin, int64_t end, const T* g,
+                          int64_t width, const Weight& weight, T* to) {
+  if (end - begin <= kBlock) {
+    return add_block<Machine, vectors>(lookups, begin, end, g, width, weight, to);
+  }
+  constexpr int64_t size = vectors * kLanesOf<Vector<Machine, T>>;
+  double totals[size] = {};
+  for (int64_t i = begin; i < end; i += kBlock) {
+    add_block<Machine, vectors>(lookups, i, std::min(i + kBlock, end), g, width, weight, to);
+    for (int64_t j = 0; j < size; ++j) totals[j] += to[j];
+  }
+  for (int64_t j = 0; j < size; ++j) to[j] = static_cast<T>(totals[j]);
+}
+
+// The same for any number of columns.
+template <typename Machine, typename T, typename Weight>
+PC_INLINE void add_up(const Lookups& lookups, int64_t begin, int64_t end, const T* g, int64_t width,
+                      int64_t columns, const Weight& weight, T* to) {
+  constexpr int64_t lanes = kLanesOf<Vector<Machine, T>>;
+  int64_t d = 0;
+  for (; d + 4 * lanes <= columns; d += 4 * lanes) {
+    add_blocks<Machine, 4>(lookups, begin, end, g + d, width, weight, to + d);
+  }
+  for (; d + lanes <= columns; d += lanes) {
+    add_blocks<Machine, 1>(lookups, begin, end, g + d, width, weight, to + d);
+  }
+  for (; d < columns; ++d) {
+    double sum = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const double factor = weight(i);
+      if (factor != 0) sum += factor * g[lookups[i].at * width + d];
+    }
+    to[d] = static_cast<T>(sum);
   }
 }
 
