@@ -85,13 +85,6 @@ def _materialise(
     )
 
 
-def _why_not_native(ids1: Tensor, g1: Tensor, ids2: Tensor | None, *rest: Any) -> str | None:
-    for ids in (ids1, ids2):
-        if ids is not None and ids.numel() and int(ids.min()) < 0:
-            return "an id is negative"
-    return None
-
-
 def _pairs(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     for b1, b2, t1, t2, v, d, padding in (
@@ -121,6 +114,5 @@ SPEC = register(
         shape=_shape,
         materialise=_materialise,
         pairs=_pairs,
-        supports={"native": _why_not_native},
     )
 )

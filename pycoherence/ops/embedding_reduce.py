@@ -146,11 +146,6 @@ def _reference(
     )
 
 
-def _why_not_native(ids: Tensor, g: Tensor, num_embeddings: int, *rest: Any) -> str | None:
-    low, high = (int(x) for x in ids.aminmax()) if ids.numel() else (0, -1)
-    return None if low >= 0 and high < num_embeddings else "an id is out of range"
-
-
 def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     for b, t, v, d, padding in (
@@ -174,6 +169,5 @@ SPEC = register(
         like=_like,
         reference=_reference,
         heads=_heads,
-        supports={"native": _why_not_native},
     )
 )

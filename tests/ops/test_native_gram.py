@@ -196,7 +196,7 @@ def test_long_sums_do_not_drift() -> None:
         assert_close(run(op, long[op]), truth(op, long[op]), 1e-5, op)
 
 
-def test_negative_ids_are_left_to_the_reference() -> None:
+def test_negative_ids_are_index_errors() -> None:
     with pytest.raises(IndexError, match="expected ids >= 0, got -3"):
         pc.ops.embedding_gram(torch.tensor([[-3]]), torch.ones(1, 1, 2))
 
