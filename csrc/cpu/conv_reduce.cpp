@@ -80,7 +80,7 @@ void reduce(const Patches<T>& patches, const Reduction<T>& to) {
   if (patches.groups == 1 && room && (positions == 1 || plan.hadamard_gram)) {
     return pc::reduce_linear(Unfolded<T>(patches).linear(), to);
   }
-  plan.hadamard_gram = false;
+  plan.hadamard_gram = plan.plain_dots = false;
   plan.plain_sum &= to.coef == nullptr;
   if (plan.hadamard_norms) patch_sq_norms(patches, to.sq_norms);
   if (plan.plain_sum) {

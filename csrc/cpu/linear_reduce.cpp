@@ -17,6 +17,7 @@ void pc::reduce_linear(const Linear<T>& linear, const Reduction<T>& to) {
   if (plan.hadamard_gram) hadamard_reduce(linear.factors(), positions, to);
   if (plan.hadamard_norms) hadamard_sq_norms(linear.factors(), positions, to.sq_norms);
   if (plan.plain_sum) sum_rows(linear, to.coef, to.sum);
+  if (plan.plain_dots) dots_by_rows(linear, to.direction, to.dots);
   const Reduction<T> rest = left_over(plan, to);
   if (rest.any()) run_engine(linear, rest);
 }

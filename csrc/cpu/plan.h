@@ -18,6 +18,7 @@ struct Plan {
   bool hadamard_norms = false;  // squared norms by products of Grams
   bool hadamard_gram = false;   // the Gram, and dots with the sum, likewise
   bool plain_sum = false;       // the sum as one product of matrices, past example boundaries
+  bool plain_dots = false;      // dots with a direction from its products with the rows of x
 };
 
 // What of `to` the tile engine is left with.
@@ -26,6 +27,7 @@ Reduction<T> left_over(const Plan& plan, Reduction<T> to) {
   if (plan.hadamard_norms) to.sq_norms = nullptr;
   if (plan.hadamard_gram) to.gram = to.sum_dots = nullptr;
   if (plan.plain_sum) to.sum = nullptr;
+  if (plan.plain_dots) to.dots = nullptr;
   return to;
 }
 
@@ -72,12 +74,14 @@ Plan make_plan(int64_t batch, int64_t positions, int64_t in, int64_t out, int64_
   Plan best;
   double least = std::numeric_limits<double>::infinity();
   const bool may_gram = to.gram || (to.sum_dots && has_room_for_gram<T>(batch));
-  for (int choice = 0; choice < 8; ++choice) {
-    const Plan plan{(choice & 1) && to.sq_norms, (choice & 2) && may_gram, (choice & 4) && to.sum};
+  for (int choice = 0; choice < 16; ++choice) {
+    const Plan plan{(choice & 1) && to.sq_norms, (choice & 2) && may_gram, (choice & 4) && to.sum,
+                    (choice & 8) && to.dots && groups == 1};
     double cost = engine_cost(b, t, numbers, left_over(plan, to));
     if (plan.hadamard_norms) cost += b * (t * (t + std::min(t, 64.0)) / 2 * pair + 1000);
     if (plan.hadamard_gram) cost += b * (b + std::min(b, 64 / t + 1)) / 2 * t * t * pair;
     if (plan.plain_sum) cost += b * numbers * (t + 0.05);
+    if (plan.plain_dots) cost += b * t * (1.1 * numbers + kDotEnd * static_cast<double>(out));
     if (cost < least) {
       least = cost;
       best = plan;

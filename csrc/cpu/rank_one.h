@@ -126,42 +126,51 @@ void sum_rows(const Linear<T>& linear, const T* coef, T* sum) {
       sum);
 }
 
-// ||x||^2 ||g||^2 of rows whose own norms double may not hold where it holds their product.
-template <typename T>
+// ||scale row||^2, by a scale of 2^-shift.
+PC_INLINE double scaled_sq_norm(const double* row, int64_t size, int shift) {
+  const double scale = std::ldexp(1.0, -shift);
+  double sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += scale * row[i] * (scale * row[i]);
+  return sum;
+}
+
+// ||x||^2 ||g||^2, which may be in range where a factor is not.
+template <typename Machine, typename T>
 PC_INLINE double product_of_sq_norms(const T* x, int64_t in, const T* g, int64_t out) {
-  if constexpr (sizeof(T) < sizeof(double)) return exact_dot(x, x, in) * exact_dot(g, g, out);
-  const int x_size = std::max(exponent(x, in), -1022), g_size = std::max(exponent(g, out), -1022);
-  const auto sq_norm = [](const T* row, int64_t size, int shift) PC_INLINED {
-    const double scale = std::ldexp(1.0, -shift);
-    double sum = 0;
-    for (int64_t i = 0; i < size; ++i) sum += scale * row[i] * (scale * row[i]);
-    return sum;
-  };
-  return std::ldexp(sq_norm(x, in, x_size) * sq_norm(g, out, g_size), 2 * (x_size + g_size));
+  const double x_norm = dot<Machine>(x, x, in), g_norm = dot<Machine>(g, g, out);
+  const auto safe = [](double norm) PC_INLINED { return norm > 1e-30 && norm < 1e30; };
+  if (safe(x_norm) && safe(g_norm)) return x_norm * g_norm;
+  if constexpr (sizeof(T) < sizeof(double)) {
+    return exact_dot(x, x, in) * exact_dot(g, g, out);
+  } else {
+    const int x_size = std::max(exponent(x, in), -1022), g_size = std::max(exponent(g, out), -1022);
+    return std::ldexp(scaled_sq_norm(x, in, x_size) * scaled_sq_norm(g, out, g_size),
+                      2 * (x_size + g_size));
+  }
 }
 
 template <typename T>
 void rank_one_sq_norms(const Linear<T>& linear, T* sq_norms) {
   torch::stable::parallel_for(0, linear.rows, 16, [&](int64_t first, int64_t last) {
-    vectorized([&](auto) PC_INLINED {
+    vectorized([&](auto machine) PC_INLINED {
       for (int64_t b = first; b < last; ++b) {
-        sq_norms[b] = static_cast<T>(product_of_sq_norms(linear.x + b * linear.in, linear.in,
-                                                         linear.g + b * linear.out, linear.out));
+        sq_norms[b] = static_cast<T>(product_of_sq_norms<decltype(machine)>(
+            linear.x + b * linear.in, linear.in, linear.g + b * linear.out, linear.out));
       }
     });
   });
 }
 
-// <G_b, direction> = <g_b, direction x_b>.
+// <G_b, direction> = sum_t <g_bt, direction x_bt>, without any G.
 template <typename T>
-void rank_one_dots(const Linear<T>& linear, const T* direction, T* dots) {
+void dots_by_rows(const Linear<T>& linear, const T* direction, T* dots) {
   constexpr int64_t block = 64, columns = 4096 / sizeof(T);
   const int64_t blocks = (linear.rows + block - 1) / block;
+  Buffer<double> sums(linear.rows, 0);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     vectorized([&](auto machine) PC_INLINED {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = task * block, count = std::min(block, linear.rows - first);
-        double sums[block] = {};
         for (int64_t at = 0; at < linear.in; at += columns) {
           const int64_t size = std::min(columns, linear.in - at);
           for (int64_t o = 0; o < linear.out; o += block) {
@@ -171,14 +180,18 @@ void rank_one_dots(const Linear<T>& linear, const T* direction, T* dots) {
             const T* g = linear.g + first * linear.out + o;
             dot_rows<decltype(machine), T>(
                 x, rows, size, [&](int64_t i, int64_t j, T value) PC_INLINED {
-                  sums[i] += static_cast<double>(g[i * linear.out + j]) * value;
+                  sums[first + i] += static_cast<double>(g[i * linear.out + j]) * value;
                 });
           }
         }
-        std::copy_n(sums, count, dots + first);
       }
     });
   });
+  for (int64_t b = 0; b < linear.segments; ++b) {
+    double sum = 0;
+    for (int64_t t = 0; t < linear.length; ++t) sum += sums[b * linear.length + t];
+    dots[b] = static_cast<T>(sum);
+  }
 }
 
 // With one position an example's gradient is g_b x_b^T: its norm is the product of theirs, and sums
@@ -188,7 +201,7 @@ void reduce_rank_one(const Linear<T>& linear, const Reduction<T>& to) {
   if (to.sq_norms) rank_one_sq_norms(linear, to.sq_norms);
   if (to.sum) sum_rows(linear, to.coef, to.sum);
   if (to.moment) multiply_powers(linear, Power::kSecond, to.moment);
-  if (to.dots) rank_one_dots(linear, to.direction, to.dots);
+  if (to.dots) dots_by_rows(linear, to.direction, to.dots);
   const bool exact = to.sign && finite(linear.x, linear.rows * linear.in) &&
                      finite(linear.g, linear.rows * linear.out);
   if (to.sign && exact) multiply_powers(linear, Power::kSign, to.sign);
@@ -202,7 +215,7 @@ void reduce_rank_one(const Linear<T>& linear, const Reduction<T>& to) {
   } else if (to.sum_dots) {
     Buffer<T> own(to.sum ? 0 : linear.in * linear.out);
     if (!to.sum) sum_rows(linear, to.coef, own.data());
-    rank_one_dots(linear, to.sum ? to.sum : own.data(), to.sum_dots);
+    dots_by_rows(linear, to.sum ? to.sum : own.data(), to.sum_dots);
   }
 }
 
