@@ -1,8 +1,6 @@
 // embedding_reduce on the CPU. Its schema and its truth: pycoherence/ops/embedding_reduce.py.
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "lookup_gram.h"
@@ -252,12 +250,7 @@ Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddi
   const pc::ReduceOp<T> op(g, {num_embeddings, width}, coef, direction, want);
   const Tensor wide = pc::prepare_ids(ids);
   const int64_t* found = wide.const_data_ptr<int64_t>();
-  const auto [low, high] = pc::id_bounds(found, wide.numel());
-  if (low < 0 || high >= num_embeddings) {
-    throw std::out_of_range("embedding_reduce: expected ids in [0, " +
-                            std::to_string(num_embeddings) + "), got ids from " +
-                            std::to_string(low) + " to " + std::to_string(high));
-  }
+  const int64_t high = pc::check_ids("embedding_reduce", found, wide.numel(), num_embeddings);
   if (std::min({batch, positions, width}) == 0) return op.zeros();
   const Tensor rows = pc::prepare<T>(g);
   const T* g_rows = pc::read<T>(rows);

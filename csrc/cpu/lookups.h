@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -25,6 +27,14 @@ inline std::pair<int64_t, int64_t> id_bounds(const int64_t* ids, int64_t count) 
     }
   });
   return {low, high};
+}
+
+// The largest of some ids, all of which must be rows of the table.
+inline int64_t check_ids(const std::string& op, const int64_t* ids, int64_t count, int64_t rows) {
+  const auto [low, high] = id_bounds(ids, count);
+  if (low >= 0 && high < rows) return high;
+  throw std::out_of_range(op + ": expected ids in [0, " + std::to_string(rows) +
+                          "), got ids from " + std::to_string(low) + " to " + std::to_string(high));
 }
 
 // A row of the table, and of the output gradient [B * T, D].

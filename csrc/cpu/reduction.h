@@ -6,6 +6,8 @@
 
 namespace pc {
 
+struct Order;
+
 // Null where not wanted; B examples, a parameter of P numbers.
 template <typename T>
 struct Reduction {
@@ -18,9 +20,11 @@ struct Reduction {
   T* sign = nullptr;             // [P]
   T* sum_dots = nullptr;         // [B]
   T* gram = nullptr;             // [B, B]
+  const Order* order = nullptr;  // of aggregate
+  T* aggregate = nullptr;        // [P], of examples times coef
 
   // Whether all examples are needed at one place of the parameter.
-  bool meet() const { return sum_dots || gram; }
+  bool meet() const { return sum_dots || gram || aggregate; }
   bool any() const { return sq_norms || dots || sum || moment || sign || meet(); }
 };
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "order.h"
 #include "packed.h"
 #include "panels.h"
 #include "reduction.h"
@@ -86,6 +87,26 @@ PC_INLINE void add_gram(const Rows<T>& a, const Rows<T>& b, int64_t size, bool s
     dot_rows<Machine, T>(some, others, size, [&](int64_t r, int64_t c, T value) PC_INLINED {
       to[r * b.count + c] += value;
     });
+  }
+}
+
+// The aggregate in a tile, from its padded rows.
+template <typename Machine, typename T, typename Source>
+PC_INLINE void aggregate(const Job<T, Source>& job, const Rows<T>& rows, const Tile<T>& tile,
+                         T* parameter) {
+  using V = Vector<Machine, T>;
+  Columns<Machine, T> columns(rows.count, *job.to.order);
+  const T* coef = job.to.coef;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    T* to = parameter + (tile.first_out + r) * tile.in + tile.first_in;
+    for (int64_t i = 0; i < tile.used; i += kLanesOf<V>) {
+      const T* from = rows.data + r * tile.width + i;
+      const auto value = [&](int64_t b) PC_INLINED {
+        const V row = load<V>(from + b * rows.stride);
+        return coef == nullptr ? row : row * coef[b];
+      };
+      store_some<V>(to + i, columns(value), tile.used - i);
+    }
   }
 }
 
@@ -182,7 +203,11 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
     }
   }
   if (job.to.meet()) {
-    meet<Machine>(job, Rows<T>{rows.data(), segments, step}, size, lane);
+    const Rows<T> all{rows.data(), segments, step};
+    meet<Machine>(job, all, size, lane);
+    if (job.to.aggregate) {
+      aggregate<Machine>(job, all, tile, job.to.aggregate + group * source.out * source.in);
+    }
   }
 }
 

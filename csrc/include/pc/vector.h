@@ -54,6 +54,22 @@ PC_INLINE void store(NumberOf<V>* to, V value) {
   *reinterpret_cast<Unaligned*>(to) = value;
 }
 
+// The first `count` lanes only, if they are fewer; the others are zeros.
+template <typename V>
+PC_INLINE V load_some(const NumberOf<V>* from, int64_t count) {
+  if (count >= kLanesOf<V>) return load<V>(from);
+  V result = {};
+  for (int64_t i = 0; i < count; ++i) result[i] = from[i];
+  return result;
+}
+
+// The first `count` lanes only, if they are fewer.
+template <typename V>
+PC_INLINE void store_some(NumberOf<V>* to, V value, int64_t count) {
+  if (count >= kLanesOf<V>) return store(to, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+}
+
 // The sum of the lanes.
 template <typename V>
 PC_INLINE NumberOf<V> total(V value) {
