@@ -33,6 +33,12 @@ class Chunks(NamedTuple):
         starts = range(0, batch, step)
         return cls(gradients, [slice(start, min(start + step, batch)) for start in starts])
 
+    def joined(self) -> Tensor:
+        """The gradients of the whole batch, `[B, *shape]`."""
+        if len(self.parts) == 1:
+            return self.gradients(self.parts[0])
+        return torch.cat([self.gradients(part) for part in self.parts or [slice(0, 0)]])
+
 
 # Longer rows lose digits: torch adds up each dot product of a product of matrices in one go.
 _PIECE = 2**15

@@ -105,9 +105,8 @@ def _like(
     return g, (g.shape[2],)
 
 
-def _reference(
-    g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None, *tail: Any
-) -> tuple[Tensor, ...]:
+def materialise(g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None) -> Chunks:
+    """The gradients of one batch."""
     acc = accumulate_dtype(g.dtype)
     mean, rstd = (None if s is None else s.to(acc).expand(g.shape) for s in (mean, rstd))
 
@@ -120,8 +119,13 @@ def _reference(
             rows = rows * normal
         return rows.sum(1)  # [b, C]
 
-    chunks = Chunks.of(gradients, g.shape[0], g.shape[1] * g.shape[2], acc)
-    return reduce_reference(chunks, g, (g.shape[2],), *tail)
+    return Chunks.of(gradients, g.shape[0], g.shape[1] * g.shape[2], acc)
+
+
+def _reference(
+    g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None, *tail: Any
+) -> tuple[Tensor, ...]:
+    return reduce_reference(materialise(g, x, mean, rstd), g, (g.shape[2],), *tail)
 
 
 def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

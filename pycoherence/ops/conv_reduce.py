@@ -183,7 +183,8 @@ def _reference(x: Tensor, g: Tensor, *options_and_tail: Any) -> tuple[Tensor, ..
     return reduce_reference(materialise(x, g, *options), *like(x, g, *options), *tail)
 
 
-def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+def heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    """Sample factors, with their options."""
     # B, I, O, then size and window (kernel_size, stride, padding, dilation), then groups
     for b, i, o, s, window, groups in (
         (3, 4, 6, [9], ([3], [2], [1], [2]), 2),
@@ -207,6 +208,6 @@ SPEC = register(
         check=check,
         like=like,
         reference=_reference,
-        heads=_heads,
+        heads=heads,
     )
 )

@@ -66,13 +66,18 @@ def embedding_reduce(
         tensor([12.,  6.])
     """
     bits = mask(want)
-    padding = -1 if padding_idx is None else padding_idx
-    if padding_idx is not None and not 0 <= padding_idx < num_embeddings:
-        raise ValueError(
-            f"embedding_reduce: expected padding_idx in [0, {num_embeddings}), got {padding_idx}"
-        )
+    padding = resolve_padding_idx("embedding_reduce", padding_idx, num_embeddings)
     out = invoke("embedding_reduce", ids, g, num_embeddings, padding, coef, direction, bits)
     return unpack(out, bits)
+
+
+def resolve_padding_idx(op: str, padding_idx: int | None, num_embeddings: int) -> int:
+    """The row as the schemas have it, -1 for none."""
+    if padding_idx is None:
+        return -1
+    if not 0 <= padding_idx < num_embeddings:
+        raise ValueError(f"{op}: expected padding_idx in [0, {num_embeddings}), got {padding_idx}")
+    return padding_idx
 
 
 def check(op: str, ids: Tensor, g: Tensor, *options: int) -> None:
@@ -90,10 +95,24 @@ def check(op: str, ids: Tensor, g: Tensor, *options: int) -> None:
     check_factors(op, g=g)
 
 
-def _like(
+def like(
     ids: Tensor, g: Tensor, num_embeddings: int, padding_idx: int
 ) -> tuple[Tensor, tuple[int, int]]:
+    """The output gradient and the shape of the table."""
     return g, (num_embeddings, g.shape[2])
+
+
+def touched(op: str, ids: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:
+    """The rows that any example looks up, and `ids` as indices into them.
+
+    Rows that no example touches have zero gradient, so only these are materialised.
+    """
+    used, local = torch.unique(ids.long(), return_inverse=True)
+    if used.numel() and not (used[0] >= 0 and used[-1] < num_embeddings):
+        raise IndexError(
+            f"{op}: expected ids in [0, {num_embeddings}), got ids from {used[0]} to {used[-1]}"
+        )
+    return used, local
 
 
 def materialise(ids: Tensor, g: Tensor, padded: Tensor, rows: int) -> Chunks:
@@ -125,16 +144,10 @@ def _reference(
     direction: Tensor | None,
     want: int,
 ) -> tuple[Tensor, ...]:
-    # Rows that no example touches have zero gradient, so only the touched ones are materialised.
-    used, local = torch.unique(ids.long(), return_inverse=True)
-    if used.numel() and not (used[0] >= 0 and used[-1] < num_embeddings):
-        raise IndexError(
-            f"embedding_reduce: expected ids in [0, {num_embeddings}), "
-            f"got ids from {used[0]} to {used[-1]}"
-        )
-    shape, touched = (len(used), g.shape[2]), None if direction is None else direction[used]
+    used, local = touched("embedding_reduce", ids, num_embeddings)
+    shape, part = (len(used), g.shape[2]), None if direction is None else direction[used]
     chunks = materialise(local, g, ids == padding_idx, len(used))
-    outputs = reduce_reference(chunks, g, shape, coef, touched, want)
+    outputs = reduce_reference(chunks, g, shape, coef, part, want)
     reduced = unpack(outputs, want)
     for name in ("weighted_sum", "second_moment", "sign_sum"):
         rows = getattr(reduced, name)
@@ -146,7 +159,8 @@ def _reference(
     )
 
 
-def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+def heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    """Sample factors, with their options."""
     generator = torch.Generator().manual_seed(0)
     for b, t, v, d, padding in (
         (3, 17, 11, 5, -1),
@@ -166,8 +180,8 @@ SPEC = register(
     reduce_spec(
         "embedding_reduce(Tensor ids, Tensor g, SymInt num_embeddings, SymInt padding_idx",
         check=check,
-        like=_like,
+        like=like,
         reference=_reference,
-        heads=_heads,
+        heads=heads,
     )
 )

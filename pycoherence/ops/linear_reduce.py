@@ -94,7 +94,8 @@ def _reference(x: Tensor, g: Tensor, *tail: Any) -> tuple[Tensor, ...]:
     return reduce_reference(materialise(x, g), *like(x, g), *tail)
 
 
-def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+def heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sample factors, with their options."""
     for b, t, i, o in (
         (3, 17, 33, 5),
         (5, 1, 7, 19),
@@ -116,6 +117,6 @@ SPEC = register(
         check=check,
         like=like,
         reference=_reference,
-        heads=_heads,
+        heads=heads,
     )
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from pycoherence.ops import Reduced
 from pycoherence.ops._reduce import mask, unpack
 from pycoherence.ops._register import execute
+from pycoherence.ops._rules import check_rule
 
 
 class Site(Protocol):
@@ -25,6 +26,10 @@ class Site(Protocol):
         """Reductions over `G_b`; `direction` and what is like it have the parameter's shape."""
         ...
 
+    def order(self, rule: str, k: float, drop: bool) -> Tensor:
+        """A robust aggregate of `G_b`, parameter-shaped; the rules are those of `dense_order`."""
+        ...
+
 
 def reduce(
     op: str, want: Sequence[str], *head: Any, coef: Tensor | None, direction: Tensor | None
@@ -32,6 +37,12 @@ def reduce(
     """Run a `*_reduce` op, past the checks of its arguments: a site's are right as they are."""
     bits = mask(want)
     return unpack(execute(op, *head, coef, direction, bits), bits)
+
+
+def order(op: str, batch: int, *head: Any, rule: str, k: float, drop: bool) -> Tensor:
+    """Run a `*_order` op; only whether the rule fits the size of the batch is not known yet."""
+    check_rule(op, batch, rule, k)
+    return execute(op, *head, rule, k, drop)
 
 
 def positions_last(x: Tensor) -> Tensor:

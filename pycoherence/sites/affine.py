@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import reduce
+from pycoherence.ops.affine_reduce import materialise
+from pycoherence.sites._site import order, reduce
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,9 @@ class AffineSite:
         return out._replace(
             **{name: x.view(*self.shape) for name, x in shaped.items() if x is not None}
         )
+
+    def order(self, rule: str, k: float, drop: bool) -> Tensor:
+        """As `Site.order`, of rows `[B, C]`."""
+        rows = materialise(self.g, self.x, self.mean, self.rstd).joined()
+        out = order("dense_order", len(rows), rows, rule=rule, k=k, drop=drop)
+        return out if self.shape is None else out.view(*self.shape)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import reduce
+from pycoherence.sites._site import order, reduce
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class ConvSite:
         direction: Tensor | None = None,
     ) -> Reduced:
         """As `Site.reduce`."""
+        return reduce("conv_reduce", want, *self._head(), coef=coef, direction=direction)
+
+    def order(self, rule: str, k: float, drop: bool) -> Tensor:
+        """As `Site.order`."""
+        return order("conv_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
+
+    def _head(self) -> tuple[Any, ...]:
         options = (self.kernel_size, self.stride, self.padding, self.dilation)
-        head = (self.x, self.g, *map(list, options), self.groups)
-        return reduce("conv_reduce", want, *head, coef=coef, direction=direction)
+        return (self.x, self.g, *map(list, options), self.groups)

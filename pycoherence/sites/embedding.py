@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import positions_last, reduce
+from pycoherence.sites._site import order, positions_last, reduce
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class EmbeddingSite:
         direction: Tensor | None = None,
     ) -> Reduced:
         """As `Site.reduce`."""
+        return reduce("embedding_reduce", want, *self._head(), coef=coef, direction=direction)
+
+    def order(self, rule: str, k: float, drop: bool) -> Tensor:
+        """As `Site.order`."""
+        return order("embedding_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
+
+    def _head(self) -> tuple[Any, ...]:
         padding = -1 if self.padding_idx is None else self.padding_idx
-        head = (self.ids.flatten(1), positions_last(self.g), self.num_embeddings, padding)
-        return reduce("embedding_reduce", want, *head, coef=coef, direction=direction)
+        return (self.ids.flatten(1), positions_last(self.g), self.num_embeddings, padding)

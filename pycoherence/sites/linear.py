@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import positions_last, reduce
+from pycoherence.sites._site import order, positions_last, reduce
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,8 @@ class LinearSite:
         """As `Site.reduce`."""
         x, g = positions_last(self.x), positions_last(self.g)
         return reduce("linear_reduce", want, x, g, coef=coef, direction=direction)
+
+    def order(self, rule: str, k: float, drop: bool) -> Tensor:
+        """As `Site.order`."""
+        x, g = positions_last(self.x), positions_last(self.g)
+        return order("linear_order", len(g), x, g, rule=rule, k=k, drop=drop)

@@ -8,7 +8,7 @@ from settings import workspace
 import pycoherence as pc
 from pycoherence.ops._chunks import Chunks
 
-CHUNKED = [op for op in pc.ops.specs if op.endswith(("_reduce", "_gram"))]
+CHUNKED = [op for op in pc.ops.specs if op.endswith(("_reduce", "_gram", "_order"))]
 
 
 @pytest.mark.parametrize("op", CHUNKED)
