@@ -2,7 +2,7 @@
 
 from importlib import metadata as _metadata
 
-from pycoherence import metrics, ops
+from pycoherence import metrics, ops, optim
 from pycoherence.collect import collect
 from pycoherence.errors import UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
@@ -42,6 +42,7 @@ __all__ = [
     "collect",
     "metrics",
     "ops",
+    "optim",
     "set_workspace",
     "verify",
     "weighted_sum",

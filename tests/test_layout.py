@@ -177,7 +177,7 @@ def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def test_public_names_exist_and_are_documented() -> None:
-    for module in (pc, pc.ops, pc.metrics):
+    for module in (pc, pc.ops, pc.optim, pc.metrics):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isfunction(value) or inspect.isclass(value):

@@ -1,0 +1,48 @@
+"""Median of three."""
+
+from typing import ClassVar
+
+from pycoherence.optim.rm3 import RM3
+
+
+class M3(RM3):
+    r"""Gradient descent along the median of three mini-batch gradients, one step every third.
+
+    .. math::
+        d_t = \nabla f_t(w) + \lambda w, \qquad
+        w \leftarrow w - \eta \, \mathrm{median}(d_t, d_{t-1}, d_{t-2})
+        \quad \text{for } t = 3, 6, 9, \dots
+
+    coordinate by coordinate: one large batch in three parts, whose three gradients, unlike those of
+    `RM3`, belong to the same weights. It needs three backward passes for each step.
+
+    Everything else is as in `RM3`.
+
+    Args:
+        params: Parameters or groups of them, as any torch optimizer takes.
+        lr: Learning rate :math:`\eta`.
+        momentum: Refused unless it is 0: it causes instability, as with RM3.
+        weight_decay: :math:`\lambda`, of an L2 penalty, which joins the gradient before the median.
+        maximize: Go up instead of down.
+        foreach: Update all parameters together by `torch._foreach_*`; as torch decides if `None`.
+
+    Raises:
+        ValueError: `lr` or `weight_decay` is negative, or there is a momentum.
+        TypeError: A parameter is complex.
+
+    Cost: Memory of two gradients between steps; a few reads of them.
+
+    Source: Zielinski, Krishnan and Chatterjee 2020, arXiv:2003.07422.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> w = torch.nn.Parameter(torch.tensor([0.0]))
+        >>> optimizer = pc.optim.M3([w], lr=1.0)
+        >>> for gradient in (1.0, 100.0, 2.0, 3.0, 3.0):
+        ...     w.grad = torch.tensor([gradient])
+        ...     optimizer.step()
+        >>> w.data
+        tensor([-2.])
+    """
+
+    rolls: ClassVar[bool] = False
