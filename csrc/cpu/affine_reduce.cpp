@@ -7,117 +7,156 @@
 
 namespace {
 
+using pc::load;
 using pc::Outputs;
 using pc::Reduction;
 using pc::Tensor;
 
-// Channels of one task; the tasks do not depend on the number of threads.
-constexpr int64_t kChannels = 512;
-
-// A factor broadcast to [B, T, C]; strides of 0 where it is.
+// A factor broadcast to [B, outer, inner], of which the inner numbers lie one after another:
+// positions and channels, or the other way round. Strides are 0 where it is broadcast.
 template <typename T>
-struct Strided {
-  const T* data;
-  int64_t batch, position, channel;
+struct Factor {
+  const T* data;  // null where absent
+  int64_t batch, outer, inner;
+
+  PC_INLINE const T* at(int64_t b, int64_t o, int64_t i) const {
+    return data + b * batch + o * outer + i * inner;
+  }
 };
 
 template <typename T>
 struct Inputs {
-  Strided<T> g, x, mean, rstd;  // data is null where absent
-  int64_t positions, channels;
+  Factor<T> g, x, mean, rstd;
+  int64_t batch, outer, inner;
+  bool channels_last;
+
+  int64_t channels() const { return channels_last ? inner : outer; }
 };
 
-// g * (x - mean) * rstd
-template <typename T>
-PC_INLINE T product(T g, const T* x, const T* mean, const T* rstd, int64_t i, int64_t step_mean,
-                    int64_t step_rstd) {
-  if (x == nullptr) return g;
-  const T centred = mean == nullptr ? x[i] : x[i] - mean[i * step_mean];
-  return rstd == nullptr ? g * centred : g * (centred * rstd[i * step_rstd]);
-}
+// What g is multiplied by: nothing, x, or x normalised by statistics that are the same for all
+// inner numbers, or may not be.
+enum class Kind { kShift, kScale, kAlike, kNormal };
 
 template <typename T>
-PC_INLINE const T* at(const Strided<T>& s, int64_t b, int64_t t, int64_t c) {
-  return s.data == nullptr ? nullptr : s.data + b * s.batch + t * s.position + c * s.channel;
+Kind kind_of(const Inputs<T>& in) {
+  if (in.x.data == nullptr) return Kind::kShift;
+  if (in.mean.data == nullptr && in.rstd.data == nullptr) return Kind::kScale;
+  return in.mean.inner == 0 && in.rstd.inner == 0 ? Kind::kAlike : Kind::kNormal;
 }
 
-// Gradients of channels first .. last of one example, channels contiguous in g and x.
-template <typename T>
-PC_INLINE void channels_last(const Inputs<T>& in, int64_t b, int64_t first, int64_t last, T* out) {
-  const int64_t size = last - first;
-  pc::Buffer<T> block(size);
-  for (int64_t start = 0; start < in.positions; start += pc::kBlock) {
-    std::fill(block.begin(), block.end(), T{0});
-    T* const sums = block.data();
-    for (int64_t t = start; t < std::min(start + pc::kBlock, in.positions); ++t) {
-      const T *g = at(in.g, b, t, first), *x = at(in.x, b, t, first);
-      const T *mean = at(in.mean, b, t, first), *rstd = at(in.rstd, b, t, first);
-      for (int64_t c = 0; c < size; ++c) {
-        sums[c] += product(g[c], x, mean, rstd, c, in.mean.channel, in.rstd.channel);
-      }
+// g * (x - mean) * rstd of one run of inner numbers.
+template <Kind kind, typename T>
+struct Run {
+  PC_INLINE Run(const Inputs<T>& in, int64_t b, int64_t o, int64_t first)
+      : g(in.g.at(b, o, first)),
+        soon(in.g.at(b, o + 16, first)),
+        x(in.x.at(b, o, first)),
+        mean(in.mean.at(b, o, first)),
+        rstd(in.rstd.at(b, o, first)),
+        mean_step(in.mean.inner),
+        rstd_step(in.rstd.inner) {
+    if constexpr (kind == Kind::kAlike) {
+      one_mean = *mean;
+      one_rstd = *rstd;
     }
-    for (int64_t c = 0; c < size; ++c) out[first + c] += sums[c];
+  }
+
+  template <typename V>
+  PC_INLINE V at(int64_t i) const {
+    const V value = load<V>(g + i);
+    if constexpr (kind == Kind::kShift) {
+      // Nothing but memory takes time, and rows of many channels lie far apart.
+      __builtin_prefetch(soon + i);
+      return value;
+    } else if constexpr (kind == Kind::kScale) {
+      return value * load<V>(x + i);
+    } else if constexpr (kind == Kind::kAlike) {
+      return value * ((load<V>(x + i) - one_mean) * one_rstd);
+    } else {
+      return value * ((load<V>(x + i) - some<V>(mean, i * mean_step, mean_step)) *
+                      some<V>(rstd, i * rstd_step, rstd_step));
+    }
+  }
+
+  template <typename V>
+  static PC_INLINE V some(const T* from, int64_t i, int64_t step) {
+    return step == 0 ? *from - V{} : load<V>(from + i);
+  }
+
+  const T *g, *soon, *x, *mean, *rstd;
+  int64_t mean_step, rstd_step;
+  T one_mean = 0, one_rstd = 1;
+};
+
+// Gradients of `size` channels of one example.
+template <typename Machine, Kind kind, typename T>
+PC_INLINE void sum_positions(const Inputs<T>& in, int64_t b, int64_t first, int64_t size, T* to) {
+  if (in.channels_last) {
+    constexpr int64_t several = kind == Kind::kShift || kind == Kind::kScale ? 8 : 4;
+    pc::sum_columns<Machine, several>(
+        in.outer, size, to, [&](int64_t t) PC_INLINED { return Run<kind, T>(in, b, t, first); });
+    return;
+  }
+  for (int64_t c = 0; c < size; ++c) {
+    const Run<kind, T> run(in, b, first + c, 0);
+    const double sum = pc::sum_terms<Machine, T>(
+        in.inner, [&]<typename V>(int64_t t) PC_INLINED { return run.template at<V>(t); });
+    to[c] = static_cast<T>(sum);
   }
 }
 
-// The same with positions contiguous in g and x.
-template <typename T>
-PC_INLINE void positions_last(const Inputs<T>& in, int64_t b, int64_t first, int64_t last, T* out) {
-  constexpr int lanes = pc::kLine<T>;
-  for (int64_t c = first; c < last; ++c) {
-    const T *g = at(in.g, b, 0, c), *x = at(in.x, b, 0, c);
-    const T *mean = at(in.mean, b, 0, c), *rstd = at(in.rstd, b, 0, c);
-    T total = 0;
-    for (int64_t start = 0; start < in.positions; start += pc::kBlock) {
-      const int64_t end = std::min(start + pc::kBlock, in.positions);
-      T sums[lanes] = {};
-      int64_t t = start;
-      for (; t + lanes <= end; t += lanes) {
-        for (int i = 0; i < lanes; ++i) {
-          sums[i] += product(g[t + i], x, mean, rstd, t + i, in.mean.position, in.rstd.position);
-        }
+// A task has some channels of one example.
+template <Kind kind, typename T>
+void sum_positions(const Inputs<T>& in, T* rows) {
+  const int64_t channels = in.channels(), width = std::min(channels, pc::kColumns);
+  const int64_t chunks = (channels + width - 1) / width;
+  const int64_t grain = pc::kGrain / (width * in.outer * in.inner / channels) + 1;
+  torch::stable::parallel_for(0, in.batch * chunks, grain, [&](int64_t begin, int64_t end) {
+    pc::vectorized([&](auto machine) PC_INLINED {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t b = task / chunks, first = task % chunks * width;
+        sum_positions<decltype(machine), kind>(in, b, first, std::min(width, channels - first),
+                                               rows + b * channels + first);
       }
-      for (; t < end; ++t) {
-        sums[0] += product(g[t], x, mean, rstd, t, in.mean.position, in.rstd.position);
-      }
-      for (int i = 0; i < lanes; ++i) total += sums[i];
-    }
-    out[c] += total;
-  }
+    });
+  });
 }
 
 template <typename T>
-void reduce_rows(const T* rows, int64_t batch, int64_t channels, const Reduction<T>& to) {
-  pc::Dense<T> dense(batch, to);
-  dense.add({rows, batch, channels}, 0, channels);
+void reduce_rows(const pc::Rows<T>& rows, int64_t channels, const Reduction<T>& to) {
+  pc::Dense<T> dense(rows.count, to);
+  dense.add(rows, 0, channels);
   dense.finish();
 }
 
 template <typename T>
-void run(const Inputs<T>& in, int64_t batch, const Reduction<T>& to) {
+void run(const Inputs<T>& in, const Reduction<T>& to) {
+  const Kind kind = kind_of(in);
   // The shift of a single position has g itself for its gradient.
-  if (in.x.data == nullptr && in.positions == 1 && in.g.channel == 1) {
-    return reduce_rows(in.g.data, batch, in.channels, to);
+  if (kind == Kind::kShift && in.channels_last && in.outer == 1) {
+    return reduce_rows<T>({in.g.data, in.batch, in.g.batch}, in.inner, to);
   }
-  const int64_t chunks = (in.channels + kChannels - 1) / kChannels;
-  pc::Buffer<T> rows(batch * in.channels, T{0});
-  torch::stable::parallel_for(0, batch * chunks, 1, [&](int64_t begin, int64_t end) {
-    pc::vectorized([&](auto) PC_INLINED {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t b = task / chunks, first = task % chunks * kChannels;
-        const int64_t last = std::min(first + kChannels, in.channels);
-        T* row = rows.data() + b * in.channels;
-        in.g.channel == 1 ? channels_last(in, b, first, last, row)
-                          : positions_last(in, b, first, last, row);
-      }
-    });
-  });
-  reduce_rows<T>(rows.data(), batch, in.channels, to);
+  pc::Buffer<T> rows(in.batch * in.channels());
+  if (kind == Kind::kShift) sum_positions<Kind::kShift>(in, rows.data());
+  if (kind == Kind::kScale) sum_positions<Kind::kScale>(in, rows.data());
+  if (kind == Kind::kAlike) sum_positions<Kind::kAlike>(in, rows.data());
+  if (kind == Kind::kNormal) sum_positions<Kind::kNormal>(in, rows.data());
+  reduce_rows<T>({rows.data(), in.batch, in.channels()}, in.channels(), to);
+}
+
+// The tensor in the dtype T, [B, outer, inner], its inner numbers one after another; as it lies in
+// memory if it can be.
+template <typename T>
+std::optional<Tensor> lay_out(const std::optional<Tensor>& x, bool channels_last) {
+  if (!x) return x;
+  const Tensor laid = channels_last ? *x : torch::stable::transpose(*x, 1, 2);
+  const bool readable = laid.stride(2) == 1 || laid.size(2) == 1;
+  return readable && laid.scalar_type() == pc::kDtype<T> ? laid : pc::prepare<T>(laid);
 }
 
 template <typename T>
-Strided<T> broadcast(const std::optional<Tensor>& x) {
-  if (!x) return {nullptr, 0, 0, 0};
+Factor<T> broadcast(const std::optional<Tensor>& x, const T* absent) {
+  if (!x) return {absent, 0, 0, 0};
   const auto stride = [&](int64_t dim) { return x->size(dim) == 1 ? 0 : x->stride(dim); };
   return {pc::read<T>(*x), stride(0), stride(1), stride(2)};
 }
@@ -127,28 +166,23 @@ Outputs affine_reduce(const Tensor& g, const std::optional<Tensor>& x,
                       const std::optional<Tensor>& mean, const std::optional<Tensor>& rstd,
                       const std::optional<Tensor>& coef, const std::optional<Tensor>& direction,
                       int64_t want) {
-  const pc::ReduceOp<T> op(g, {g.size(2)}, coef, direction, want);
-  if (std::min({g.size(0), g.size(1), g.size(2)}) == 0) return op.zeros();
+  const int64_t batch = g.size(0), positions = g.size(1), channels = g.size(2);
+  const pc::ReduceOp<T> op(g, {channels}, coef, direction, want);
+  if (std::min({batch, positions, channels}) == 0) return op.zeros();
   // What a [B, C, T] layer has transposed is used as it lies in memory.
-  const bool transposed = g.stride(2) != 1 && g.stride(1) == 1;
-  const auto lay_out = [&](const Tensor& from) {
-    return transposed ? torch::stable::transpose(
-                            pc::prepare<T>(torch::stable::transpose(from, 1, 2)), 1, 2)
-                      : pc::prepare<T>(from);
+  const bool channels_last =
+      positions == 1 || g.stride(1) != 1 || (g.stride(2) == 1 && channels > 1);
+  const auto of = [&](const std::optional<Tensor>& from) {
+    return lay_out<T>(from, channels_last);
   };
-  const Tensor g_laid = lay_out(g);
-  std::optional<Tensor> x_laid, means, rstds;
-  if (x) x_laid = lay_out(*x);
-  if (mean) means = pc::prepare<T>(*mean);
-  if (rstd) rstds = pc::prepare<T>(*rstd);
-  Inputs<T> in{broadcast<T>(g_laid),
-               broadcast<T>(x_laid),
-               broadcast<T>(means),
-               broadcast<T>(rstds),
-               g.size(1),
-               g.size(2)};
-  in.g.channel = transposed ? in.g.channel : 1;
-  run(in, g.size(0), op.pointers());
+  const std::optional<Tensor> gs = of(g), xs = of(x), means = of(mean), rstds = of(rstd);
+  const T zero = 0, one = 1;
+  const bool normal = mean || rstd;
+  run<T>({broadcast<T>(gs, nullptr), broadcast<T>(xs, nullptr),
+          broadcast<T>(means, normal ? &zero : nullptr),
+          broadcast<T>(rstds, normal ? &one : nullptr), batch, channels_last ? positions : channels,
+          channels_last ? channels : positions, channels_last},
+         op.pointers());
   return op.outputs;
 }
 

@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <utility>
 
 #include "panels.h"
 #include "reduction.h"
@@ -12,22 +14,57 @@
 
 namespace pc {
 
-// to[i] = the sum over rows of value(row, i), of columns first .. last. Blocks of rows are added up
-// on their own.
-template <typename T, typename Value>
-PC_INLINE void sum_columns(int64_t batch, int64_t first, int64_t last, T* to, const Value& value) {
-  constexpr int64_t width = 512;
-  for (int64_t start = 0; start < batch; start += kBlock) {
-    T block[width] = {};
-    const int64_t end = std::min(start + kBlock, batch);
-    for (int64_t b = start; b < end; ++b) {
-      for (int64_t i = first; i < last; ++i) block[i - first] += value(b, i);
+// Columns that a task sums up, and numbers that are worth a thread of their own.
+constexpr int64_t kColumns = 1024, kGrain = 65536;
+
+// Sets to[i], i < size, to the sum of row(r).at<V>(i) over `count` rows from `first`; adds it if
+// not `fresh`.
+template <int64_t count, typename V, typename T, typename Row>
+PC_INLINE void sum_rows_at(int64_t first, bool fresh, int64_t size, T* to, const Row& row) {
+  [&]<std::size_t... k>(std::index_sequence<k...>) PC_INLINED {
+    const std::array rows = {row(first + k)...};
+    each_vector<V>(0, size, [&]<typename W>(int64_t i) PC_INLINED {
+      W sums[count] = {rows[k].template at<W>(i)...};
+#pragma GCC unroll 4
+      for (int64_t half = count / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+      }
+      store<W>(to + i, fresh ? sums[0] : load<W>(to + i) + sums[0]);
+    });
+  }(std::make_index_sequence<count>());
+}
+
+// to[i] = the sum of row(r).at<V>(i) over all rows, i < size <= kColumns. Blocks of rows are added
+// up on their own, and several rows at a time, so that sums are rarely read and written.
+template <typename Machine, int64_t several, typename T, typename Row>
+PC_INLINE void sum_columns(int64_t rows, int64_t size, T* to, const Row& row) {
+  using V = Vector<Machine, T>;
+  alignas(64) T block[kColumns];
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    const int64_t last = std::min(first + kBlock, rows);
+    T* const sums = first == 0 ? to : block;
+    int64_t r = first;
+    for (; r + several <= last; r += several) {
+      sum_rows_at<several, V>(r, r == first, size, sums, row);
     }
-    for (int64_t i = first; i < last; ++i) {
-      to[i] = start == 0 ? block[i - first] : to[i] + block[i - first];
-    }
+    for (; r < last; ++r) sum_rows_at<1, V>(r, r == first, size, sums, row);
+    if (first == 0) continue;
+    for (int64_t i = 0; i < size; ++i) to[i] += block[i];
   }
 }
+
+// A row of gradients, and what is made of them.
+template <typename T, typename Of>
+struct RowOf {
+  const T* data;
+  Of of;
+
+  template <typename V>
+  PC_INLINE V at(int64_t i) const {
+    return of(load<V>(data + i));
+  }
+};
 
 // What needs every row on its own, or adds them up.
 template <typename T>
@@ -49,7 +86,8 @@ class Dense {
     Buffer<T> own(to.sum_dots && !to.sum ? size : 0);
     if (!own.empty()) to.sum = own.data();
     reduce_columns(rows, size, to);
-    torch::stable::parallel_for(0, batch_, 16, [&](int64_t begin, int64_t end) {
+    const int64_t grain = kGrain / size + 1;
+    torch::stable::parallel_for(0, batch_, grain, [&](int64_t begin, int64_t end) {
       vectorized([&](auto machine) PC_INLINED {
         using Machine = decltype(machine);
         for (int64_t b = begin; b < end; ++b) {
@@ -73,25 +111,39 @@ class Dense {
  private:
   void reduce_columns(const Rows<T>& rows, int64_t size, const Reduction<T>& to) const {
     if (!to.sum && !to.moment && !to.sign) return;
-    constexpr int64_t width = 512;
-    torch::stable::parallel_for(0, (size + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-      vectorized([&](auto) PC_INLINED {
+    const int64_t tasks = (size + kColumns - 1) / kColumns;
+    const int64_t grain = kGrain / (batch_ * std::min(size, kColumns)) + 1;
+    torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+      vectorized([&](auto machine) PC_INLINED {
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t first = task * width, last = std::min(first + width, size);
-          const auto row = [&](int64_t b, int64_t i) PC_INLINED { return rows(b)[i]; };
-          const auto weighted = [&](int64_t b, int64_t i) PC_INLINED {
-            return to.coef[b] == 0 ? T{0} : to.coef[b] * rows(b)[i];
-          };
-          const auto square = [&](int64_t b, int64_t i)
-                                  PC_INLINED { return rows(b)[i] * rows(b)[i]; };
-          const auto sign = [&](int64_t b, int64_t i) PC_INLINED { return sign_of(rows(b)[i]); };
-          if (to.sum && to.coef) sum_columns(batch_, first, last, to.sum, weighted);
-          if (to.sum && !to.coef) sum_columns(batch_, first, last, to.sum, row);
-          if (to.moment) sum_columns(batch_, first, last, to.moment, square);
-          if (to.sign) sum_columns(batch_, first, last, to.sign, sign);
+          const int64_t first = task * kColumns;
+          reduce_columns<decltype(machine)>(rows, first, std::min(kColumns, size - first), to);
         }
       });
     });
+  }
+
+  template <typename Machine>
+  PC_INLINE void reduce_columns(const Rows<T>& rows, int64_t first, int64_t size,
+                                const Reduction<T>& to) const {
+    const auto sum = [&](T* output, const auto& of) PC_INLINED {
+      if (output == nullptr) return;
+      sum_columns<Machine, 4>(batch_, size, output + first, [&](int64_t b) PC_INLINED {
+        return RowOf<T, decltype(of(b))>{rows(b) + first, of(b)};
+      });
+    };
+    if (to.coef == nullptr) {
+      sum(to.sum, [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return value; }; });
+    } else {
+      sum(to.sum, [&](int64_t b) PC_INLINED {
+        return [coef = to.coef[b]](auto value)
+                   PC_INLINED { return coef == 0 ? decltype(value){} : coef * value; };
+      });
+    }
+    sum(to.moment,
+        [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return value * value; }; });
+    sum(to.sign,
+        [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return signs(value); }; });
   }
 
   int64_t batch_;

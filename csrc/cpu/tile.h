@@ -163,11 +163,7 @@ struct Epilogue {
       add(values, moment, first, rows, [](V value) PC_INLINED { return value * value; });
     }
     if (sign.data) {
-      add(values, sign, first, rows, [](V value) PC_INLINED {
-        const V zero = {}, one = zero + 1;
-        const V nan = value == value ? zero : value;
-        return (value > 0 ? one : zero) - (value < 0 ? one : zero) + nan;
-      });
+      add(values, sign, first, rows, [](V value) PC_INLINED { return signs(value); });
     }
     if (row.data) {
       each(values, rows, [&](V value, int64_t r, int64_t i) PC_INLINED {

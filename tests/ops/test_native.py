@@ -75,6 +75,12 @@ LARGE: dict[str, list[Callable[[], tuple[tuple[int, ...], Head]]]] = {
         lambda: ((131,), (randn(9, 301, 131), None, None, None)),
         lambda: ((70,), (randn(33, 17, 70), randn(33, 17, 70), randn(33, 17, 1), randn(33, 17, 1))),
         lambda: ((515,), (randn(70, 1, 515), randn(70, 1, 515), None, randn(70, 1, 1))),
+        lambda: ((1100,), (randn(3, 300, 1200)[..., 100:], None, None, None)),
+        lambda: ((21,), (randn(3, 300, 21), randn(3, 300, 21), randn(1, 1, 21), randn(3, 300, 1))),
+        lambda: (  # positions next to each other
+            (70,),
+            (randn(5, 70, 301).mT, randn(5, 70, 301).mT, randn(5, 1, 70), randn(5, 301, 1)),
+        ),
     ],
 }
 

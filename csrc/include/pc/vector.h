@@ -82,6 +82,26 @@ PC_INLINE NumberOf<V> total(V value) {
   return lanes[0];
 }
 
+// The sign of each lane; NaN for NaN.
+template <typename V>
+PC_INLINE V signs(V value) {
+  const V zero = {}, one = zero + 1;
+  const V nan = value == value ? zero : value;
+  return (value > 0 ? one : zero) - (value < 0 ? one : zero) + nan;
+}
+
+// use.operator()<V>(i) for vectors at i that cover first .. size: the widest, then narrower ones
+// for what is left.
+template <typename V, typename Use>
+PC_INLINE void each_vector(int64_t first, int64_t size, const Use& use) {
+  constexpr int64_t lanes = kLanesOf<V>;
+  for (; first + lanes <= size; first += lanes) use.template operator()<V>(first);
+  if constexpr (lanes > 1) {
+    using Half = typename VectorOf<NumberOf<V>, int64_t{sizeof(V)} / 2>::type;
+    each_vector<Half>(first, size, use);
+  }
+}
+
 // Lanes of a whose number has no bit `step` and, where it has, of b; of the lower halves of both
 // pairs that the bit tells apart, or of the upper ones.
 template <int step, bool upper, typename V, std::size_t... i>
@@ -165,9 +185,10 @@ void vectorized(const Body& body) {
 
 #endif
 
-// <a, b>, in blocks whose totals are added up in double.
-template <typename Machine, typename T>
-PC_INLINE double dot(const T* a, const T* b, int64_t size) {
+// The sum of term.operator()<V>(i), vectors at i of `size` numbers in memory, in blocks whose
+// totals are added up in double.
+template <typename Machine, typename T, typename Term>
+PC_INLINE double sum_terms(int64_t size, const Term& term) {
   using V = Vector<Machine, T>;
   constexpr int64_t lanes = kLanesOf<V>, many = 4, block = 256 * many * lanes;
   double result = 0;
@@ -177,15 +198,22 @@ PC_INLINE double dot(const T* a, const T* b, int64_t size) {
     int64_t i = start;
     for (; i + many * lanes <= end; i += many * lanes) {
 #pragma GCC unroll 4
-      for (int64_t k = 0; k < many; ++k) {
-        sums[k] += load<V>(a + i + k * lanes) * load<V>(b + i + k * lanes);
-      }
+      for (int64_t k = 0; k < many; ++k) sums[k] += term.template operator()<V>(i + k * lanes);
     }
-    for (; i + lanes <= end; i += lanes) sums[0] += load<V>(a + i) * load<V>(b + i);
-    for (; i < end; ++i) result += static_cast<double>(a[i]) * b[i];
-    result += total<V>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i + lanes <= end; i += lanes) sums[0] += term.template operator()<V>(i);
+    if (i > start) result += total<V>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    each_vector<V>(i, end, [&]<typename Rest>(int64_t at) PC_INLINED {
+      result += total<Rest>(term.template operator()<Rest>(at));
+    });
   }
   return result;
+}
+
+// <a, b>
+template <typename Machine, typename T>
+PC_INLINE double dot(const T* a, const T* b, int64_t size) {
+  return sum_terms<Machine, T>(
+      size, [&]<typename V>(int64_t i) PC_INLINED { return load<V>(a + i) * load<V>(b + i); });
 }
 
 // <a, b> in double from the first.
