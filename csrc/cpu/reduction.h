@@ -1,6 +1,7 @@
 // What a *_reduce op makes of the gradients.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -61,11 +62,19 @@ void weigh_rows(const T* gram, int64_t n, const T* coef, T* out) {
 // first, the last, the second, ...
 inline int64_t fold(int64_t row, int64_t n) { return row % 2 == 0 ? row / 2 : n - 1 - row / 2; }
 
-// The lower triangle of [n, n] from the upper one.
+// The lower triangle of [n, n] from the upper one, in blocks of as many rows as the cache holds the
+// lines of.
 template <typename T>
 void mirror(T* gram, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < i; ++j) gram[i * n + j] = gram[j * n + i];
+  constexpr int64_t block = 32;
+  for (int64_t row = 0; row < n; row += block) {
+    for (int64_t column = 0; column <= row; column += block) {
+      for (int64_t i = row; i < std::min(row + block, n); ++i) {
+        T* to = gram + i * n;
+        const int64_t end = std::min(column + block, i);
+        for (int64_t j = column; j < end; ++j) to[j] = gram[j * n + i];
+      }
+    }
   }
 }
 
