@@ -12,8 +12,56 @@
 
 namespace pc {
 
-// Adds <a_i, b_j> to gram [a.count, b.count]; if b is a only where j >= i, and below in its blocks.
-// A task has a block of the Gram and a range of the columns, with few blocks one of several.
+// Columns of rows [count, size], in panels [count / panel, size, panel] that are padded with zeros.
+template <int64_t panel, typename T>
+Buffer<T> transposed_panels(const Rows<T>& rows, int64_t size) {
+  Buffer<T> result(round_up(rows.count, panel) * size);
+  for (int64_t first = 0; first < rows.count; first += panel) {
+    T* const to = result.data() + first * size;
+    for (int64_t r = 0; r < panel; ++r) {
+      const bool padding = first + r >= rows.count;
+      for (int64_t i = 0; i < size; ++i) to[i * panel + r] = padding ? T{0} : rows(first + r)[i];
+    }
+  }
+  return result;
+}
+
+// Adds <a_i, b_j> to gram [a.count, b.count]; if b is a only where j >= i, and below in its panels.
+// Rows of few numbers: sums of outer products of columns need no sums of the lanes of vectors.
+template <typename T>
+void add_outer_products(const Rows<T>& a, const Rows<T>& b, int64_t size, bool same, T* gram) {
+  const Buffer<T> left = transposed_panels<kPanel>(a, size);
+  const Buffer<T> right = transposed_panels<kLanes<T>>(b, size);
+  const int64_t tasks = (a.count + kPanel - 1) / kPanel;
+  const int64_t grain = 100000 / (b.count * (size + 8)) + 1;
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    vectorized([&](auto machine) PC_INLINED {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t i = (same ? fold(task, tasks) : task) * kPanel;
+        const int64_t high = std::min(kPanel, a.count - i);
+        for (int64_t j = same ? i / kLanes<T> * kLanes<T> : 0; j < b.count; j += kLanes<T>) {
+          const T *x = right.data() + j * size, *g = left.data() + i * size;
+          const int64_t wide = std::min(kLanes<T>, b.count - j);
+          T* const to = gram + i * b.count + j;
+          if (high == kPanel && wide == kLanes<T>) {
+            multiply_panels<decltype(machine)>(
+                x, g, size, false, [&](int64_t r) PC_INLINED { return to + r * b.count; });
+            continue;
+          }
+          alignas(64) T values[kPanel * kLanes<T>];
+          multiply_panels<decltype(machine)>(
+              x, g, size, true, [&](int64_t r) PC_INLINED { return values + r * kLanes<T>; });
+          for (int64_t r = 0; r < high; ++r) {
+            for (int64_t c = 0; c < wide; ++c) to[r * b.count + c] += values[r * kLanes<T> + c];
+          }
+        }
+      }
+    });
+  });
+}
+
+// The same of rows of any length. A task has a block of the Gram and a range of the columns, with
+// few blocks one of several.
 template <typename T>
 class RowGram {
  public:
@@ -26,6 +74,8 @@ class RowGram {
   }
 
   void add_to(T* gram) const {
+    constexpr int64_t few = 64;
+    if (size_ <= few) return add_outer_products(a_, b_, size_, same_, gram);
     const int64_t numbers = a_.count * b_.count;
     Buffer<T> parts(ranges_ > 1 ? ranges_ * numbers : 0, T{0});
     T* to = ranges_ > 1 ? parts.data() : gram;
@@ -54,21 +104,29 @@ class RowGram {
 
   static int64_t blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
 
-  // On the diagonal only some rows at a time with those that follow them.
+  // On the diagonal only some rows at a time with those that follow them. Columns are added up in
+  // double, so that rounding does not grow with their number.
   template <typename Machine>
   PC_INLINE void add_block(int64_t i, int64_t j, int64_t first, int64_t last, T* gram) const {
     const bool diagonal = same_ && i == j;
-    const int64_t step = diagonal ? 8 : kBlockRows, end = std::min(i + kBlockRows, a_.count);
+    const int64_t high = std::min(kBlockRows, a_.count - i);
+    const int64_t wide = std::min(kBlockRows, b_.count - j), step = diagonal ? 8 : kBlockRows;
+    double sums[kBlockRows * kBlockRows];
+    std::fill_n(sums, high * kBlockRows, 0.0);
     for (int64_t at = first; at < last; at += kColumns) {
-      for (int64_t r = i; r < end; r += step) {
-        const int64_t c = diagonal ? r : j;
-        const Rows<T> left{a_(r) + at, std::min(step, end - r), a_.stride};
-        const Rows<T> right{b_(c) + at, std::min(j + kBlockRows, b_.count) - c, b_.stride};
-        T* to = gram + r * b_.count + c;
+      for (int64_t r = 0; r < high; r += step) {
+        const int64_t c = diagonal ? r : 0;
+        const Rows<T> left{a_(i + r) + at, std::min(step, high - r), a_.stride};
+        const Rows<T> right{b_(j + c) + at, wide - c, b_.stride};
+        double* to = sums + r * kBlockRows + c;
         dot_rows<Machine, T>(left, right, std::min(kColumns, last - at),
                              [&](int64_t k, int64_t l, T value)
-                                 PC_INLINED { to[k * b_.count + l] += value; });
+                                 PC_INLINED { to[k * kBlockRows + l] += value; });
       }
+    }
+    for (int64_t r = 0; r < high; ++r) {
+      T* to = gram + (i + r) * b_.count + j;
+      for (int64_t c = 0; c < wide; ++c) to[c] += static_cast<T>(sums[r * kBlockRows + c]);
     }
   }
 

@@ -79,6 +79,8 @@ LARGE: dict[str, list[Callable[[], Args]]] = {
     "dense_gram": [
         lambda: dense(130, 67, 3001),
         lambda: dense(3, 5, 100_003),
+        lambda: dense(130, 67, 9),  # as sums of outer products
+        lambda: dense(300, 1, 64),
         lambda: (randn(4097, 70).mT, randn(65, 4098)[:, 1:]),
         lambda: (randn(65, 6000)[:, ::2], randn(1, 3000).expand(9, -1)),
     ],
@@ -208,3 +210,11 @@ def test_products_of_grams_keep_digits_and_range(x: float, g: float) -> None:
         gram = pc.ops.linear_gram(x1, g1)
     expected = (x1.double()[0] @ x1.double()[0].mT * (g1.double()[0] @ g1.double()[0].mT)).sum()
     assert abs(gram.item() / expected.item() - 1) < 1e-5
+
+
+@pytest.mark.skipif("dense_gram" not in OPS, reason="the native kernels are not built")
+def test_long_rows_do_not_drift() -> None:
+    """All of one sign, where rounding adds up."""
+    rows = torch.rand(3, 3_000_000)
+    with workspace(1):  # a single range of columns
+        assert_close(run("dense_gram", (rows, None)), rows.double() @ rows.double().T, 1e-6)
