@@ -12,11 +12,12 @@ namespace pc {
 // A parameter cut into tiles that depend on shapes alone, never on the number of threads.
 template <typename T>
 struct Grid {
-  // Tiles of an area, and at least so many of them.
-  Grid(int64_t out, int64_t in, int64_t area, int64_t enough)
+  // Tiles of an area and with sides that are no longer together, and at least so many of them.
+  Grid(int64_t out, int64_t in, int64_t area, int64_t sides, int64_t enough)
       : out(out), in(in), height(round_up(out, kPanel)), width(round_up(in, kLanes<T>)) {
     const auto halve = [](int64_t& side, int64_t step) { side = round_up(side / 2, step); };
-    while ((tiles() < enough || height * width > area) && (height > kPanel || width > kLanes<T>)) {
+    const auto large = [&] { return height * width > area || height + width > sides; };
+    while ((tiles() < enough || large()) && (height > kPanel || width > kLanes<T>)) {
       const bool high = width == kLanes<T> || (height >= width && height > kPanel);
       high ? halve(height, kPanel) : halve(width, kLanes<T>);
     }

@@ -24,14 +24,14 @@ namespace pc {
 template <typename T, typename Source>
 struct Job {
   Job(const Source& source, const Reduction<T>& to)
-      : source(source), to(to), grid(source.out, source.in, area(), 1) {
+      : source(source), to(to), grid(source.out, source.in, area(), sides(), 1) {
     // Ranges share a tile's factors but not its outputs, and smaller tiles the other way round.
     const int64_t tiles = source.groups * grid.tiles();
     const int64_t longest = source.segments * source.most_positions() / 512;
     if (!to.meet()) ranges = std::clamp<int64_t>(enough / tiles, 1, std::max<int64_t>(longest, 1));
     ranges = std::min(ranges, source.segments);
     const int64_t wanted = (enough / 2 + source.groups * ranges - 1) / (source.groups * ranges);
-    grid = Grid<T>(source.out, source.in, area(), wanted);
+    grid = Grid<T>(source.out, source.in, area(), sides(), wanted);
     parts = source.groups * grid.tiles() * ranges;
     const int64_t batch = source.segments, size = source.groups * source.out * source.in;
     const int64_t partial = workspace() / 8 / (3 * batch * int64_t{sizeof(double)});
@@ -56,6 +56,9 @@ struct Job {
     const int64_t copies = (to.meet() ? source.segments : 0) + std::max<int64_t>(outputs, 1);
     return cached / copies;
   }
+
+  // What there is room for of the factors that a tile meets.
+  int64_t sides() const { return workspace() / 16 / int64_t{sizeof(T)} / source.most_positions(); }
 
   // Where a range of some group puts an output: the first one into the output itself.
   T* at(T* output, Buffer<T>& others, int64_t range, int64_t group) const {
@@ -240,8 +243,8 @@ void run_twice(const Source& source, const Reduction<T>& to) {
   run_engine(source, second);
 }
 
-// Writes all outputs of `to`. What is small, and what the small tiles of a meeting share, is packed
-// once if there is room; large tiles pack what is large again, which the cache likes better. With a
+// Writes all outputs of `to`. What is small, and what several tiles would pack again, is packed
+// once if there is room; otherwise tiles pack for themselves, which the cache likes better. With a
 // second batch `to` may want nothing but the Gram [B1, B2].
 template <typename T, typename Source>
 void run_engine(const Source& one, const Reduction<T>& to, const Source* two) {
@@ -250,7 +253,9 @@ void run_engine(const Source& one, const Reduction<T>& to, const Source* two) {
   const Batches<Source> source(one, two);
   Job<T, Batches<Source>> job(source, to);
   Packed<T, Batches<Source>> packed(source);
-  const bool once = packed.bytes() <= (to.meet() ? workspace() / 2 : int64_t{4} << 20);
+  const int64_t sides = job.grid.tiles() * (job.grid.height + job.grid.width);
+  const int64_t room = workspace() / 2, little = std::min(room, int64_t{4} << 20);
+  const bool once = packed.bytes() <= (2 * sides > 3 * (source.in + source.out) ? room : little);
   if (once) packed.pack();
   torch::stable::parallel_for(0, job.lanes, 1, [&](int64_t begin, int64_t end) {
     vectorized([&](auto machine) PC_INLINED {
