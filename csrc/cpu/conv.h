@@ -6,59 +6,66 @@
 #include <cstdint>
 #include <vector>
 
+#include "maps.h"
 #include "panels.h"
 #include "reduction.h"
 
 namespace pc {
 
-// A window of up to three dimensions, and which input each of its taps meets at each position.
+// A window of up to three dimensions that moves over an input with its padding around it: what the
+// tap meets at a position is at starts[position] + offsets[tap] there.
 struct Window {
-  int64_t taps = 1, inputs = 1, positions = 1;
-  std::vector<int64_t> input;  // [taps, positions], -1 in the padding
+  int64_t taps = 1, inputs = 1, padded = 1, positions = 1;
+  int64_t run = 1;                  // so many taps meet neighbours in memory
+  std::vector<int64_t> places{0};   // [inputs], where each of them is in the padded input
+  std::vector<int64_t> starts{0};   // [positions]
+  std::vector<int64_t> offsets{0};  // [taps]
 
   // sizes: of the input and of the output.
   Window(const std::vector<int64_t>& in_sizes, const std::vector<int64_t>& out_sizes,
          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
-    const int64_t dims = static_cast<int64_t>(kernel.size());
-    for (int64_t d = 0; d < dims; ++d) {
+    for (std::size_t d = 0; d < kernel.size(); ++d) {
+      const int64_t size = in_sizes[d] + 2 * padding[d];
+      extend(places, size, in_sizes[d], 1, padding[d]);
+      extend(starts, size, out_sizes[d], stride[d], 0);
+      extend(offsets, size, kernel[d], dilation[d], 0);
       taps *= kernel[d];
       inputs *= in_sizes[d];
+      padded *= size;
       positions *= out_sizes[d];
     }
-    input.assign(taps * positions, 0);
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      for (int64_t t = 0; t < positions; ++t) {
-        int64_t index = 0, step = 1, tap_left = tap, t_left = t;
-        for (int64_t d = dims - 1; d >= 0; --d) {
-          const int64_t at =
-              t_left % out_sizes[d] * stride[d] - padding[d] + tap_left % kernel[d] * dilation[d];
-          const bool outside = at < 0 || at >= in_sizes[d] || index < 0;
-          index = outside ? -1 : index + at * step;
-          step *= in_sizes[d];
-          tap_left /= kernel[d];
-          t_left /= out_sizes[d];
-        }
-        input[tap * positions + t] = index;
-      }
+    if (dilation.back() == 1) run = kernel.back();
+  }
+
+  // Whether positions are inputs.
+  bool pointwise() const { return taps == 1 && inputs == padded && positions == padded; }
+
+ private:
+  // Adds a dimension of `size`, of which there are `count` from `first`, `step` apart.
+  static void extend(std::vector<int64_t>& indices, int64_t size, int64_t count, int64_t step,
+                     int64_t first) {
+    std::vector<int64_t> result;
+    for (const int64_t index : indices) {
+      for (int64_t i = 0; i < count; ++i) result.push_back(index * size + first + i * step);
     }
+    indices = std::move(result);
   }
 };
 
-// x [B, inputs, groups * channels] and g [B, positions, groups * out], a source of the tile engine:
-// columns of x are taps times channels. `length` examples make a segment, the last may have less.
+// x of groups * channels and g of groups * out channels, a source of the tile engine: columns of x
+// are taps times channels. `length` examples make a segment, the last may have less.
 template <typename T>
 struct Patches {
-  Patches(const T* x, const T* g, const Window& window, int64_t batch, int64_t groups,
-          int64_t channels, int64_t out)
+  Patches(const Maps<T>& x, const Maps<T>& g, const Window& window, int64_t batch, int64_t groups)
       : x(x),
         g(g),
         window(window),
         batch(batch),
         groups(groups),
-        channels(channels),
+        channels(x.channels / groups),
         in(window.taps * channels),
-        out(out),
+        out(g.channels / groups),
         segments(batch) {}
 
   Patches grouped(int64_t examples) const {
@@ -70,69 +77,89 @@ struct Patches {
 
   bool depthwise() const { return channels == 1 && out == 1; }
 
-  int64_t positions(int64_t s) const {
-    return std::min(length, batch - s * length) * window.positions;
-  }
+  int64_t examples(int64_t s) const { return std::min(length, batch - s * length); }
+
+  int64_t positions(int64_t s) const { return examples(s) * window.positions; }
 
   PC_INLINE void pack_x(int64_t group, int64_t s, int64_t first, int64_t used, T* to) const {
     constexpr int64_t size = kLanes<T>;
-    const int64_t examples = std::min(length, batch - s * length), rows = positions(s);
-    for (int64_t i = 0; i < used; i += size, to += rows * size) {
-      const int64_t end = std::min(i + size, used);
-      if (end < i + size) std::fill_n(to, rows * size, T{0});
-      for (int64_t b = 0; b < examples; ++b) {
-        gather(group, s * length + b, first + i, first + end, size,
-               to + b * window.positions * size);
+    const int64_t rows = positions(s);
+    for (int64_t b = 0; b < examples(s); ++b, to += window.positions * size) {
+      if (window.pointwise()) {
+        x.template pack<size>(s * length + b, group * channels + first, used, rows, to);
+        continue;
+      }
+      const Buffer<T> image = padded(s * length + b, group * channels, channels);
+      for (int64_t i = 0; i < used; i += size) {
+        const int64_t end = std::min(i + size, used);
+        if (end < i + size) std::fill_n(to + i * rows, window.positions * size, T{0});
+        gather(image, first + i, first + end, size, to + i * rows);
       }
     }
   }
 
   PC_INLINE void pack_g(int64_t group, int64_t s, int64_t first, int64_t used, T* to) const {
-    const int64_t width = groups * out;
-    const T* from = g + s * length * window.positions * width + group * out + first;
-    const auto row = [&](int64_t t) PC_INLINED { return from + t * width; };
-    pack_columns<kPanel>(row, positions(s), used, to);
-  }
-
-  // Columns first .. last of the patches of one example, to rows apart by stride.
-  PC_INLINE void gather(int64_t group, int64_t b, int64_t first, int64_t last, int64_t stride,
-                        T* to) const {
-    const T* from = x + b * window.inputs * groups * channels + group * channels;
-    for (int64_t i = first; i < last;) {
-      const int64_t tap = i / channels, channel = i % channels;
-      const int64_t run = std::min(channels - channel, last - i);
-      const int64_t* input = window.input.data() + tap * window.positions;
-      T* at = to + i - first;
-      if (run == kLanes<T>) {
-        gather_run<kLanes<T>>(from + channel, input, run, stride, at);
-      } else {
-        gather_run<0>(from + channel, input, run, stride, at);
-      }
-      i += run;
+    const int64_t rows = positions(s);
+    for (int64_t b = 0; b < examples(s); ++b, to += window.positions * kPanel) {
+      g.template pack<kPanel>(s * length + b, group * out + first, used, rows, to);
     }
   }
 
-  const T* x;
-  const T* g;
+  // Some channels of one example with the padding around them, [padded, count].
+  PC_INLINE Buffer<T> padded(int64_t b, int64_t first, int64_t count) const {
+    Buffer<T> image(window.padded * count);
+    if (window.padded > window.inputs) std::fill(image.begin(), image.end(), T{0});
+    x.each(b, first, count, [&](int64_t t, int64_t i, auto value) PC_INLINED {
+      put(image.data() + window.places[t] * count + i, value);
+    });
+    return image;
+  }
+
+  // Columns first .. last of the patches of an example, of which image has the channels of a group,
+  // to rows apart by stride.
+  PC_INLINE void gather(const Buffer<T>& image, int64_t first, int64_t last, int64_t stride,
+                        T* to) const {
+    const int64_t run = window.run * channels;
+    for (int64_t i = first; i < last;) {
+      const int64_t at = i % run, count = std::min(run - at, last - i);
+      const T* from = image.data() + window.offsets[i / run * window.run] * channels + at;
+      copy_rows<kLanes<T>>(from, count, stride, to + i - first);
+      i += count;
+    }
+  }
+
+  // All patches of an example, [positions, in].
+  PC_INLINE void unfold(int64_t group, int64_t b, T* to) const {
+    if (window.pointwise()) return x.copy(b, group * channels, channels, to);
+    gather(padded(b, group * channels, channels), 0, in, in, to);
+  }
+
+  Maps<T> x, g;
   const Window& window;
   int64_t batch, groups, channels;
   int64_t in, out;
   int64_t segments, length = 1;
 
  private:
-  // A run of channels of the inputs that one tap meets. known: the length of the run, or 0.
-  template <int64_t known>
-  PC_INLINE void gather_run(const T* from, const int64_t* input, int64_t length, int64_t stride,
-                            T* to) const {
-    const int64_t run = known ? known : length, width = groups * channels;
-    for (int64_t t = 0; t < window.positions; ++t, to += stride) {
-      const T* row = from + input[t] * width;
-      if (input[t] < 0) {
-        for (int64_t i = 0; i < run; ++i) to[i] = 0;
-      } else {
-        for (int64_t i = 0; i < run; ++i) to[i] = row[i];
+  // `count` numbers at each position, in parts of sizes that are known.
+  template <int64_t size>
+  PC_INLINE void copy_rows(const T* from, int64_t count, int64_t stride, T* to) const {
+    for (; count >= size; count -= size, from += size, to += size) {
+      T* row = to;
+      for (const int64_t start : window.starts) {
+        copy_vector<size>(from + start * channels, row);
+        row += stride;
       }
     }
+    if constexpr (size > 1) copy_rows<size / 2>(from, count, stride, to);
+  }
+
+  template <int64_t size>
+  PC_INLINE static void copy_vector(const T* from, T* to) {
+    constexpr int64_t step = std::min(size, kLine<T>);
+    using V = typename VectorOf<T, step * sizeof(T)>::type;
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < size; i += step) store<V>(to + i, load<V>(from + i));
   }
 };
 

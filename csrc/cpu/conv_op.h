@@ -15,31 +15,40 @@ struct ConvOptions {
   int64_t groups;
 };
 
-// One batch of a convolution's inputs x [B, I, *S] and output gradients g [B, O, *S_out], laid out
-// for the kernels. Patches point into it.
+// One batch of a convolution's inputs x [B, I, *S] and output gradients g [B, O, *S_out]. Patches
+// point into it.
 template <typename T>
 class ConvBatch {
  public:
   ConvBatch(const Tensor& x, const Tensor& g, const ConvOptions& options)
-      : x_(positions_first(x)),
-        g_(positions_first(g)),
+      : x_(x),
+        g_(g),
         window_(sizes(x), sizes(g), options.kernel_size, options.stride, options.padding,
                 options.dilation),
         groups_(options.groups) {}
   ConvBatch(const ConvBatch&) = delete;
 
-  bool empty() const { return std::min(x_.numel(), g_.numel()) == 0; }
+  bool empty() const { return x_.maps.numel() == 0 || g_.maps.numel() == 0; }
 
-  Patches<T> patches() const {
-    return {read<T>(x_),          read<T>(g_),         window_, x_.size(0), groups_,
-            x_.size(2) / groups_, g_.size(2) / groups_};
-  }
+  Patches<T> patches() const { return {x_.read(), g_.read(), window_, x_.maps.size(0), groups_}; }
 
  private:
-  // [B, C, *S] to [B, S, C]; what is channels_last in memory stays where it is.
-  static Tensor positions_first(const Tensor& x) {
-    return prepare<T>(torch::stable::transpose(torch::stable::flatten(x, 2, -1), 1, 2));
-  }
+  // [B, C, *S] as [B, C, S], or as [B, S, C] what is channels_last in memory.
+  struct Flat {
+    explicit Flat(const Tensor& x) : maps(torch::stable::flatten(x, 2, -1)) {
+      const Tensor turned = torch::stable::transpose(maps, 1, 2);
+      channels_last = turned.is_contiguous();
+      maps = prepare<T>(channels_last ? turned : maps);
+    }
+
+    Maps<T> read() const {
+      return {pc::read<T>(maps), maps.size(channels_last ? 2 : 1), maps.size(channels_last ? 1 : 2),
+              channels_last};
+    }
+
+    Tensor maps;
+    bool channels_last;
+  };
 
   static std::vector<int64_t> sizes(const Tensor& x) {
     std::vector<int64_t> result;
@@ -47,7 +56,7 @@ class ConvBatch {
     return result;
   }
 
-  Tensor x_, g_;
+  Flat x_, g_;
   Window window_;
   int64_t groups_;
 };

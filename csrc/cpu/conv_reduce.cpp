@@ -21,19 +21,17 @@ using pc::Tensor;
 // ||G_b||^2 from the patches of one example at a time.
 template <typename T>
 void patch_sq_norms(const Patches<T>& patches, T* sq_norms) {
-  const int64_t positions = patches.window.positions, width = patches.groups * patches.out;
+  const int64_t positions = patches.window.positions, in = patches.in, out = patches.out;
   torch::stable::parallel_for(0, patches.batch, 1, [&](int64_t begin, int64_t end) {
-    Buffer<T> rows(positions * patches.in);
+    Buffer<T> x(positions * in), g(positions * out);
     for (int64_t b = begin; b < end; ++b) {
       double sum = 0;
       for (int64_t group = 0; group < patches.groups; ++group) {
         pc::vectorized([&](auto machine) PC_INLINED {
-          patches.gather(group, b, 0, patches.in, patches.in, rows.data());
-          const T* g = patches.g + b * positions * width + group * patches.out;
-          sum += pc::sq_norm_of<decltype(machine), T>({{rows.data(), positions, patches.in},
-                                                       {g, positions, width},
-                                                       patches.in,
-                                                       patches.out});
+          patches.unfold(group, b, x.data());
+          patches.g.copy(b, group * out, out, g.data());
+          sum += pc::sq_norm_of<decltype(machine), T>(
+              {{x.data(), positions, in}, {g.data(), positions, out}, in, out});
         });
       }
       sq_norms[b] = static_cast<T>(sum);
@@ -46,29 +44,33 @@ template <typename T>
 class Unfolded {
  public:
   explicit Unfolded(const Patches<T>& patches) : patches_(patches) {
-    const int64_t size = patches.window.positions * patches.in;
-    x_.resize(patches.batch * size);
+    const int64_t in = patches.window.positions * patches.in;
+    const int64_t out = patches.window.positions * patches.out;
+    x_.resize(patches.batch * in);
+    g_.resize(patches.batch * out);
     torch::stable::parallel_for(0, patches.batch, 1, [&](int64_t begin, int64_t end) {
       pc::vectorized([&](auto) PC_INLINED {
         for (int64_t b = begin; b < end; ++b) {
-          patches.gather(0, b, 0, patches.in, patches.in, x_.data() + b * size);
+          patches.unfold(0, b, x_.data() + b * in);
+          patches.g.copy(b, 0, patches.out, g_.data() + b * out);
         }
       });
     });
   }
 
   static int64_t bytes(const Patches<T>& patches) {
-    return patches.batch * patches.window.positions * patches.in * int64_t{sizeof(T)};
+    return patches.batch * patches.window.positions * (patches.in + patches.out) *
+           int64_t{sizeof(T)};
   }
 
   pc::Linear<T> linear() const {
-    return {x_.data(),    patches_.g,     patches_.in,
+    return {x_.data(),    g_.data(),      patches_.in,
             patches_.out, patches_.batch, patches_.window.positions};
   }
 
  private:
   const Patches<T>& patches_;
-  Buffer<T> x_;
+  Buffer<T> x_, g_;
 };
 
 template <typename T>
@@ -77,7 +79,8 @@ void reduce(const Patches<T>& patches, const Reduction<T>& to) {
   pc::Plan plan =
       pc::make_plan(patches.batch, positions, patches.in, patches.out, patches.groups, to);
   const bool room = Unfolded<T>::bytes(patches) <= pc::workspace() / 2;
-  if (patches.groups == 1 && room && (positions == 1 || plan.hadamard_gram)) {
+  const bool as_rows = positions == 1 || plan.hadamard_gram || plan.plain_dots;
+  if (patches.groups == 1 && room && as_rows) {
     return pc::reduce_linear(Unfolded<T>(patches).linear(), to);
   }
   plan.hadamard_gram = plan.plain_dots = false;

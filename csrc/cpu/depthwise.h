@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "conv.h"
 #include "dense.h"
@@ -13,66 +14,77 @@
 
 namespace pc {
 
-// sum_t g[t] * x[input[t]] of `count` channels, a step of `width` apart at each position: as many
-// vectors at a time as hide the latency of an addition.
-template <typename Machine, int64_t vectors, typename T>
-PC_INLINE void sum_taps(const T* x, const T* g, const int64_t* input, int64_t positions,
-                        int64_t width, T* to) {
-  using V = Vector<Machine, T>;
-  constexpr int64_t lanes = kLanesOf<V>;
-  const T padding[vectors * lanes] = {};
-  V sums[vectors] = {};
-  for (int64_t start = 0; start < positions; start += kBlock) {
-    V block[vectors] = {};
-    for (int64_t t = start; t < std::min(start + kBlock, positions); ++t) {
-      // A gradient that is not finite shows even where it meets the padding.
-      const T *left = g + t * width, *right = input[t] < 0 ? padding : x + input[t] * width;
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < vectors; ++v)
-        block[v] += load<V>(left + v * lanes) * load<V>(right + v * lanes);
-    }
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < vectors; ++v) sums[v] += block[v];
-  }
-#pragma GCC unroll 4
-  for (int64_t v = 0; v < vectors; ++v) store<V>(to + v * lanes, sums[v]);
-}
-
-// The same of channels that do not fill a vector.
+// Rows of channels at positions and at inputs, and where taps meet them.
 template <typename T>
-PC_INLINE void sum_taps(const T* x, const T* g, const int64_t* input, int64_t positions,
-                        int64_t width, int64_t count, T* to) {
-  for (int64_t c = 0; c < count; ++c) {
-    T sum = 0;
+struct DepthwiseRows {
+  const T *x, *g;
+  int64_t width;
+  const std::vector<int64_t>&starts, &offsets;
+
+  // sum_t g[t] * x[starts[t] + offsets[tap]], rows [taps, width], of some taps and vectors of
+  // channels from c: as many at a time as hide the latency of an addition.
+  template <typename V, int64_t taps, int64_t vectors>
+  PC_INLINE void sum(int64_t tap, int64_t c, T* to) const {
+    constexpr int64_t lanes = kLanesOf<V>;
+    const int64_t positions = static_cast<int64_t>(starts.size());
+    const T* from[taps];
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < taps; ++k) from[k] = x + offsets[tap + k] * width + c;
+    V sums[taps][vectors] = {};
     for (int64_t start = 0; start < positions; start += kBlock) {
-      T block = 0;
+      V block[taps][vectors] = {};
       for (int64_t t = start; t < std::min(start + kBlock, positions); ++t) {
-        block += g[t * width + c] * (input[t] < 0 ? T{0} : x[input[t] * width + c]);
+        const T* left = g + t * width + c;
+        const int64_t at = starts[t] * width;
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < vectors; ++v) {
+          const V value = load<V>(left + v * lanes);
+#pragma GCC unroll 4
+          for (int64_t k = 0; k < taps; ++k)
+            block[k][v] += value * load<V>(from[k] + at + v * lanes);
+        }
       }
-      sum += block;
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < taps; ++k) {
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < vectors; ++v) sums[k][v] += block[k][v];
+      }
     }
-    to[c] = sum;
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < taps; ++k) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < vectors; ++v)
+        store<V>(to + (tap + k) * width + c + v * lanes, sums[k][v]);
+    }
   }
-}
+
+  // Of all channels.
+  template <typename V, int64_t taps>
+  PC_INLINE void sum_channels(int64_t tap, T* to) const {
+    constexpr int64_t lanes = kLanesOf<V>;
+    int64_t c = 0;
+    for (; c + 2 * lanes <= width; c += 2 * lanes) sum<V, taps, 2>(tap, c, to);
+    for (; c + lanes <= width; c += lanes) sum<V, taps, 1>(tap, c, to);
+    for (; c < width; ++c) sum<One, taps, 1>(tap, c, to);
+  }
+
+ private:
+  typedef T One __attribute__((vector_size(sizeof(T))));
+};
 
 // One channel in and out of each group: gradients [taps, channels first .. last] of one example.
 template <typename Machine, typename T>
 PC_INLINE void depthwise(const Patches<T>& patches, int64_t b, int64_t first, int64_t last, T* to) {
-  constexpr int64_t lanes = kLanesOf<Vector<Machine, T>>;
-  const int64_t width = patches.groups, positions = patches.window.positions;
-  const T* x = patches.x + b * patches.window.inputs * width;
-  const T* g = patches.g + b * positions * width;
-  for (int64_t tap = 0; tap < patches.window.taps; ++tap, to += last - first) {
-    const int64_t* input = patches.window.input.data() + tap * positions;
-    int64_t c = first;
-    for (; c + 4 * lanes <= last; c += 4 * lanes) {
-      sum_taps<Machine, 4>(x + c, g + c, input, positions, width, to + c - first);
-    }
-    for (; c + lanes <= last; c += lanes) {
-      sum_taps<Machine, 1>(x + c, g + c, input, positions, width, to + c - first);
-    }
-    sum_taps(x + c, g + c, input, positions, width, last - c, to + c - first);
-  }
+  using V = Vector<Machine, T>;
+  const Window& window = patches.window;
+  const int64_t width = last - first;
+  const Buffer<T> x = patches.padded(b, first, width);
+  Buffer<T> g(window.positions * width);
+  patches.g.copy(b, first, width, g.data());
+  const DepthwiseRows<T> rows{x.data(), g.data(), width, window.starts, window.offsets};
+  int64_t tap = 0;
+  for (; tap + 4 <= window.taps; tap += 4) rows.template sum_channels<V, 4>(tap, to);
+  for (; tap < window.taps; ++tap) rows.template sum_channels<V, 1>(tap, to);
 }
 
 // The same of all examples, [B, taps, channels].
