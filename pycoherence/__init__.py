@@ -3,11 +3,30 @@
 from importlib import metadata as _metadata
 
 from pycoherence import metrics, ops, optim
+from pycoherence.aggregate import aggregate
 from pycoherence.collect import collect
 from pycoherence.errors import UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
 from pycoherence.ops import backend, set_workspace, workspace
 from pycoherence.record import Record
+from pycoherence.robust import (
+    GAF,
+    Bulyan,
+    CenteredClip,
+    Centre,
+    Decision,
+    GeometricMedian,
+    Krum,
+    MeaMed,
+    Median,
+    MedianOfMeans,
+    NormClip,
+    Phocas,
+    Report,
+    SignAgreement,
+    TrimmedMean,
+    Winsorized,
+)
 from pycoherence.statistics import (
     Coherence,
     Dots,
@@ -26,18 +45,35 @@ except _metadata.PackageNotFoundError:
     __version__ = "0+source"
 
 __all__ = [
+    "GAF",
+    "Bulyan",
+    "CenteredClip",
+    "Centre",
     "Coherence",
     "CoherenceMeter",
+    "Decision",
     "Dots",
+    "GeometricMedian",
     "Gram",
+    "Krum",
+    "MeaMed",
+    "Median",
+    "MedianOfMeans",
     "Moments",
+    "NormClip",
     "ParameterRecord",
+    "Phocas",
     "Record",
+    "Report",
+    "SignAgreement",
     "SignSum",
     "SqNorms",
+    "TrimmedMean",
     "UnsupportedError",
     "Verification",
     "VerificationError",
+    "Winsorized",
+    "aggregate",
     "backend",
     "collect",
     "metrics",

@@ -6,7 +6,7 @@ from typing import Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Capture, Factors
+from pycoherence.capture import Capture, Factors, expect_unchanged
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.statistics import (
     Batch,
@@ -166,13 +166,7 @@ class Record:
         batch, factors = self._batch(), self._kept()
         parameters = self._capture.parameters
         _check_coef(coef, batch.size, next(iter(parameters.values())).device)
-        changed = sorted(name for name, kept in factors.items() if kept.changed)
-        if changed:
-            raise RuntimeError(
-                "an input or an output gradient has been changed in place since the backward pass, "
-                f"so that the gradients of {', '.join(changed)} are lost; call weighted_sum before "
-                "such changes"
-            )
+        expect_unchanged(factors, "call weighted_sum before such changes")
         share, total = coef.detach() * batch.share, dict[str, Tensor]()
         for name, p in parameters.items():
             total[name] = torch.zeros_like(p, dtype=accumulate_dtype(p.dtype), requires_grad=False)

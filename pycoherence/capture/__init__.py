@@ -8,10 +8,10 @@ import importlib
 import pkgutil
 
 from pycoherence.capture._capture import Capture
-from pycoherence.capture._kept import Factors
+from pycoherence.capture._kept import Factors, expect_unchanged
 from pycoherence.capture._parameters import tracked_parameters
 from pycoherence.capture._pass import LossFn, run_pass
-from pycoherence.capture._plan import Plan
+from pycoherence.capture._plan import Order, Plan
 from pycoherence.capture._probes import Shape, like_parameter, per_example, per_pair
 from pycoherence.capture.batch_norm import check_batch_norm
 
@@ -19,9 +19,11 @@ __all__ = [
     "Capture",
     "Factors",
     "LossFn",
+    "Order",
     "Plan",
     "Shape",
     "check_batch_norm",
+    "expect_unchanged",
     "like_parameter",
     "per_example",
     "per_pair",

@@ -80,6 +80,7 @@ class Call(NamedTuple):
         number: Of this call among those of one capture.
         slots: One for each parameter argument, in the order of the Function's arguments; `None`
             where the argument is absent or needs no gradient.
+        batch_size: `B`.
         plan: What to measure.
         want: `plan.want`.
         kept: Where to put what is not the gradient of a probe.
@@ -88,6 +89,7 @@ class Call(NamedTuple):
     watch: "BackwardWatch"
     number: int
     slots: tuple[Slot | None, ...]
+    batch_size: int
     plan: Plan
     want: tuple[str, ...]
     kept: Kept
@@ -136,10 +138,21 @@ class Call(NamedTuple):
                 parameters.append(_cast(total, slot.dtype))
             else:
                 reduced = self._measure(slot.parameter, sites[slot.name])
-                total = reduced.weighted_sum if self.plan.gradients else None
-                parameters.append(_cast(total, slot.dtype))
+                gradient = self._gradient(slot.parameter, sites[slot.name], reduced)
+                parameters.append(_cast(gradient, slot.dtype))
                 probes += [getattr(reduced, output) for output in slot.probes]
         return [*parameters, *probes]
+
+    def _gradient(self, name: str, site: Site, reduced: Reduced) -> Tensor | None:
+        order = self.plan.order
+        if order is None:
+            return reduced.weighted_sum if self.plan.gradients else None
+        # A mean of the examples' shares: of a mean, their mean is B of it, and so it is of a sum.
+        gradient = site.order(order.rule, order.k, order.drop) * self.batch_size
+        if self.watch.keeping:
+            count = gradient.count_nonzero() if order.count else None
+            self.kept.ordered[name] = count
+        return gradient
 
     def _measure(self, name: str, site: Site) -> Reduced:
         want, plan = self.want, self.plan

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ class Capture(TorchFunctionMode):
         model: Whose pass it is.
         parameters: Its `tracked_parameters`.
         plan: What to measure.
+        around: Gives what a backward pass that fills `.grad` runs inside.
 
     Attributes:
         parameters: The tracked parameters, by name.
@@ -40,15 +42,20 @@ class Capture(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], plan: Plan
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        plan: Plan,
+        around: Callable[["Capture"], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
         self.parameters = parameters
         self.batch_size: int | None = None
-        self.watch = BackwardWatch(model, self.parameters)
+        self.watch = BackwardWatch(model, self.parameters, once=not plan.gradients)
         self.probes: dict[str, dict[str, Tensor]] = {}
         self.plan = plan
         self.kept = Kept()
+        self._around = around
         self._want = plan.want
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._function: Callable[..., Any] | None = None
@@ -135,8 +142,20 @@ class Capture(TorchFunctionMode):
                 "these inputs; call loss.backward(), or torch.autograd.grad for other gradients"
             )
         roots = _tensors(args[0] if args else list(kwargs.values()))
-        with self.watch.backward(roots, accumulate=accumulate):
+        if not accumulate:
+            self._check_inputs(args[1] if len(args) > 1 else kwargs.get("inputs"))
+        around = self._around(self) if accumulate else nullcontext()
+        with around, self.watch.backward(roots, accumulate=accumulate):
             return func(*args, **kwargs)
+
+    def _check_inputs(self, inputs: Any) -> None:
+        """Refuse `torch.autograd.grad` of parameters whose gradients are made after the pass."""
+        names = [self._names[id(x)] for x in _tensors(inputs) if id(x) in self._names]
+        if names and not self.plan.gradients:
+            raise RuntimeError(
+                f"torch.autograd.grad cannot give the gradients of {', '.join(names)}, which are "
+                "made of all layers together after the backward pass; call loss.backward()"
+            )
 
     def probes_of(self, name: str) -> Mapping[str, Tensor]:
         """The probes of a parameter, by output; fresh ones if it was not used."""
@@ -161,11 +180,12 @@ class Capture(TorchFunctionMode):
                 "a parameter stands where this function takes its input",
                 "freeze that parameter with requires_grad_(False), or detach it here",
             )
-        self._check_batch(batched)
+        batch_size = self._check_batch(batched)
         return Call(
             self.watch,
             next(self._calls),
             tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()),
+            batch_size,
             self.plan,
             self._want,
             self.kept,
@@ -185,7 +205,7 @@ class Capture(TorchFunctionMode):
         self.probes[name] = make_probes(self.plan.outputs, self.batch_size, parameter)
         return Slot(slot, name, parameter.dtype, self.probes[name])
 
-    def _check_batch(self, batched: Tensor) -> None:
+    def _check_batch(self, batched: Tensor) -> int:
         if torch.is_autocast_enabled(batched.device.type):
             self.refuse("autocast is not supported yet", "leave autocast out of the block")
         if batched.dim() < 2:
@@ -204,6 +224,7 @@ class Capture(TorchFunctionMode):
                 "keep the batch first in every layer: expand what all examples share to [B, ...], "
                 "and do not fold positions into the batch",
             )
+        return self.batch_size
 
     def refuse(self, why: str, fix: str) -> NoReturn:
         """Raise the error for the torch function being called.

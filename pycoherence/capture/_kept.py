@@ -1,5 +1,6 @@
 """What a backward pass leaves behind beside the gradients of probes."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -27,6 +28,10 @@ class Factors:
         detached = {name: x.detach() for name, x in tensors.items()}
         return cls(replace(site, **detached), {name: x._version for name, x in detached.items()})
 
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Site:
+        """The site of other factors, each made of one of these."""
+        return replace(self.site, **{n: change(getattr(self.site, n)) for n in self.versions})
+
     def weighted_sum(self, coef: Tensor) -> Tensor:
         """`sum_b coef_b G_b`."""
         total = self.site.reduce(("weighted_sum",), coef=coef).weighted_sum
@@ -46,10 +51,31 @@ class Kept:
     Attributes:
         sum_norms: Norms of the rows of the gradients' sum.
         factors: What the per-example gradients are made of.
+        ordered: Of the gradients that `Plan.order` gave, how many coordinates are not zero, if that
+            was asked for.
     """
 
     sum_norms: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
+    ordered: dict[str, Tensor | None] = field(default_factory=dict)
+
+
+def expect_unchanged(factors: Mapping[str, Factors], what: str) -> None:
+    """Raise if a tensor has been changed in place since it was kept.
+
+    Args:
+        factors: By parameter.
+        what: When to have come, for the message.
+
+    Raises:
+        RuntimeError: One has.
+    """
+    changed = sorted(name for name, kept in factors.items() if kept.changed)
+    if changed:
+        raise RuntimeError(
+            "an input or an output gradient has been changed in place since the backward pass, "
+            f"so that the gradients of {', '.join(changed)} are lost; {what}"
+        )
 
 
 def row_norms(x: Tensor) -> Tensor:

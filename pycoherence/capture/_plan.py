@@ -9,6 +9,22 @@ from torch import Tensor
 from pycoherence.capture._probes import Shape
 
 
+class Order(NamedTuple):
+    """A rule over the values of each coordinate.
+
+    Attributes:
+        rule: As `Site.order` takes it; so are `k` and `drop`.
+        k: How much of the rule.
+        drop: Whether values that are not finite are left out.
+        count: Whether to keep how many coordinates of the result are not zero.
+    """
+
+    rule: str
+    k: float
+    drop: bool
+    count: bool
+
+
 class Plan(NamedTuple):
     """What to take of every site.
 
@@ -18,6 +34,7 @@ class Plan(NamedTuple):
         sum_norms: Whether to keep norms of the rows of the gradients' sum.
         factors: Whether to keep the factors of the per-example gradients.
         gradients: Whether the backward pass has to give the gradients of the parameters.
+        order: What it gives in their place; `None` for the gradients themselves.
     """
 
     outputs: Mapping[str, Shape]
@@ -25,9 +42,10 @@ class Plan(NamedTuple):
     sum_norms: bool = False
     factors: bool = False
     gradients: bool = True
+    order: Order | None = None
 
     @property
     def want(self) -> tuple[str, ...]:
         """The outputs that a site has to compute."""
-        total = self.gradients or self.sum_norms
+        total = self.sum_norms or (self.gradients and self.order is None)
         return tuple({*self.outputs, "weighted_sum"} if total else self.outputs)

@@ -13,19 +13,27 @@ from pycoherence.capture._names import unsupported
 class BackwardWatch:
     """Guards the backward passes over what one capture has seen.
 
+    Args:
+        model: Whose passes they are.
+        parameters: Those that are tracked.
+        once: Whether all layers have to take part in the same one.
+
     Attributes:
         running: Whether a backward pass is running that was found to miss nothing.
         keeping: Whether the factors of its gradients are those to keep.
         failed: Whether one has raised, and left some statistics without the others.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, once: bool
+    ) -> None:
         self.running = False
         self.keeping = False
         self.failed = False
         self._model = model
         self._parameters = parameters
         self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._once = once
         self._done: set[int] = set()
 
     @contextmanager
@@ -107,5 +115,11 @@ class BackwardWatch:
                 "expected one backward pass over a forward pass, got a second, whose statistics "
                 "would add up as if of other examples; sum the losses before one backward(), or "
                 "use a block for each"
+            )
+        if self._once and calls and self._done:
+            raise RuntimeError(
+                "expected one backward pass in the block, whose gradients are made of all layers "
+                "together, got a second; sum the losses before one backward(), or use a block for "
+                "each"
             )
         self._done |= calls

@@ -1,0 +1,248 @@
+"""Robust gradients in place of the ordinary one."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pycoherence.capture import (
+    Capture,
+    Order,
+    Plan,
+    check_batch_norm,
+    expect_unchanged,
+    tracked_parameters,
+)
+from pycoherence.errors import UnsupportedError
+from pycoherence.record import LossReduction, check_loss_reduction
+from pycoherence.robust import CoordinateRule, Decision, GramRule, Report, Rule, decide
+from pycoherence.statistics import Batch
+
+NonFinite = Literal["nan", "drop"]
+
+
+class aggregate:
+    r"""Fill `.grad` with a robust aggregate of the per-example gradients.
+
+    .. math:: \texttt{.grad} \mathrel{+}= \operatorname{rule}(g_1, \dots, g_B) \ \text{(mean)}
+        \qquad \texttt{.grad} \mathrel{+}= B \operatorname{rule}(g_1, \dots, g_B) \ \text{(sum)}
+
+    where the mean of the `g_b` would be added, or their sum. The forward and backward pass run
+    inside the block; any torch optimizer steps in it or after it. Nothing is left on the model.
+
+    Rules over each coordinate (`Winsorized`, `TrimmedMean`, `Median`, `MedianOfMeans`,
+    `SignAgreement`, `Phocas`, `MeaMed`) take the place of the weight gradients in the backward pass
+    itself. Rules over whole examples (`Krum`, `Bulyan`, `GeometricMedian`, `CenteredClip`,
+    `NormClip`, `GAF`) keep the inputs and output gradients of all layers, and fill `.grad` when
+    `backward()` is about to return.
+
+    Args:
+        model: Any module. Parameters with `requires_grad=False` are left alone.
+        rule: Such as `pc.Winsorized(2)`.
+        loss_reduction: How the loss joins its per-example terms. With `"mean"` the mean of the
+            `g_b` is the gradient, with `"sum"` their sum is.
+        nonfinite: What becomes of gradients that are not finite. With `"nan"` they show: as NaN in
+            the coordinates they touch, or everywhere for a rule over whole examples. With
+            `"drop"` their examples are left out of these coordinates, or wholly, and the rule is
+            applied to the others (NaN if these are too few for it). Over whole examples those whose
+            squared norm overflows float32 count as not finite.
+
+    Returns:
+        On entering, this object; its `report` says what the rule did.
+
+    Raises:
+        ValueError: No parameter to track, an unknown option, or, from `backward()`, a batch that is
+            too small for the rule.
+        TypeError: The rule is a class instead of an object, or something else.
+        RuntimeError: Two captures are nested, the object is used twice; from `backward()`, a second
+            pass in the block with a rule over whole examples.
+        UnsupportedError: As in `pycoherence.collect`; from `backward()`, parameters have hooks on
+            their gradients, with a rule over whole examples.
+
+    Cost: As the rule says.
+
+    Source: Chatterjee 2020, arXiv:2002.10657, for robust gradients against memorisation; each
+    rule names its own.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> x = torch.tensor([[1.0], [2.0], [3.0], [4.0], [1000.0]])
+        >>> with pc.aggregate(model, pc.Winsorized(1)) as agg:
+        ...     model(x).mean().backward()
+        >>> optimizer.step()
+        >>> model.weight.grad
+        tensor([[3.]])
+        >>> agg.report.by_parameter["weight"].clipped
+        0.4
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        *,
+        loss_reduction: LossReduction = "mean",
+        nonfinite: NonFinite = "nan",
+    ) -> None:
+        check_loss_reduction(loss_reduction)
+        if nonfinite not in get_args(NonFinite):
+            raise ValueError(f"expected nonfinite to be 'nan' or 'drop', got {nonfinite!r}")
+        if isinstance(rule, type) and issubclass(rule, Rule):
+            raise TypeError(f"expected an object, got a class; write pc.{rule.__name__}(...)")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"expected a rule such as pc.Winsorized(2), got {rule!r}")
+        tracked_parameters(model)  # so that a model without parameters raises here
+        self._model = model
+        self._rule = rule
+        self._drop = nonfinite == "drop"
+        self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
+        self._capture: Capture | None = None
+
+    def __enter__(self) -> "aggregate":
+        if self._capture is not None:
+            raise RuntimeError("this aggregate has been used; make a new one for each batch")
+        check_batch_norm(self._model)
+        parameters = tracked_parameters(self._model)
+        if isinstance(self._rule, GramRule) and self._rule.carries is not None:
+            self._rule.carries.check(parameters)
+        capture = Capture(self._model, parameters, self._plan(), self._filler.around)
+        capture.__enter__()
+        self._capture = capture
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._capture is not None:
+            self._capture.__exit__(kind, error, trace)
+
+    def _plan(self) -> Plan:
+        if isinstance(self._rule, CoordinateRule):
+            name, k = self._rule.order
+            return Plan({}, order=Order(name, k, self._drop, self._rule.counts))
+        return Plan({}, factors=True, gradients=False)
+
+    @property
+    def report(self) -> Report:
+        """What the rule did.
+
+        Raises:
+            RuntimeError: No backward pass has run to its end.
+        """
+        capture = self._capture
+        if capture is None or capture.batch_size is None or not self._filler.done:
+            raise RuntimeError(
+                "no backward pass has run to its end in the block; call loss.backward() in it first"
+            )
+        size = capture.batch_size
+        if not isinstance(self._rule, CoordinateRule):
+            return Report(size, self._filler.decisions, self._filler.network)
+        clipped = self._rule.clipped(size) if size else None
+        by_parameter = {
+            name: Decision(clipped=clipped, kept=_share(count, capture.parameters[name]))
+            for name in capture.parameters
+            if name in capture.kept.ordered
+            for count in (capture.kept.ordered[name],)
+        }
+        return Report(size, by_parameter)
+
+
+class _Filler:
+    """What happens around a backward pass: checks before, and `.grad` after.
+
+    Attributes:
+        decisions: What a rule over whole examples did, by parameter.
+        network: The same for all together, if it was.
+        done: Whether a backward pass has run.
+    """
+
+    def __init__(self, rule: Rule, is_mean: bool, drop: bool) -> None:
+        self._rule, self._is_mean, self._drop = rule, is_mean, drop
+        self.decisions: dict[str, Decision] = {}
+        self.network: Decision | None = None
+        self.done = False
+
+    @contextmanager
+    def around(self, capture: Capture) -> Iterator[None]:
+        """Run a backward pass inside."""
+        if capture.batch_size:
+            why = self._rule.refusal(capture.batch_size)
+            if why is not None:
+                raise ValueError(
+                    f"{self._rule} {why}, got {capture.batch_size}; take larger batches, leave out "
+                    "a last smaller one (drop_last=True), or change the rule"
+                )
+        if isinstance(self._rule, GramRule):
+            _refuse_hooks(capture.parameters)
+        yield
+        if isinstance(self._rule, GramRule) and capture.kept.factors:
+            self._fill(capture, self._rule)
+        self.done |= bool(capture.kept.ordered) or bool(self.decisions)
+
+    @torch.no_grad()
+    def _fill(self, capture: Capture, rule: GramRule) -> None:
+        means = self._means(capture, rule)
+        if rule.carries is not None:
+            rule.carries.move(means)
+        parameters, size = capture.parameters, capture.batch_size
+        assert size is not None
+        scale = 1 if self._is_mean else size
+        gradients: dict[str, Tensor] = {}
+        for name, p in parameters.items():
+            noise = rule.noise(p, size, len(parameters))
+            parts = [part for part in (means.pop(name, None), noise) if part is not None]
+            if parts:
+                gradients[name] = (sum(parts[1:], parts[0]) * scale).to(p.dtype)
+        # As a backward pass fills it: added to what is there, in the parameter's layout.
+        filled = [parameters[name] for name in gradients]
+        torch.autograd.backward(filled, list(gradients.values()))
+
+    def _means(self, capture: Capture, rule: GramRule) -> dict[str, Tensor]:
+        """The robust mean of each parameter that has one; the factors are freed."""
+        factors, size = capture.kept.factors, capture.batch_size
+        assert size is not None
+        expect_unchanged(factors, "leave what the layers pass on as it is until backward() returns")
+        share = size if self._is_mean else 1
+        centre = {} if rule.carries is None else rule.carries.value
+        taking = [name for name in capture.parameters if name in factors or name in centre]
+        groups = [taking] if rule.per == "network" else [[name] for name in taking]
+        means: dict[str, Tensor] = {}
+        for group in groups:
+            mine = {name: factors.pop(name) for name in group if name in factors}
+            point = {name: centre[name] for name in group if name in centre}
+            decision, carried = decide(rule, mine, point, Batch(size, share), self._drop)
+            self.network = decision if rule.per == "network" else None
+            for name in group:
+                self.decisions[name] = decision
+                if name in mine:
+                    means[name] = rule.mean(mine.pop(name), share, decision)
+                if name in point:
+                    v = point[name] * carried
+                    means[name] = means[name] + v if name in means else v
+        return means
+
+
+def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    hooked = [
+        name
+        for name, p in parameters.items()
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)
+    ]
+    if hooked:
+        raise UnsupportedError(
+            f"{', '.join(hooked)}: the parameter has hooks on its gradient, which would run before "
+            "a rule over whole examples has made one. What to do: remove the hooks, or use a rule "
+            "over coordinates."
+        )
+
+
+def _share(count: Tensor | None, parameter: Tensor) -> float | None:
+    return None if count is None else count.item() / max(1, parameter.numel())

@@ -1,0 +1,41 @@
+"""Rules that replace the mean of per-example gradients by something robust, one in each file."""
+
+from pycoherence.robust._gram_rule import GramRule, decide
+from pycoherence.robust._rule import CoordinateRule, Decision, Report, Rule
+from pycoherence.robust.bulyan import Bulyan
+from pycoherence.robust.centered_clip import CenteredClip
+from pycoherence.robust.centre import Centre
+from pycoherence.robust.gaf import GAF
+from pycoherence.robust.geometric_median import GeometricMedian
+from pycoherence.robust.krum import Krum
+from pycoherence.robust.meamed import MeaMed
+from pycoherence.robust.median import Median
+from pycoherence.robust.median_of_means import MedianOfMeans
+from pycoherence.robust.norm_clip import NormClip
+from pycoherence.robust.phocas import Phocas
+from pycoherence.robust.sign_agreement import SignAgreement
+from pycoherence.robust.trimmed_mean import TrimmedMean
+from pycoherence.robust.winsorized import Winsorized
+
+__all__ = [
+    "GAF",
+    "Bulyan",
+    "CenteredClip",
+    "Centre",
+    "CoordinateRule",
+    "Decision",
+    "GeometricMedian",
+    "GramRule",
+    "Krum",
+    "MeaMed",
+    "Median",
+    "MedianOfMeans",
+    "NormClip",
+    "Phocas",
+    "Report",
+    "Rule",
+    "SignAgreement",
+    "TrimmedMean",
+    "Winsorized",
+    "decide",
+]

@@ -1,0 +1,93 @@
+"""Centred clipping."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._rule import Per, check_count, check_number, check_per
+from pycoherence.robust._space import Needs, Space
+from pycoherence.robust.centre import Centre
+
+
+@dataclass(frozen=True)
+class CenteredClip(GramRule):
+    r"""The centre of the last batch, moved by the examples' clipped differences from it.
+
+    .. math:: v \leftarrow v + \frac{1}{B} \sum_b (g_b - v)
+        \min\Big(1, \frac{\tau}{\lVert g_b - v \rVert}\Big)
+
+    once for each iteration, as in the paper. The result is the new `v`, which is carried over to
+    the next batch; at first it is zero.
+
+    State: `v` belongs to this object, as its attribute `centre` (a `Centre`). Use one rule object
+    for all steps of a training run, and another one for another model; put `centre.state_dict()`
+    into checkpoints. It moves when `backward()` returns, unless the result is not finite.
+
+    Give it to `pycoherence.aggregate`. The report has `weights` (what is missing to one is the
+    weight of the old `v`), `iterations`, and `clipped`: the fraction of examples beyond the radius
+    in the last one.
+
+    Args:
+        radius: `tau`, in the units of `||g_b||`.
+        iterations: How many for each batch.
+        per: Whether the distances are those of whole gradients, or each parameter is clipped alone.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: `radius` is not positive, `iterations` less than one, or `per` unknown; on
+            entering `aggregate`, the centre is of another model.
+
+    Cost: As `Krum`, and the dot products of the gradients with `v`; memory of a gradient for it.
+
+    Source: Karimireddy et al. 2021, arXiv:2012.10333.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> x = torch.tensor([[1.0], [2.0], [3.0], [1000.0]])
+        >>> rule = pc.CenteredClip(radius=2.0)
+        >>> for _ in range(2):
+        ...     model.zero_grad()
+        ...     with pc.aggregate(model, rule):
+        ...         model(x).mean().backward()
+        >>> model.weight.grad  # 1.75 after the first, and then + (-0.75 + 0.25 + 1.25 + 2) / 4
+        tensor([[2.4375]])
+    """
+
+    radius: float
+    iterations: int = 1
+    per: Per = "network"
+    centre: Centre = field(default_factory=Centre, init=False, compare=False, repr=False)
+
+    needs: ClassVar[Needs] = "distances"
+
+    def __post_init__(self) -> None:
+        check_number("radius", self.radius)
+        check_count("iterations", self.iterations, 1)
+        check_per(self.per)
+
+    @property
+    def carries(self) -> Centre | None:
+        """As `GramRule.carries`."""
+        return self.centre
+
+    def refusal(self, n: int) -> str | None:
+        """As `Rule.refusal`."""
+        return None
+
+    def choose(self, space: Space) -> Choice:
+        """As `GramRule.choose`."""
+        n = space.n
+        weights = torch.zeros(n + 1, dtype=torch.float64)
+        weights[n] = 1
+        distances = weights[:n]
+        for _ in range(self.iterations):
+            distances = space.distances_to(weights)
+            pull = (self.radius / distances).clamp(max=1) / n
+            weights = weights * (1 - pull.sum())
+            weights[:n] += pull
+        clipped = (distances > self.radius).double().mean().item()
+        carried = weights[n].item()
+        return Choice(weights[:n], carried, iterations=self.iterations, clipped=clipped)

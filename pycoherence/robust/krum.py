@@ -1,0 +1,118 @@
+"""Krum and Multi-Krum."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._rule import Per, check_count, check_per
+from pycoherence.robust._space import Needs, Space
+
+
+@dataclass(frozen=True)
+class Krum(GramRule):
+    r"""The gradient of the example that is closest to most others, or the mean of the `m` best.
+
+    .. math:: s_i = \sum_{j \in N_i} \lVert g_i - g_j \rVert^2, \qquad
+        N_i = \text{the } B - f - 2 \text{ examples nearest to } i
+
+    The `m` examples of the smallest scores `s_i` are averaged; ties go to the earlier example.
+
+    This is the paper's definition: distances are squared once, and an example is not its own
+    neighbour. Implementations differ: some take `B - f - 1` neighbours, do not square, square
+    twice, or add up the chosen in place of averaging them.
+
+    Give it to `pycoherence.aggregate`. The report has `chosen` and `weights`.
+
+    Args:
+        f: How many examples may be arbitrary; `2f + 2 < B`.
+        m: How many to average; 1 is Krum, more is Multi-Krum.
+        per: Whether the distances are those of whole gradients, or each parameter chooses its own.
+
+    Raises:
+        TypeError: A number is not an integer.
+        ValueError: `f` is negative, `m` less than one, or `per` unknown; from `backward()`, the
+            batch has fewer than `2f + 3` or `m` examples.
+
+    Cost: A backward pass without weight gradients, the Gram matrix, and one weighted sum; memory of
+    the inputs and output gradients of all layers. A batch with examples that nearly agree takes its
+    Gram matrix again in float64.
+
+    Source: Blanchard et al. 2017, arXiv:1703.02757.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> x = torch.tensor([[1.0], [2.0], [2.5], [2.75], [1000.0]])
+        >>> with pc.aggregate(model, pc.Krum(1)) as agg:
+        ...     model(x).mean().backward()
+        >>> model.weight.grad, agg.report.network.chosen
+        (tensor([[2.5000]]), tensor([2]))
+    """
+
+    f: int
+    m: int = 1
+    per: Per = "network"
+
+    needs: ClassVar[Needs] = "distances"
+
+    def __post_init__(self) -> None:
+        check_count("f", self.f)
+        check_count("m", self.m, 1)
+        check_per(self.per)
+
+    def refusal(self, n: int) -> str | None:
+        """As `Rule.refusal`."""
+        if n >= 2 * self.f + 3 and n >= self.m:
+            return None
+        return (
+            f"needs a batch of 2f + 3 = {2 * self.f + 3} examples or more, of which to choose "
+            f"m = {self.m}"
+        )
+
+    def choose(self, space: Space) -> Choice:
+        """As `GramRule.choose`."""
+        scores = Neighbours.of(space.sq_distances).scores(self.f)
+        chosen = scores.argsort(stable=True)[: self.m]
+        weights = torch.zeros_like(scores).index_fill_(0, chosen, 1 / self.m)
+        return Choice(weights, chosen=chosen)
+
+
+@dataclass
+class Neighbours:
+    """Of each example the others, the nearest first.
+
+    Attributes:
+        sq_distances: `[n, n - 1]`.
+        examples: Who they are, `[n, n - 1]`.
+        rows: Whose neighbours they are, `[n]`.
+    """
+
+    sq_distances: Tensor
+    examples: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, sq_distances: Tensor) -> "Neighbours":
+        """From the distances between all, `[n, n]`."""
+        n = len(sq_distances)
+        others = sq_distances.clone().fill_diagonal_(-1)  # so that each comes first in its own row
+        distances, examples = others.sort(dim=1, stable=True)
+        return cls(distances[:, 1:], examples[:, 1:], torch.arange(n))
+
+    def scores(self, f: int) -> Tensor:
+        """Krum's, the sums over `n - f - 2` neighbours, or over one where these are fewer."""
+        return self.sq_distances[:, : max(1, len(self.rows) - f - 2)].sum(1)
+
+    def without(self, example: int) -> "Neighbours":
+        """Without one of several examples."""
+        n = len(self.rows)
+        stays = self.rows != example
+        others = self.examples[stays] != example  # all but one in each row
+        return Neighbours(
+            self.sq_distances[stays][others].view(n - 1, n - 2),
+            self.examples[stays][others].view(n - 1, n - 2),
+            self.rows[stays],
+        )
