@@ -32,7 +32,7 @@ def conv_gram(
         G_b = \sum_p g_{b \cdot p} \, \mathrm{patch}_p(x_b)^\top
 
     where `p` runs over the output positions, `G` are the gradients of the first batch and `G'`
-    those of the second. One, two or three spatial dimensions.
+    those of the second. One to four spatial dimensions.
 
     Scaling: as `linear_gram`.
 

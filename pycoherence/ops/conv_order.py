@@ -32,8 +32,8 @@ def conv_order(
     .. math:: A_j = \mathrm{rule}_k(G_{1j}, \dots, G_{Bj}), \qquad
         G_b = \sum_p g_{b \cdot p} \, \mathrm{patch}_p(x_b)^\top
 
-    where `p` runs over the output positions and `j` over the numbers of the weight. One, two or
-    three spatial dimensions. The rules are those of `dense_order`.
+    where `p` runs over the output positions and `j` over the numbers of the weight. One to four
+    spatial dimensions. The rules are those of `dense_order`.
 
     Scaling: As `linear_order`.
 

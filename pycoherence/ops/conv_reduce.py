@@ -40,7 +40,7 @@ def conv_reduce(
     .. math:: G_b = \sum_p g_{b \cdot p} \, \mathrm{patch}_p(x_b)^\top
         \in \mathbb{R}^{O \times I / \mathrm{groups} \times K_1 \times \dots \times K_n}
 
-    where `p` runs over the output positions. One, two or three spatial dimensions.
+    where `p` runs over the output positions. One to four spatial dimensions.
 
     Scaling: as `linear_reduce`.
 
@@ -106,9 +106,10 @@ def check(
 ) -> None:
     """Check the factors of one batch."""
     n = len(kernel_size)
-    if n not in (1, 2, 3) or not len(stride) == len(padding) == len(dilation) == n:
+    # Several inputs of a 3-d convolution are one input with a fourth dimension.
+    if n not in (1, 2, 3, 4) or not len(stride) == len(padding) == len(dilation) == n:
         raise ValueError(
-            f"{op}: expected kernel_size, stride, padding and dilation of 1 to 3 numbers each, "
+            f"{op}: expected kernel_size, stride, padding and dilation of 1 to 4 numbers each, "
             f"got {kernel_size}, {stride}, {padding}, {dilation}"
         )
     if min(*kernel_size, *stride, *dilation, groups) < 1 or min(padding) < 0:
@@ -191,6 +192,7 @@ def heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any,
         (2, 3, 5, [7, 6], ([3, 2], [1, 1], [1, 0], [1, 1]), 1),
         (3, 4, 4, [6, 5], ([3, 3], [2, 1], [0, 2], [1, 2]), 4),
         (2, 2, 3, [3, 4, 3], ([2, 1, 2], [1, 2, 1], [1, 0, 1], [1, 1, 1]), 1),
+        (3, 4, 2, [2, 3, 2, 3], ([1, 2, 1, 2], [1, 1, 1, 2], [0, 1, 0, 1], [1, 1, 1, 2]), 2),
         (1, 1, 1, [1, 1], ([1, 1], [1, 1], [0, 0], [1, 1]), 1),
         (0, 2, 3, [4], ([3], [1], [0], [1]), 1),
     ):

@@ -70,11 +70,11 @@ VALUE_ERRORS: Calls = {
         lambda: ops.conv_reduce(IMAGE[0], OUT[0], (1, 1)),
         "conv_reduce: expected x",
     ),
-    "conv-4-dims": (
-        lambda: ops.conv_reduce(IMAGE[..., None, None], OUT[..., None, None], (1,) * 4),
-        "1 to 3 numbers each",
+    "conv-5-dims": (
+        lambda: ops.conv_reduce(IMAGE[..., None, None, None], OUT[..., None, None, None], (1,) * 5),
+        "1 to 4 numbers each",
     ),
-    "conv-no-kernel": (lambda: ops.conv_reduce(IMAGE, OUT, ()), "1 to 3 numbers each"),
+    "conv-no-kernel": (lambda: ops.conv_reduce(IMAGE, OUT, ()), "1 to 4 numbers each"),
     "conv-stride-count": (
         lambda: ops.conv_reduce(IMAGE, OUT, (1, 1), stride=(1, 1, 1)),
         r"expected stride of one or 2 numbers, got \(1, 1, 1\)",
