@@ -5,7 +5,7 @@ from types import TracebackType
 from torch import nn
 
 from pycoherence.capture import Capture, check_batch_norm, tracked_parameters
-from pycoherence.record import LossReduction, Record, check_loss_reduction
+from pycoherence.record import LossReduction, Record, check_group_size, check_loss_reduction
 from pycoherence.statistics import Statistic, combine
 
 
@@ -29,19 +29,23 @@ class collect:
             `g_b` is the gradient, with `"sum"` their sum is.
         keep_factors: Keep what the per-example gradients are made of, the inputs and the output
             gradients of all layers, for `Record.weighted_sum`.
+        group_size: How many consecutive rows of the batch make one example, such as those of one
+            user. `B` is then the number of groups, and `g_b` the gradient of the mean or the sum of
+            the losses in group b, as `loss_reduction` says.
 
     Returns:
         On entering, the `Record` that holds the results once `backward()` has run.
 
     Raises:
         ValueError: No statistic, two of one kind, no parameter to track, an unknown
-            `loss_reduction`, or directions that do not fit the parameters.
+            `loss_reduction` or `group_size`, or directions that do not fit the parameters.
         RuntimeError: The blocks of two `collect` are nested.
         TypeError: A statistic is a class instead of an object, or a direction has a dtype or
             device that does not fit.
         UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
-            a parameter used in a way that is not known or batch sizes that disagree; from
-            `backward()`, before it starts, if a gradient would reach a parameter past the capture.
+            a parameter used in a way that is not known or batch sizes that disagree or are not
+            whole groups; from `backward()`, before it starts, if a gradient would reach a parameter
+            past the capture.
 
     Cost: One forward and backward pass, in which each weight gradient is computed together with its
     statistics; memory as each statistic says, `O(B)` for each parameter with `SqNorms`.
@@ -64,14 +68,17 @@ class collect:
         *statistics: Statistic,
         loss_reduction: LossReduction = "mean",
         keep_factors: bool = False,
+        group_size: int = 1,
     ) -> None:
         check_loss_reduction(loss_reduction)
+        check_group_size(group_size)
         if not statistics and not keep_factors:
             raise ValueError("expected one or more statistics such as pc.SqNorms(), got none")
         combine(statistics, tracked_parameters(model))  # so that what does not fit raises here
         self._model = model
         self._statistics = statistics
         self._keep_factors = keep_factors
+        self._group_size = group_size
         self._capture: Capture | None = None
         self._loss_reduction: LossReduction = loss_reduction
 
@@ -80,7 +87,9 @@ class collect:
             raise RuntimeError("this collect has been used; make a new one for each batch")
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
-        plan = combine(self._statistics, parameters)._replace(factors=self._keep_factors)
+        plan = combine(self._statistics, parameters)._replace(
+            factors=self._keep_factors, group_size=self._group_size
+        )
         capture = Capture(self._model, parameters, plan)
         capture.__enter__()
         self._capture = capture

@@ -14,7 +14,7 @@ from pycoherence.capture import (
     run_pass,
     tracked_parameters,
 )
-from pycoherence.record import LossReduction, check_loss_reduction
+from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
 from pycoherence.statistics import Coherence
 
 
@@ -29,9 +29,11 @@ class CoherenceMeter:
     Args:
         model: The model whose parameters (those that require a gradient) are measured.
         loss_reduction: How `loss_fn` joins per-example losses, `"mean"` or `"sum"`.
+        group_size: How many consecutive rows of a batch make one example, as in
+            `pycoherence.collect`.
 
     Raises:
-        ValueError: No parameter to track, or an unknown `loss_reduction`.
+        ValueError: No parameter to track, or an unknown `loss_reduction` or `group_size`.
 
     Cost: For each batch one forward and backward pass; memory of two gradients in float64.
 
@@ -47,10 +49,14 @@ class CoherenceMeter:
         1.6666666666666667
     """
 
-    def __init__(self, model: nn.Module, *, loss_reduction: LossReduction = "mean") -> None:
+    def __init__(
+        self, model: nn.Module, *, loss_reduction: LossReduction = "mean", group_size: int = 1
+    ) -> None:
         check_loss_reduction(loss_reduction)
+        check_group_size(group_size)
         self._model = model
         self._loss_reduction = loss_reduction
+        self._group_size = group_size
         self.reset()
 
     def reset(self) -> None:
@@ -93,7 +99,7 @@ class CoherenceMeter:
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
             )
-        batch_size, sums, norms = measure(self._model, loss_fn, batch)
+        batch_size, sums, norms = measure(self._model, loss_fn, batch, self._group_size)
         scale = batch_size if self._loss_reduction == "mean" else 1
         for name, gradient in sums.items():
             self._sums[name].add_(gradient, alpha=scale)  # in float64, without a copy
@@ -119,7 +125,8 @@ class CoherenceMeter:
         """Add the examples of another meter on the same weights, from another process say.
 
         Raises:
-            ValueError: The meters track different parameters, or different values of them.
+            ValueError: The meters track different parameters, or different values of them, or
+                differ in what an example is.
         """
         self._add(other.state_dict())
 
@@ -127,20 +134,26 @@ class CoherenceMeter:
         """All that has been accumulated, as tensors and numbers."""
         sums = {name: s.clone() for name, s in self._sums.items()}
         totals = {name: total.clone() for name, total in self._totals.items()}
-        return {"n": self._n, "sums": sums, "totals": totals, "point": self._point}
+        return {
+            "n": self._n,
+            "group_size": self._group_size,
+            "sums": sums,
+            "totals": totals,
+            "point": self._point,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace what has been accumulated by what `state_dict` gave.
 
         Raises:
-            ValueError: The state tracks different parameters.
+            ValueError: The state tracks different parameters, or other groups.
         """
-        _check_state(self._sums, state)
+        self._check_state(state)
         self.reset()
         self._add(state)
 
     def _add(self, state: dict[str, Any]) -> None:
-        _check_state(self._sums, state)
+        self._check_state(state)
         if not _agree(self._point, state["point"]):
             raise ValueError(
                 "expected the state of a meter at the same weights, got one at others; coherence "
@@ -152,9 +165,24 @@ class CoherenceMeter:
             self._totals[name] = self._totals[name] + state["totals"][name].to(s.device)
         self._n += state["n"]
 
+    def _check_state(self, state: dict[str, Any]) -> None:
+        theirs = {name: tuple(s.shape) for name, s in state["sums"].items()}
+        ours = {name: tuple(s.shape) for name, s in self._sums.items()}
+        if theirs != ours:
+            names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+            raise ValueError(
+                f"expected the state of a meter on the same parameters, got another; they differ "
+                f"in {', '.join(names)}"
+            )
+        if state["group_size"] != self._group_size:
+            raise ValueError(
+                f"expected the state of a meter with group_size={self._group_size}, got one with "
+                f"group_size={state['group_size']}, whose examples are others"
+            )
+
 
 def measure(
-    model: nn.Module, loss_fn: LossFn, batch: Any
+    model: nn.Module, loss_fn: LossFn, batch: Any, group_size: int = 1
 ) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
     """One forward and backward pass, which leaves `.grad` alone.
 
@@ -163,7 +191,8 @@ def measure(
         in accumulation dtype, and their squared norms `[B]`, both of the loss as it is.
     """
     outputs = {"weighted_sum": like_parameter, "sq_norms": per_example}
-    capture = Capture(model, tracked_parameters(model), Plan(outputs, gradients=False))
+    plan = Plan(outputs, gradients=False, group_size=group_size)
+    capture = Capture(model, tracked_parameters(model), plan)
     batch_size = run_pass(capture, model, loss_fn, batch)
     sums, norms = (
         {name: grad for name, p in capture.probes.items() if (grad := p[output].grad) is not None}
@@ -189,14 +218,3 @@ def _agree(a: dict[str, Tensor] | None, b: dict[str, Tensor] | None) -> bool:
 
 def _zeros(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=parameter.device)
-
-
-def _check_state(sums: dict[str, Tensor], state: dict[str, Any]) -> None:
-    theirs = {name: tuple(s.shape) for name, s in state["sums"].items()}
-    ours = {name: tuple(s.shape) for name, s in sums.items()}
-    if theirs != ours:
-        names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-        raise ValueError(
-            f"expected the state of a meter on the same parameters, got another; they differ in "
-            f"{', '.join(names)}"
-        )

@@ -29,6 +29,14 @@ def check_loss_reduction(value: str) -> None:
         raise ValueError(f"expected loss_reduction to be 'mean' or 'sum', got {value!r}")
 
 
+def check_group_size(value: int) -> None:
+    """Raise `ValueError` unless it is a number of rows."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"expected group_size to be a whole number of rows, 1 or more, got {value!r}"
+        )
+
+
 class Record:
     """The statistics of one backward pass; what `pycoherence.collect` gives.
 
@@ -53,7 +61,7 @@ class Record:
 
     @property
     def batch_size(self) -> int:
-        """`B`, the number of examples.
+        """`B`, the number of examples; of groups, if several rows make one.
 
         Raises:
             RuntimeError: No parameter has been used yet.

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pycoherence.capture import Capture, LossFn, run_pass, tracked_parameters
-from pycoherence.record import LossReduction, Record, check_loss_reduction
+from pycoherence.record import LossReduction, Record, check_group_size, check_loss_reduction
 from pycoherence.statistics import SqNorms, Statistic, combine
 
 
@@ -17,6 +17,7 @@ def weighted_sum(
     coef: Tensor | Callable[[Record], Tensor],
     *statistics: Statistic,
     loss_reduction: LossReduction = "mean",
+    group_size: int = 1,
 ) -> dict[str, Tensor]:
     r"""A weighted sum of the per-example gradients of a batch, in one forward and backward pass.
 
@@ -38,6 +39,7 @@ def weighted_sum(
         statistics: What the record has; `SqNorms()` if none is given. It has no `coherence()`: for
             both, use `collect(..., keep_factors=True)` and `Record.weighted_sum`.
         loss_reduction: How `loss_fn` joins per-example losses.
+        group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
 
     Returns:
         For each parameter that requires a gradient a tensor of its shape, in float32 (float64 for
@@ -67,10 +69,13 @@ def weighted_sum(
         {'weight': tensor([[0.6000, 1.3000]])}
     """
     check_loss_reduction(loss_reduction)
+    check_group_size(group_size)
     asked = statistics or (SqNorms(),)
     parameters = tracked_parameters(model)
     # Norms of the sum would take the sum, whose cost is what this function saves.
-    plan = combine(asked, parameters)._replace(sum_norms=False, factors=True, gradients=False)
+    plan = combine(asked, parameters)._replace(
+        sum_norms=False, factors=True, gradients=False, group_size=group_size
+    )
     capture = Capture(model, parameters, plan)
     run_pass(capture, model, loss_fn, batch)
     record = Record(capture, asked, loss_reduction)

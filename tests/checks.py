@@ -34,11 +34,12 @@ def plain_pass(model: nn.Module, loss_fn: LossFn, batch: Batch) -> tuple[nn.Modu
 
 
 def captured_pass(
-    model: nn.Module, loss_fn: LossFn, batch: Batch, reduction: Any = "mean"
+    model: nn.Module, loss_fn: LossFn, batch: Batch, reduction: Any = "mean", group_size: int = 1
 ) -> tuple[nn.Module, Batch, pc.Record]:
     """A copy of model and batch with the gradients of the captured pass, and its record."""
     model, batch = copy.deepcopy(model), with_grad(batch)
-    with pc.collect(model, pc.SqNorms(), loss_reduction=reduction) as record:
+    options = {"loss_reduction": reduction, "group_size": group_size}
+    with pc.collect(model, pc.SqNorms(), **options) as record:
         loss_fn(model, batch).backward()
     return model, batch, record
 
@@ -96,13 +97,18 @@ GRADS = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def assert_exact(
-    model: nn.Module, loss_fn: LossFn, batch: Batch, dtype: torch.dtype, reduction: Any = "mean"
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Batch,
+    dtype: torch.dtype,
+    reduction: Any = "mean",
+    group_size: int = 1,
 ) -> None:
     """Everything above: norms and coherence by the oracle, gradients by plain autograd."""
-    gradients = per_example_gradients(model, loss_fn, batch)
+    gradients = per_example_gradients(model, loss_fn, batch, group_size)
     plain, plain_batch = plain_pass(model, loss_fn, batch)
-    ours, our_batch, record = captured_pass(model, loss_fn, batch, reduction)
-    assert record.batch_size == len(batch[0])
+    ours, our_batch, record = captured_pass(model, loss_fn, batch, reduction, group_size)
+    assert record.batch_size == len(batch[0]) // group_size
     assert_norms(record, gradients, NORMS[dtype])
     assert_coherence(record, gradients, NORMS[dtype])
     assert_grads_equal(ours, plain, GRADS[dtype])

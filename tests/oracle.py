@@ -17,27 +17,28 @@ def in_float64(value: Any) -> Any:
     return tuple(in_float64(item) for item in value)
 
 
-def example(batch: tuple[Tensor, ...], b: int) -> tuple[Tensor, ...]:
-    """Batch of the one example b."""
+def example(batch: tuple[Tensor, ...], b: int, rows: int) -> tuple[Tensor, ...]:
+    """Batch of the one example b, which has several rows if it is a group."""
     # Contiguous, as the backward of torch's group_norm crashes on a channels_last leaf.
-    return tuple(item[b : b + 1].contiguous() for item in batch)
+    return tuple(item[b * rows : (b + 1) * rows].contiguous() for item in batch)
 
 
 def per_example_gradients(
-    model: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, ...]
+    model: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, ...], group_size: int = 1
 ) -> dict[str, Tensor]:
     """Gradient of each example's own loss, `[B, *shape]` for every trainable parameter.
 
-    `loss_fn(model, batch)` may join the examples by a mean or a sum: of one they are the same.
+    `loss_fn(model, batch)` may join the examples by a mean or a sum: of one they are the same. Of
+    a group, it is what joins its rows.
     """
     model, batch = copy.deepcopy(model).double(), in_float64(batch)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    size = len(batch[0])
+    size = len(batch[0]) // group_size
     gradients = {
         name: torch.zeros(size, *p.shape, dtype=torch.float64) for name, p in parameters.items()
     }
     for b in range(size):
-        loss = loss_fn(model, example(batch, b))
+        loss = loss_fn(model, example(batch, b, group_size))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, found, strict=True):
             if gradient is not None:

@@ -31,14 +31,15 @@ def check(
     batch: tuple[Tensor, ...],
     reduction: Any = "mean",
     dtype: torch.dtype = torch.float64,
+    group_size: int = 1,
 ) -> pc.Record:
     """Ask for some statistics and compare all that the record says."""
     direction = direction_for(model)
-    truth = per_example_gradients(model, classification(reduction), batch)
+    truth = per_example_gradients(model, classification(reduction), batch, group_size)
     plain, _ = plain_pass(model, classification(reduction), batch)
     ours = copy.deepcopy(model)
     asked = [STATISTICS[name][0](direction) for name in names]
-    with pc.collect(ours, *asked, loss_reduction=reduction) as record:
+    with pc.collect(ours, *asked, loss_reduction=reduction, group_size=group_size) as record:
         classification(reduction)(ours, batch).backward()
     assert_grads_equal(ours, plain, GRADS[dtype])
     there, largest = set[str](), max(g.abs().max().item() for g in truth.values())
@@ -68,6 +69,14 @@ def check(
 @pytest.mark.parametrize("name", STATISTICS)
 def test_each_alone(name: str, model: str, reduction: str) -> None:
     check((name,), *make(model, torch.float64), reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", STATISTICS)
+def test_each_of_groups(name: str, model: str, reduction: str) -> None:
+    made, batch = make(model, torch.float64)
+    check((name,), made, tuple(x[:4] for x in batch), reduction, group_size=2)
 
 
 @pytest.mark.parametrize("dots", ["mean_dots", "dots"])

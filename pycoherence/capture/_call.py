@@ -137,8 +137,11 @@ class Call(NamedTuple):
                 total = sites[slot.name].reduce(("weighted_sum",)).weighted_sum
                 parameters.append(_cast(total, slot.dtype))
             else:
-                reduced = self._measure(slot.parameter, sites[slot.name])
-                gradient = self._gradient(slot.parameter, sites[slot.name], reduced)
+                site = sites[slot.name]
+                if self.plan.group_size > 1:
+                    site = site.grouped(self.plan.group_size)
+                reduced = self._measure(slot.parameter, site)
+                gradient = self._gradient(slot.parameter, site, reduced)
                 parameters.append(_cast(gradient, slot.dtype))
                 probes += [getattr(reduced, output) for output in slot.probes]
         return [*parameters, *probes]

@@ -35,7 +35,7 @@ class Capture(TorchFunctionMode):
 
     Attributes:
         parameters: The tracked parameters, by name.
-        batch_size: Of the forward pass; `None` until a parameter has been used.
+        batch_size: Examples of the forward pass; `None` until a parameter has been used.
         watch: What guards the backward passes.
         probes: Of each parameter that has been used: output name to probe.
         kept: What the backward pass leaves behind beside the gradients of probes.
@@ -214,13 +214,20 @@ class Capture(TorchFunctionMode):
                 "give it an input [B, ...] of two or more dimensions; for ids of one position that "
                 "is ids.unsqueeze(1), for positions that all examples share positions.expand(B, T)",
             )
+        rows, group_size = batched.shape[0], self.plan.group_size
         if self.batch_size is None:
-            self.batch_size = batched.shape[0]
+            if rows % group_size:
+                self.refuse(
+                    f"its input {tuple(batched.shape)} has {rows} rows, which are not whole groups "
+                    f"of group_size={group_size}",
+                    f"give it a multiple of {group_size} rows, each group's next to each other",
+                )
+            self.batch_size = rows // group_size
             self._batch_source = f"{describe(self._used[0])} with input {tuple(batched.shape)}"
-        if batched.shape[0] != self.batch_size:
+        if rows != self.batch_size * group_size:
             self.refuse(
-                f"its input {tuple(batched.shape)} has {batched.shape[0]} rows, but the batch size "
-                f"of this block is {self.batch_size}, as set by {self._batch_source}",
+                f"its input {tuple(batched.shape)} has {rows} rows, but the batch size of this "
+                f"block is {self.batch_size * group_size}, as set by {self._batch_source}",
                 "keep the batch first in every layer: expand what all examples share to [B, ...], "
                 "and do not fold positions into the batch",
             )

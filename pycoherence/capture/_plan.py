@@ -35,6 +35,7 @@ class Plan(NamedTuple):
         factors: Whether to keep the factors of the per-example gradients.
         gradients: Whether the backward pass has to give the gradients of the parameters.
         order: What it gives in their place; `None` for the gradients themselves.
+        group_size: How many consecutive rows make one example.
     """
 
     outputs: Mapping[str, Shape]
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     factors: bool = False
     gradients: bool = True
     order: Order | None = None
+    group_size: int = 1
 
     @property
     def want(self) -> tuple[str, ...]:

@@ -30,6 +30,10 @@ class Site(Protocol):
         """A robust aggregate of `G_b`, parameter-shaped; the rules are those of `dense_order`."""
         ...
 
+    def grouped(self, n: int) -> "Site":
+        """The site whose examples are `n` consecutive ones of this, which are a multiple of `n`."""
+        ...
+
 
 def reduce(
     op: str, want: Sequence[str], *head: Any, coef: Tensor | None, direction: Tensor | None
@@ -45,6 +49,13 @@ def order(op: str, batch: int, *head: Any, rule: str, k: float, drop: bool) -> T
     return execute(op, *head, rule, k, drop)
 
 
+def shaped(out: Reduced, shape: Sequence[int]) -> Reduced:
+    """Give what is like the parameter its shape."""
+    like = ("weighted_sum", "second_moment", "sign_sum")
+    found = {name: x for name in like if (x := getattr(out, name)) is not None}
+    return out._replace(**{name: x.view(*shape) for name, x in found.items()})
+
+
 def positions_last(x: Tensor) -> Tensor:
     """Give a layer's `[B, ..., C]` tensor the ops' shape `[B, T, C]`."""
     return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
@@ -53,3 +64,8 @@ def positions_last(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """Give a layer's `[B, C, ...]` tensor the ops' shape `[B, T, C]`."""
     return x.unsqueeze(1) if x.dim() == 2 else x.flatten(2).mT
+
+
+def joined(x: Tensor, n: int) -> Tensor:
+    """Make the positions of `n` examples those of one: `[B, T, ...]` to `[B / n, n T, ...]`."""
+    return x.unflatten(0, (-1, n)).flatten(1, 2)

@@ -1,13 +1,13 @@
 """A scale or a shift of one number per channel: normalisation layers and biases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from pycoherence.ops import Reduced
 from pycoherence.ops.affine_reduce import materialise
-from pycoherence.sites._site import order, reduce
+from pycoherence.sites._site import joined, order, reduce, shaped
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,22 @@ class AffineSite:
         out = reduce("affine_reduce", want, *head, coef=coef, direction=flat)
         if self.shape is None or len(self.shape) == 1:
             return out
-        parameter_shaped = ("weighted_sum", "second_moment", "sign_sum")
-        shaped = {name: getattr(out, name) for name in parameter_shaped}
-        return out._replace(
-            **{name: x.view(*self.shape) for name, x in shaped.items() if x is not None}
-        )
+        return shaped(out, self.shape)
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """As `Site.order`, of rows `[B, C]`."""
         rows = materialise(self.g, self.x, self.mean, self.rstd).joined()
         out = order("dense_order", len(rows), rows, rule=rule, k=k, drop=drop)
         return out if self.shape is None else out.view(*self.shape)
+
+    def grouped(self, n: int) -> "AffineSite":
+        """As `Site.grouped`."""
+        factors = {name: getattr(self, name) for name in ("g", "x", "mean", "rstd")}
+        rows = self.g.shape[:2]
+        groups = {
+            # What all positions of all examples share stays broadcast.
+            name: f if f.shape[:2] == (1, 1) else joined(f.expand(*rows, -1), n)
+            for name, f in factors.items()
+            if f is not None
+        }
+        return replace(self, **groups)

@@ -1,13 +1,13 @@
 """A weight that is convolved with the layer input."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import order, reduce
+from pycoherence.sites._site import order, reduce, shaped
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class ConvSite:
         padding: Zeros on both sides.
         dilation: Spacing of the kernel points.
         groups: Groups of channels.
+        shape: Shape of the weight if it is not `[O, I / groups, *kernel_size]`.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class ConvSite:
     padding: Sequence[int]
     dilation: Sequence[int]
     groups: int
+    shape: Sequence[int] | None = None
 
     def reduce(
         self,
@@ -40,12 +42,35 @@ class ConvSite:
         direction: Tensor | None = None,
     ) -> Reduced:
         """As `Site.reduce`."""
-        return reduce("conv_reduce", want, *self._head(), coef=coef, direction=direction)
+        if self.shape is not None and direction is not None:
+            direction = direction.reshape(*self.shape[:2], *self.kernel_size)
+        out = reduce("conv_reduce", want, *self._head(), coef=coef, direction=direction)
+        return out if self.shape is None else shaped(out, self.shape)
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """As `Site.order`."""
-        return order("conv_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
+        out = order("conv_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
+        return out if self.shape is None else out.view(*self.shape)
+
+    def grouped(self, n: int) -> "ConvSite":
+        """As `Site.grouped`: the examples are one more spatial dimension, with a kernel of one."""
+        shape = self.shape or (self.g.shape[1], self.x.shape[1] // self.groups, *self.kernel_size)
+        return replace(
+            self,
+            x=_stacked(self.x, n),
+            g=_stacked(self.g, n),
+            kernel_size=(1, *self.kernel_size),
+            stride=(1, *self.stride),
+            padding=(0, *self.padding),
+            dilation=(1, *self.dilation),
+            shape=shape,
+        )
 
     def _head(self) -> tuple[Any, ...]:
         options = (self.kernel_size, self.stride, self.padding, self.dilation)
         return (self.x, self.g, *map(list, options), self.groups)
+
+
+def _stacked(x: Tensor, n: int) -> Tensor:
+    """`[B, C, *S]` to `[B / n, C, n, *S]`, with the channels last in memory, as the kernels are."""
+    return x.movedim(1, -1).contiguous().unflatten(0, (-1, n)).movedim(-1, 1)

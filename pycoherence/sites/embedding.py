@@ -1,13 +1,13 @@
 """A table of vectors that are looked up."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import order, positions_last, reduce
+from pycoherence.sites._site import joined, order, positions_last, reduce
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class EmbeddingSite:
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """As `Site.order`."""
         return order("embedding_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
+
+    def grouped(self, n: int) -> "EmbeddingSite":
+        """As `Site.grouped`."""
+        ids, g = joined(self.ids.flatten(1), n), joined(positions_last(self.g), n)
+        return replace(self, ids=ids, g=g)
 
     def _head(self) -> tuple[Any, ...]:
         padding = -1 if self.padding_idx is None else self.padding_idx

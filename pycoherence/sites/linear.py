@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import order, positions_last, reduce
+from pycoherence.sites._site import joined, order, positions_last, reduce
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,7 @@ class LinearSite:
         """As `Site.order`."""
         x, g = positions_last(self.x), positions_last(self.g)
         return order("linear_order", len(g), x, g, rule=rule, k=k, drop=drop)
+
+    def grouped(self, n: int) -> "LinearSite":
+        """As `Site.grouped`."""
+        return LinearSite(joined(positions_last(self.x), n), joined(positions_last(self.g), n))

@@ -12,7 +12,7 @@ from torch import Tensor
 from pycoherence.ops import Reduced
 from pycoherence.sites import AffineSite, ConvSite, EmbeddingSite, LinearSite, Site
 
-B = 3
+B = 4
 
 
 def randn(*shape: int) -> Tensor:
@@ -89,6 +89,19 @@ def test_all_reductions(case: Callable[[], Case]) -> None:
     expected = reductions(rows, Reduced._fields, coef, direction)
     actual = site.reduce(Reduced._fields, coef=coef, direction=direction)
     assert_reduced_close(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("n", [1, 2, B])
+def test_groups_have_the_sums_of_their_examples(case: Callable[[], Case], n: int) -> None:
+    site, forward, shape, g = case()
+    rows = gradients(forward, shape, g).unflatten(0, (-1, n)).sum(1)
+    coef, direction = randn(B // n), randn(*shape)
+    expected = reductions(rows, Reduced._fields, coef, direction)
+    actual = site.grouped(n).reduce(Reduced._fields, coef=coef, direction=direction)
+    assert_reduced_close(actual, expected, 1e-10)
+    mean = site.grouped(n).order("trimmed_mean", 0, False)
+    torch.testing.assert_close(mean, rows.mean(0))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
