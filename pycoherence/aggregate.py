@@ -17,7 +17,7 @@ from pycoherence.capture import (
     tracked_parameters,
 )
 from pycoherence.errors import UnsupportedError
-from pycoherence.record import LossReduction, check_loss_reduction
+from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
 from pycoherence.robust import CoordinateRule, Decision, GramRule, Report, Rule, decide
 from pycoherence.statistics import Batch
 
@@ -49,6 +49,8 @@ class aggregate:
             `"drop"` their examples are left out of these coordinates, or wholly, and the rule is
             applied to the others (NaN if these are too few for it). Over whole examples those whose
             squared norm overflows float32 count as not finite.
+        group_size: How many consecutive rows of the batch make one example, as in
+            `pycoherence.collect`.
 
     Returns:
         On entering, this object; its `report` says what the rule did.
@@ -88,8 +90,10 @@ class aggregate:
         *,
         loss_reduction: LossReduction = "mean",
         nonfinite: NonFinite = "nan",
+        group_size: int = 1,
     ) -> None:
         check_loss_reduction(loss_reduction)
+        check_group_size(group_size)
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"expected nonfinite to be 'nan' or 'drop', got {nonfinite!r}")
         if isinstance(rule, type) and issubclass(rule, Rule):
@@ -100,6 +104,7 @@ class aggregate:
         self._model = model
         self._rule = rule
         self._drop = nonfinite == "drop"
+        self._group_size = group_size
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
 
@@ -127,8 +132,9 @@ class aggregate:
     def _plan(self) -> Plan:
         if isinstance(self._rule, CoordinateRule):
             name, k = self._rule.order
-            return Plan({}, order=Order(name, k, self._drop, self._rule.counts))
-        return Plan({}, factors=True, gradients=False)
+            order = Order(name, k, self._drop, self._rule.counts)
+            return Plan({}, order=order, group_size=self._group_size)
+        return Plan({}, factors=True, gradients=False, group_size=self._group_size)
 
     @property
     def report(self) -> Report:

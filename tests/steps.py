@@ -35,8 +35,10 @@ def aggregated(
     return found, agg.report
 
 
-def gradients(model: nn.Module, batch: Batch, reduction: str = "mean") -> dict[str, Tensor]:
-    return per_example_gradients(model, classification(reduction), batch)
+def gradients(
+    model: nn.Module, batch: Batch, reduction: str = "mean", group_size: int = 1
+) -> dict[str, Tensor]:
+    return per_example_gradients(model, classification(reduction), batch, group_size)
 
 
 def assert_gradients(

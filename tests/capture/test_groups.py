@@ -136,6 +136,7 @@ def test_group_sizes_are_whole_numbers(group_size: Any) -> None:
     model = nn.Linear(3, 2)
     for make_it in (
         lambda: pc.collect(model, pc.SqNorms(), group_size=group_size),
+        lambda: pc.aggregate(model, pc.Median(), group_size=group_size),
         lambda: pc.CoherenceMeter(model, group_size=group_size),
         lambda: pc.weighted_sum(model, None, None, torch.ones(1), group_size=group_size),
     ):
