@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pycoherence.ops import Reduced
+from pycoherence.ops._rules import RULES
 
 LAYOUTS = ("contiguous", "transposed", "sliced", "offset")
 
@@ -57,3 +58,32 @@ def tails(draw: st.DrawFn, batch: int, shape: Sequence[int], dtype: torch.dtype)
     if "dots" in want:
         tail["direction"] = draw(numbers(shape, other))
     return tail
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, x: Tensor) -> Tensor:
+    """The same numbers, or some of them replaced by what is not finite."""
+    if not x.numel() or draw(st.integers(0, 2)):
+        return x
+    x = x.clone()
+    for _ in range(draw(st.integers(1, 4))):
+        at = tuple(draw(st.integers(0, size - 1)) for size in x.shape)
+        x[at] = draw(st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+    return x
+
+
+@st.composite
+def orders(draw: st.DrawFn, batch: int) -> tuple[str, float, bool]:
+    """A rule, a number that it can have in a batch of this size, and whether to drop."""
+    name = draw(st.sampled_from(list(RULES)))
+    rule = RULES[name]
+    if rule.whole:
+        most = max(rule.fewest, rule.most(batch))
+        k = draw(st.integers(rule.fewest, most) | st.sampled_from([rule.fewest, most]))
+    else:
+        k = draw(st.integers(0, max(1, batch))) / max(1, batch)
+    return name, k, draw(st.booleans())
+
+
+def nonfinite(drop: bool) -> str:
+    return "drop" if drop else "nan"

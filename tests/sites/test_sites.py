@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from aggregated import assert_aggregated
 from backends import assert_reduced_close
 from materialised import gradients, reductions
+from settings import workspace
 from torch import Tensor
 
 from pycoherence.ops import Reduced
@@ -89,6 +91,24 @@ def test_all_reductions(case: Callable[[], Case]) -> None:
     expected = reductions(rows, Reduced._fields, coef, direction)
     actual = site.reduce(Reduced._fields, coef=coef, direction=direction)
     assert_reduced_close(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("rule", [("trimmed_mean", 1, False), ("median_of_means", 2, True)])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_robust_aggregates(case: Callable[[], Case], rule: tuple[str, float, bool]) -> None:
+    site, forward, shape, g = case()
+    rows = gradients(forward, shape, g)
+    op = "affine" if isinstance(site, AffineSite) else type(site).__name__[:-4].lower()
+    op = {"affine": "dense"}.get(op, op)
+    assert_aggregated(f"{op}_order", lambda: site.order(*rule), rows, *rule, 1e-10)
+
+
+@pytest.mark.parametrize("case", [scale, shift])
+def test_rows_of_channels_are_made_in_parts(case: Callable[..., Case]) -> None:
+    site, _, _, _ = case(4)
+    whole = site.order("median", 0, False)
+    with workspace(1):
+        assert torch.equal(site.order("median", 0, False), whole)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
