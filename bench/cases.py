@@ -13,6 +13,7 @@ from ways import Outputs, Shape, Source, Way
 
 from pycoherence.ops import Reduced
 from pycoherence.ops._reduce import mask
+from pycoherence.ops._rules import RULES
 from pycoherence.ops._spec import OpSpec
 
 PLAIN = Path(__file__).parent / "plain"
@@ -28,6 +29,19 @@ WANTS = (
     ("sq_norms", "weighted_sum", "sum_dots"),
     ("weighted_sum", "gram"),
     Reduced._fields,
+)
+
+# Of the ops of order statistics, as far as the size of a batch allows.
+ORDERS = (
+    ("winsorized_mean", 2.0),
+    ("winsorized_mean", 16.0),
+    ("trimmed_mean", 2.0),
+    ("median", 0.0),
+    ("lower_median", 0.0),
+    ("median_of_means", 3.0),
+    ("sign_agreement", 0.5),
+    ("phocas", 2.0),
+    ("meamed", 2.0),
 )
 
 
@@ -94,6 +108,8 @@ def cases(spec: OpSpec, device: str, dtype: torch.dtype, quick: bool) -> Iterato
         head = plain.inputs(shape, random)
         if "want" in argument_names(spec):
             found = _reductions(spec, head, random)
+        elif "rule" in argument_names(spec):
+            found = _orders(spec, head, shape["B"])
         else:
             output = "gram" if spec.name.endswith("_gram") else spec.name
             found = [((output,), head, _truth(spec, (output,), head))]
@@ -119,6 +135,17 @@ def _reductions(
         }
         arguments = {**head, **tail}
         yield wanted, arguments, _truth(spec, wanted, arguments) if weighted else shared
+
+
+def _orders(
+    spec: OpSpec, head: Mapping[str, Any], batch: int
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], Callable[[], Outputs]]]:
+    """The same of a `*_order` op; a rule and its number name the output."""
+    for rule, k in ORDERS:
+        if RULES[rule].fewest <= k <= RULES[rule].most(batch):
+            arguments = {**head, "rule": rule, "k": k, "drop": False}
+            wanted = (f"{rule} {k:g}" if k else rule,)
+            yield wanted, arguments, _truth(spec, wanted, arguments)
 
 
 def _truth(

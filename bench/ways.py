@@ -6,7 +6,8 @@
     inputs          from a shape, a source of random tensors: the op's arguments, by name
     WAYS            formulations in plain torch, by name
 
-The arguments that all `*_reduce` ops share (`coef`, `direction`, `want`) are added by the harness.
+The arguments that all `*_reduce` ops share (`coef`, `direction`, `want`) are added by the harness,
+and so are those of the `*_order` ops (`rule`, `k`, `drop`).
 """
 
 import math
