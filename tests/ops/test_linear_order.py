@@ -8,10 +8,12 @@ from backends import backends_of
 from hypothesis import given
 from hypothesis import strategies as st
 from materialised import gradients
+from settings import workspace
 from strategies import dtypes, nonfinite, numbers, orders, spoiled
 from torch import Tensor
 
 import pycoherence as pc
+from pycoherence.ops import _order
 from pycoherence.ops._rules import RULES
 
 
@@ -64,3 +66,21 @@ def test_what_is_not_finite_stays_where_it_belongs(rule: str, t: int, backend: s
     assert torch.equal(out.isnan(), touched)
     assert dropped.isfinite().all()
     torch.testing.assert_close(dropped[~touched], out[~touched])
+
+
+def test_the_reference_keeps_to_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some output features at a time, or one of them if no more fit."""
+    sizes = []
+
+    def watch(values: Tensor, *rule: object) -> Tensor:
+        sizes.append(values.numel())
+        return values[0]
+
+    monkeypatch.setattr(_order, "aggregate", watch)
+    x, g = torch.randn(9, 2, 10), torch.randn(9, 2, 25)
+    for size, most in ((10_000, 270), (1, 90)):
+        sizes.clear()
+        with workspace(size), pc.backend("reference"):
+            pc.ops.linear_order(x, g, "median")
+        assert sum(sizes) == 9 * 10 * 25
+        assert max(sizes) == most
