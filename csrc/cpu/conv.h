@@ -12,7 +12,7 @@
 
 namespace pc {
 
-// A window of up to three dimensions that moves over an input with its padding around it: what the
+// A window of up to four dimensions that moves over an input with its padding around it: what the
 // tap meets at a position is at starts[position] + offsets[tap] there.
 struct Window {
   int64_t taps = 1, inputs = 1, padded = 1, positions = 1;
@@ -54,7 +54,7 @@ struct Window {
 };
 
 // x of groups * channels and g of groups * out channels, a source of the tile engine: columns of x
-// are taps times channels. `length` examples make a segment, the last may have less.
+// are taps times channels. A segment is an example, or a group of them.
 template <typename T>
 struct Patches {
   Patches(const Maps<T>& x, const Maps<T>& g, const Window& window, int64_t batch, int64_t groups)
@@ -68,28 +68,28 @@ struct Patches {
         out(g.channels / groups),
         segments(batch) {}
 
-  Patches grouped(int64_t examples) const {
+  Patches grouped(int64_t groups) const {
     Patches result = *this;
-    result.length = examples;
-    result.segments = (batch + examples - 1) / examples;
+    result.segments = groups;
     return result;
   }
 
   bool depthwise() const { return channels == 1 && out == 1; }
 
-  int64_t examples(int64_t s) const { return std::min(length, batch - s * length); }
+  // The first example of a segment.
+  int64_t start(int64_t s) const { return group_start(s, segments, batch); }
 
-  int64_t positions(int64_t s) const { return examples(s) * window.positions; }
+  int64_t positions(int64_t s) const { return (start(s + 1) - start(s)) * window.positions; }
 
   PC_INLINE void pack_x(int64_t group, int64_t s, int64_t first, int64_t used, T* to) const {
     constexpr int64_t size = kLanes<T>;
     const int64_t rows = positions(s);
-    for (int64_t b = 0; b < examples(s); ++b, to += window.positions * size) {
+    for (int64_t b = start(s); b < start(s + 1); ++b, to += window.positions * size) {
       if (window.pointwise()) {
-        x.template pack<size>(s * length + b, group * channels + first, used, rows, to);
+        x.template pack<size>(b, group * channels + first, used, rows, to);
         continue;
       }
-      const Buffer<T> image = padded(s * length + b, group * channels, channels);
+      const Buffer<T> image = padded(b, group * channels, channels);
       for (int64_t i = 0; i < used; i += size) {
         const int64_t end = std::min(i + size, used);
         if (end < i + size) std::fill_n(to + i * rows, window.positions * size, T{0});
@@ -100,8 +100,8 @@ struct Patches {
 
   PC_INLINE void pack_g(int64_t group, int64_t s, int64_t first, int64_t used, T* to) const {
     const int64_t rows = positions(s);
-    for (int64_t b = 0; b < examples(s); ++b, to += window.positions * kPanel) {
-      g.template pack<kPanel>(s * length + b, group * out + first, used, rows, to);
+    for (int64_t b = start(s); b < start(s + 1); ++b, to += window.positions * kPanel) {
+      g.template pack<kPanel>(b, group * out + first, used, rows, to);
     }
   }
 
@@ -138,7 +138,7 @@ struct Patches {
   const Window& window;
   int64_t batch, groups, channels;
   int64_t in, out;
-  int64_t segments, length = 1;
+  int64_t segments;
 
  private:
   // `count` numbers at each position, in parts of sizes that are known.

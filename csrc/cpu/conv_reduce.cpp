@@ -87,9 +87,10 @@ void reduce(const Patches<T>& patches, const Reduction<T>& to) {
   plan.plain_sum &= to.coef == nullptr;
   if (plan.hadamard_norms) patch_sq_norms(patches, to.sq_norms);
   if (plan.plain_sum) {
+    const int64_t together = std::max<int64_t>(1, pc::kBlock / positions);
     Reduction<T> sum;
     sum.sum = to.sum;
-    pc::run_engine(patches.grouped(std::max<int64_t>(1, pc::kBlock / positions)), sum);
+    pc::run_engine(patches.grouped((patches.batch + together - 1) / together), sum);
   }
   const Reduction<T> rest = pc::left_over(plan, to);
   if (rest.any()) pc::run_engine(patches, rest);

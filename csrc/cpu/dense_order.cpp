@@ -2,34 +2,46 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
-#include "order.h"
+#include "columns.h"
 #include "reduce_op.h"
+
+template <typename T>
+void pc::order_columns(const Rows<T>& rows, int64_t size, const T* coef, const Order& order,
+                       T* out) {
+  vectorized([&](auto machine) PC_INLINED {
+    using V = Vector<decltype(machine), T>;
+    Columns<decltype(machine), T> columns(rows.count, order);
+    for (int64_t i = 0; i < size; i += kLanesOf<V>) {
+      const auto value = [&](int64_t b) PC_INLINED {
+        const V row = load_some<V>(rows(b) + i, size - i);
+        return coef == nullptr ? row : row * coef[b];
+      };
+      store_some<V>(out + i, columns(value), size - i);
+    }
+  });
+}
+
+template <typename T>
+void pc::order_rows(const Rows<T>& rows, int64_t size, const Order& order, T* out) {
+  constexpr int64_t width = 256;
+  torch::stable::parallel_for(0, (size + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * width, last = std::min(end * width, size);
+    const Rows<T> some{rows.data + first, rows.count, rows.stride};
+    order_columns<T>(some, last - first, nullptr, order, out + first);
+  });
+}
+
+template void pc::order_columns(const Rows<float>&, int64_t, const float*, const Order&, float*);
+template void pc::order_columns(const Rows<double>&, int64_t, const double*, const Order&, double*);
+template void pc::order_rows(const Rows<float>&, int64_t, const Order&, float*);
+template void pc::order_rows(const Rows<double>&, int64_t, const Order&, double*);
 
 namespace {
 
 using pc::Order;
 using pc::Tensor;
-
-// out[i] of columns i of rows [batch, size].
-template <typename T>
-void order_rows(const T* rows, int64_t batch, int64_t size, const Order& order, T* out) {
-  constexpr int64_t width = 256;
-  torch::stable::parallel_for(0, (size + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-    pc::vectorized([&](auto machine) PC_INLINED {
-      using V = pc::Vector<decltype(machine), T>;
-      pc::Columns<decltype(machine), T> columns(batch, order);
-      const int64_t last = std::min(end * width, size);
-      for (int64_t i = begin * width; i < last; i += pc::kLanesOf<V>) {
-        const T* from = rows + i;
-        const int64_t count = size - i;
-        const auto value = [&](int64_t b)
-                               PC_INLINED { return pc::load_some<V>(from + b * size, count); };
-        pc::store_some<V>(out + i, columns(value), count);
-      }
-    });
-  });
-}
 
 template <typename T>
 Tensor dense_order(const Tensor& rows, const Order& order) {
@@ -39,7 +51,9 @@ Tensor dense_order(const Tensor& rows, const Order& order) {
   Tensor result = torch::stable::new_empty(rows, shape, pc::kDtype<T>);
   if (rows.numel() == 0) return torch::stable::zero_(result);
   const Tensor prepared = pc::prepare<T>(rows);
-  order_rows(pc::read<T>(prepared), batch, result.numel(), order, result.mutable_data_ptr<T>());
+  const int64_t size = result.numel();
+  const pc::Rows<T> all{pc::read<T>(prepared), batch, size};
+  pc::order_rows(all, size, order, result.mutable_data_ptr<T>());
   return result;
 }
 

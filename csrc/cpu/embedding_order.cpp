@@ -17,37 +17,27 @@ using pc::Tensor;
 
 // A row of the table, which lookups begin .. end share, some columns at a time. Examples that do
 // not look it up have zeros there.
-template <typename Machine, typename T>
+template <typename T>
 class TableRow {
  public:
   TableRow(const Lookups& lookups, const T* g, int64_t width, const Order& order)
-      : lookups_(lookups),
-        g_(g),
-        width_(width),
-        rows_(lookups.batch() * kColumns),
-        used_(lookups.batch()),
-        columns_(lookups.batch(), order) {}
+      : lookups_(lookups), g_(g), width_(width), order_(order), rows_(lookups.batch() * kColumns) {}
 
-  PC_INLINE void operator()(int64_t begin, int64_t end, T* to) {
-    using V = pc::Vector<Machine, T>;
-    const auto ones = [](int64_t) PC_INLINED { return T{1}; };
+  void operator()(int64_t begin, int64_t end, T* to) {
     for (int64_t first = 0; first < width_; first += kColumns) {
       const int64_t size = std::min(kColumns, width_ - first);
-      std::fill(used_.begin(), used_.end(), 0);
-      for (int64_t i = begin; i < end;) {
-        const int64_t next = lookups_.end_of(i, true), b = lookups_.example(i);
-        T* row = rows_.data() + b * kColumns;
-        pc::add_up<Machine>(lookups_, i, next, g_ + first, width_, size, ones, row);
-        std::fill(row + size, row + pc::round_up(size, pc::kLanesOf<V>), T{0});
-        used_[b] = 1;
-        i = next;
-      }
-      for (int64_t d = 0; d < size; d += pc::kLanesOf<V>) {
-        const auto value = [&](int64_t b) PC_INLINED {
-          return used_[b] ? pc::load<V>(rows_.data() + b * kColumns + d) : V{};
-        };
-        pc::store_some<V>(to + first + d, columns_(value), size - d);
-      }
+      std::fill(rows_.begin(), rows_.end(), T{0});
+      pc::vectorized([&](auto machine) PC_INLINED {
+        const auto ones = [](int64_t) PC_INLINED { return T{1}; };
+        for (int64_t i = begin; i < end;) {
+          const int64_t next = lookups_.end_of(i, true);
+          T* row = rows_.data() + lookups_.example(i) * kColumns;
+          pc::add_up<decltype(machine)>(lookups_, i, next, g_ + first, width_, size, ones, row);
+          i = next;
+        }
+      });
+      pc::order_columns<T>({rows_.data(), lookups_.batch(), kColumns}, size, nullptr, order_,
+                           to + first);
     }
   }
 
@@ -57,9 +47,8 @@ class TableRow {
   const Lookups& lookups_;
   const T* g_;
   int64_t width_;
+  const Order& order_;
   Buffer<T> rows_;  // [B, kColumns]
-  Buffer<uint8_t> used_;
-  pc::Columns<Machine, T> columns_;
 };
 
 template <typename T>
@@ -67,15 +56,13 @@ void order_table(const Lookups& lookups, const T* g, int64_t width, const Order&
   constexpr int64_t step = 64;
   const int64_t slices = (lookups.count() + step - 1) / step;
   torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-    pc::vectorized([&](auto machine) PC_INLINED {
-      TableRow<decltype(machine), T> row(lookups, g, width, order);
-      const int64_t stop = std::min(end * step, lookups.count());
-      for (int64_t i = lookups.next_start(begin * step, false); i < stop;) {
-        const int64_t next = lookups.end_of(i, false);
-        row(i, next, table + lookups[i].id * width);
-        i = next;
-      }
-    });
+    TableRow<T> row(lookups, g, width, order);
+    const int64_t stop = std::min(end * step, lookups.count());
+    for (int64_t i = lookups.next_start(begin * step, false); i < stop;) {
+      const int64_t next = lookups.end_of(i, false);
+      row(i, next, table + lookups[i].id * width);
+      i = next;
+    }
   });
 }
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "columns.h"
 #include "linear.h"
-#include "order.h"
 #include "reduce_op.h"
 #include "tile_engine.h"
 
@@ -46,12 +46,9 @@ template <typename T>
 void median_of_means(const Linear<T>& linear, const Order& order, T* out) {
   const Groups<T> groups(linear, order.count());
   const Order median{pc::Rule::kMedian, 0, false};
-  Buffer<T> share(groups.segments);
-  for (int64_t s = 0; s < groups.segments; ++s) {
-    share[s] = T{1} / static_cast<T>(groups.start(s + 1) - groups.start(s));
-  }
+  const Buffer<T> shares = pc::group_shares<T>(groups.segments, groups.batch);
   pc::Reduction<T> to;
-  to.coef = share.data();
+  to.coef = shares.data();
   to.order = &median;
   to.aggregate = out;
   pc::run_engine(groups, to);

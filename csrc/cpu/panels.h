@@ -18,6 +18,11 @@ constexpr int64_t kPanel = 8;
 // Positions, and segments, added up on their own, so that rounding does not grow with their number.
 constexpr int64_t kBlock = 256;
 
+// Where group j of some examples starts, whose sizes differ by one at most, larger ones first.
+inline int64_t group_start(int64_t j, int64_t groups, int64_t count) {
+  return j * (count / groups) + std::min(j, count % groups);
+}
+
 inline int64_t round_up(int64_t size, int64_t step) {
   return std::max(step, (size + step - 1) / step * step);
 }

@@ -94,22 +94,12 @@ PC_INLINE void add_gram(const Rows<T>& a, const Rows<T>& b, int64_t size, bool s
 }
 
 // The aggregate in a tile, from its padded rows.
-template <typename Machine, typename T, typename Source>
-PC_INLINE void aggregate(const Job<T, Source>& job, const Rows<T>& rows, const Tile<T>& tile,
-                         T* parameter) {
-  using V = Vector<Machine, T>;
-  Columns<Machine, T> columns(rows.count, *job.to.order);
-  const T* coef = job.to.coef;
+template <typename T, typename Source>
+void aggregate(const Job<T, Source>& job, const Rows<T>& rows, const Tile<T>& tile, T* parameter) {
   for (int64_t r = 0; r < tile.rows; ++r) {
-    T* to = parameter + (tile.first_out + r) * tile.in + tile.first_in;
-    for (int64_t i = 0; i < tile.used; i += kLanesOf<V>) {
-      const T* from = rows.data + r * tile.width + i;
-      const auto value = [&](int64_t b) PC_INLINED {
-        const V row = load<V>(from + b * rows.stride);
-        return coef == nullptr ? row : row * coef[b];
-      };
-      store_some<V>(to + i, columns(value), tile.used - i);
-    }
+    const Rows<T> columns{rows.data + r * tile.width, rows.count, rows.stride};
+    order_columns(columns, tile.used, job.to.coef, *job.to.order,
+                  parameter + (tile.first_out + r) * tile.in + tile.first_in);
   }
 }
 
@@ -209,7 +199,7 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
     const Rows<T> all{rows.data(), segments, step};
     meet<Machine>(job, all, size, lane);
     if (job.to.aggregate) {
-      aggregate<Machine>(job, all, tile, job.to.aggregate + group * source.out * source.in);
+      aggregate(job, all, tile, job.to.aggregate + group * source.out * source.in);
     }
   }
 }

@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_dropped(op: str, index: int, rule: str) -> None:
     head = arguments(op, index, torch.float32)
     g = next(x for x in head[::-1] if isinstance(x, Tensor))
     for i, bad in enumerate((float("nan"), float("inf"), -float("inf"))):
-        g[i].select(-1, i).fill_(bad)
+        g[i].select(-1, i % g.shape[-1]).fill_(bad)
     g[..., -1] = float("nan")
     for drop in (True, False):
         args = (*head, rule, sizes(rule, len(g))[0], drop)

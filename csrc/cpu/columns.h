@@ -1,0 +1,326 @@
+// Order statistics of the values of one coordinate, over examples: for vectors of coordinates at a
+// time.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "order.h"
+#include "pc/select.h"
+#include "pc/vector.h"
+
+namespace pc {
+
+// Numbers, or vectors of them, with one interface.
+template <typename V>
+struct Lanes {
+  using Number = NumberOf<V>;
+  static constexpr int64_t count = kLanesOf<V>;
+};
+template <>
+struct Lanes<float> {
+  using Number = float;
+};
+template <>
+struct Lanes<double> {
+  using Number = double;
+};
+
+// Zero, or NaN where the value is not finite.
+template <typename V>
+PC_INLINE V poison(V value) {
+  return value * typename Lanes<V>::Number{0};
+}
+
+// sum_i value(i) over first .. last, in blocks.
+template <typename V, typename Value>
+PC_INLINE V sum_of(int64_t first, int64_t last, const Value& value) {
+  V sum = {};
+  for (int64_t start = first; start < last; start += kBlock) {
+    V block = {};
+    for (int64_t i = start; i < std::min(start + kBlock, last); ++i) block += value(i);
+    sum += block;
+  }
+  return sum;
+}
+
+template <typename V>
+PC_INLINE V median_of(const V* sorted, int64_t count) {
+  using T = typename Lanes<V>::Number;
+  if (count % 2) return sorted[count / 2];
+  return sorted[count / 2 - 1] * T(0.5) + sorted[count / 2] * T(0.5);
+}
+
+template <typename V>
+PC_INLINE V trimmed_mean_of(const V* sorted, int64_t count, int64_t k) {
+  using T = typename Lanes<V>::Number;
+  const auto value = [&](int64_t i) PC_INLINED { return sorted[i]; };
+  return sum_of<V>(k, count - k, value) / static_cast<T>(count - 2 * k);
+}
+
+// The mean of the count - k values nearest the centre. They follow each other; the window moves up
+// as long as what enters is nearer than what leaves: as long as their middle is below the centre,
+// which the middle of two values that have it for their own is not, whatever was rounded.
+template <typename V>
+PC_INLINE V mean_near(V centre, const V* sorted, int64_t count, int64_t k) {
+  using T = typename Lanes<V>::Number;
+  const int64_t size = count - k;
+  const V zero = {};
+  const auto leaves = [&](int64_t i) PC_INLINED {
+    return sorted[i] * T(0.5) + sorted[i + size] * T(0.5) < centre;
+  };
+  const auto value = [&](int64_t i) PC_INLINED {
+    V result = sorted[i];
+    if (i >= size) result = leaves(i - size) ? result : zero;
+    if (i < k) result = leaves(i) ? zero : result;
+    return result;
+  };
+  return sum_of<V>(0, count, value) / static_cast<T>(size);
+}
+
+// What the rule makes of sorted values; NaN if they are too few for it.
+template <typename V>
+PC_INLINE V of_sorted(const V* sorted, int64_t count, const Order& order) {
+  using T = typename Lanes<V>::Number;
+  const int64_t k = order.count();
+  const V none = V{} + std::numeric_limits<T>::quiet_NaN();
+  if (count == 0) return none;
+  switch (order.rule) {
+    case Rule::kWinsorizedMean: {
+      if (2 * k >= count) return none;
+      const auto value = [&](int64_t i)
+                             PC_INLINED { return sorted[std::clamp(i, k, count - 1 - k)]; };
+      return sum_of<V>(0, count, value) / static_cast<T>(count);
+    }
+    case Rule::kTrimmedMean:
+      return 2 * k >= count ? none : trimmed_mean_of(sorted, count, k);
+    case Rule::kPhocas:
+      if (2 * k >= count) return none;
+      return mean_near(trimmed_mean_of(sorted, count, k), sorted, count, k);
+    case Rule::kMeaMed:
+      return k >= count ? none : mean_near(median_of(sorted, count), sorted, count, k);
+    case Rule::kLowerMedian:
+      return sorted[(count - 1) / 2];
+    default:
+      return median_of(sorted, count);
+  }
+}
+
+// Values to sort at a time that the registers hold.
+template <typename Machine>
+constexpr int kSorted = Machine::bytes == 64 ? 16 : 8;
+
+// The power of two that a sort of so many values takes.
+template <typename Machine>
+PC_INLINE int64_t sort_size(int64_t count) {
+  int64_t size = kSorted<Machine>;
+  while (size < count) size *= 2;
+  return size;
+}
+
+// Sorts values, a power of two of them, lane by lane: pieces in registers, then by merging.
+template <typename Machine, typename V>
+PC_INLINE void sort_columns(V* values, int64_t size) {
+  constexpr int64_t piece = kSorted<Machine>;
+  const auto each_piece = [&](int64_t first, int64_t last, const auto& sort) PC_INLINED {
+    for (int64_t at = first; at < last; at += piece) {
+      V some[piece];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < piece; ++i) some[i] = values[at + i];
+      sort(some);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < piece; ++i) values[at + i] = some[i];
+    }
+  };
+  each_piece(0, size, [](V* some) PC_INLINED { sort_all<piece>(some); });
+  for (int64_t length = piece; length < size; length *= 2) {
+    for (int64_t start = 0; start < size; start += 2 * length) {
+      V *low = values + start, *high = low + 2 * length - 1;
+      for (int64_t i = 0; i < length; ++i) sort_two(low[i], high[-i]);
+    }
+    for (int64_t distance = length / 2; distance >= piece; distance /= 2) {
+      for (int64_t start = 0; start < size; start += 2 * distance) {
+        V *low = values + start, *high = low + distance;
+        for (int64_t i = 0; i < distance; ++i) sort_two(low[i], high[i]);
+      }
+    }
+    each_piece(0, size, [](V* some) PC_INLINED { sort_bitonic<piece>(some); });
+  }
+}
+
+// Reduces columns of values by a rule. Has memory for one vector of columns.
+template <typename Machine, typename T>
+class Columns {
+ public:
+  using V = Vector<Machine, T>;
+
+  PC_INLINE Columns(int64_t count, const Order& order) : count_(count), order_(order) {
+    values_.resize(sort_size<Machine>(count) * kLanesOf<V>);
+    if (order.drop) column_.resize(count);
+  }
+
+  // Of value(b), a vector with an example's values of some coordinates, for all examples.
+  template <typename Value>
+  PC_INLINE V operator()(const Value& value) {
+    const V result = whole(value);
+    return order_.drop ? dropping(result, value) : result;
+  }
+
+ private:
+  template <typename Value>
+  PC_INLINE V whole(const Value& value) {
+    if (order_.rule == Rule::kSignAgreement) return agreement(value);
+    const int64_t k = order_.count();
+    if (order_.clips() && 2 * k + 2 <= count_) {
+      switch (k) {
+        case 0:
+          return clipped<1>(value);
+        case 1:
+          return clipped<2>(value);
+        case 2:
+          return clipped<3>(value);
+        case 3:
+          return clipped<4>(value);
+        case 4:
+          return clipped<5>(value);
+        case 5:
+          return clipped<6>(value);
+      }
+    }
+    return order_.rule == Rule::kMedianOfMeans ? means(value) : sorted(count_, value);
+  }
+
+  template <typename Value>
+  PC_INLINE V sorted(int64_t count, const Value& value) {
+    const int64_t size = sort_size<Machine>(count);
+    V *values = reinterpret_cast<V*>(values_.data()), bad = {};
+    for (int64_t b = 0; b < count; ++b) {
+      values[b] = value(b);
+      bad += poison(values[b]);
+    }
+    std::fill(values + count, values + size, V{} + std::numeric_limits<T>::infinity());
+    sort_columns<Machine>(values, size);
+    return of_sorted(values, count, order_) + bad;
+  }
+
+  // Winsorized or trimmed means of which `size` values at either end, one more than are clipped,
+  // fit into registers.
+  template <int size, typename Value>
+  PC_INLINE V clipped(const Value& value) {
+    Extremes<size, V> extremes;
+    V bad = {}, middle = {};
+    const auto next = [&](int64_t b) PC_INLINED {
+      const V one = value(b);
+      bad += poison(one);
+      return one;
+    };
+#pragma GCC unroll 8
+    for (int i = 0; i < size; ++i) {
+      extremes.top[i] = V{} - std::numeric_limits<T>::infinity();
+      extremes.bottom[i] = V{} + std::numeric_limits<T>::infinity();
+    }
+    for (int64_t b = 0; b < size; ++b) extremes.into_top(next(b));
+    for (int64_t b = size; b < 2 * size; ++b) extremes.pass(next(b));
+    for (int64_t start = 2 * size; start < count_; start += kBlock) {
+      V block = {};
+      for (int64_t b = start; b < std::min(start + kBlock, count_); ++b) {
+        block += extremes.pass(next(b));
+      }
+      middle += block;
+    }
+    const T share = order_.rule == Rule::kWinsorizedMean ? size : 1;
+    const T all = order_.rule == Rule::kWinsorizedMean ? count_ : count_ - 2 * (size - 1);
+    const V ends = extremes.top[size - 1] * share + extremes.bottom[size - 1] * share;
+    return (middle + ends) / all + bad;
+  }
+
+  template <typename Value>
+  PC_INLINE V agreement(const Value& value) {
+    const V zero = {}, one = zero + 1;
+    V bad = {};
+    const V sum = sum_of<V>(0, count_, [&](int64_t b) PC_INLINED {
+      const V v = value(b);
+      bad += poison(v);
+      return v;
+    });
+    const V signs = sum_of<V>(0, count_, [&](int64_t b) PC_INLINED {
+      const V v = value(b);
+      return (v > 0 ? one : zero) - (v < 0 ? one : zero);
+    });
+    return agreed(sum, signs, count_) + bad;
+  }
+
+  template <typename S>
+  PC_INLINE S agreed(S sum, S signs, int64_t count) const {
+    const S zero = {}, share = signs / static_cast<T>(count);
+    const S size = share < 0 ? -share : share;
+    return size >= static_cast<T>(order_.k) ? sum / static_cast<T>(count) : zero;
+  }
+
+  int64_t start_of(int64_t j) const { return group_start(j, order_.count(), count_); }
+
+  template <typename Value>
+  PC_INLINE V means(const Value& value) {
+    return sorted(order_.count(), [&](int64_t j) PC_INLINED {
+      const int64_t first = start_of(j), last = start_of(j + 1);
+      return sum_of<V>(first, last, value) / static_cast<T>(last - first);
+    });
+  }
+
+  // Lane by lane, since each may leave out others; most leave out none.
+  template <typename Value>
+  PC_INLINE V dropping(V result, const Value& value) {
+    T *values = values_.data(), results[kLanesOf<V>];
+    Buffer<T>& column = column_;
+    store<V>(results, result);
+    for (int64_t lane = 0; lane < kLanesOf<V>; ++lane) {
+      if (results[lane] == results[lane]) continue;
+      int64_t count = 0, group = 0, in_group = 0;
+      T sum = 0;
+      const auto end_group = [&] {
+        if (in_group > 0) column[count++] = sum / static_cast<T>(in_group);
+        sum = 0;
+        in_group = 0;
+      };
+      const bool grouped = order_.rule == Rule::kMedianOfMeans;
+      for (int64_t b = 0; b < count_; ++b) {
+        if (grouped && b == start_of(group + 1)) {
+          end_group();
+          ++group;
+        }
+        store<V>(values, value(b));
+        if (!std::isfinite(values[lane])) continue;
+        if (grouped) {
+          sum += values[lane];
+          ++in_group;
+        } else {
+          column[count++] = values[lane];
+        }
+      }
+      if (grouped) end_group();
+      results[lane] = of_column(count);
+    }
+    return load<V>(results);
+  }
+
+  T of_column(int64_t count) {
+    T* values = column_.data();
+    if (order_.rule != Rule::kSignAgreement) {
+      std::sort(values, values + count);
+      return of_sorted(static_cast<const T*>(values), count, order_);
+    }
+    if (count == 0) return std::numeric_limits<T>::quiet_NaN();
+    const T sum = sum_of<T>(0, count, [&](int64_t i) PC_INLINED { return values[i]; });
+    T signs = 0;
+    for (int64_t i = 0; i < count; ++i) signs += T(values[i] > 0) - T(values[i] < 0);
+    return agreed(sum, signs, count);
+  }
+
+  int64_t count_;
+  Order order_;
+  Buffer<T> values_, column_;
+};
+
+}  // namespace pc
