@@ -83,8 +83,10 @@ def geometric_median(rows: Tensor, iterations: int, nu: float, tolerance: float)
 
 def centered_clip(rows: Tensor, centre: Tensor, radius: float, iterations: int) -> Tensor:
     for _ in range(iterations):
-        moves = [(g - centre) * min(1, radius / (g - centre).norm().item()) for g in rows]
-        centre = centre + torch.stack(moves).mean(0)
+        moves = rows - centre
+        for move in moves:
+            move *= min(1, radius / max(move.norm().item(), 1e-300))
+        centre = centre + moves.mean(0)
     return centre
 
 
