@@ -30,18 +30,28 @@ void median_of_means(const Patches<T>& patches, const Order& order, T* out) {
 
 template <typename T>
 void order_dense(const Patches<T>& patches, const Order& order, T* out) {
-  if (order.rule == pc::Rule::kMedianOfMeans && !order.drop) {
-    return median_of_means(patches, order, out);
-  }
+  if (order.of_sums(pc::Rule::kMedianOfMeans)) return median_of_means(patches, order, out);
   pc::Reduction<T> to;
   to.order = &order;
   to.aggregate = out;
   pc::run_engine(patches, to);
 }
 
+// Of a parameter in torch's order, as reduce_conv has it.
+template <typename T>
+void sign_agreement(const Patches<T>& patches, const Order& order, T* out) {
+  Buffer<T> signs(patches.groups * patches.out * patches.in);
+  pc::Reduction<T> to;
+  to.sum = out;
+  to.sign = signs.data();
+  pc::reduce_conv(patches, to);
+  pc::keep_agreed(patches.batch, order.k, signs, out);
+}
+
 // Of a parameter in torch's order.
 template <typename T>
 void order_in_order(const Patches<T>& patches, const Order& order, T* out) {
+  if (order.of_sums(pc::Rule::kSignAgreement)) return sign_agreement(patches, order, out);
   const pc::TapsFirst<T> layout{patches.groups * patches.out, patches.channels,
                                 patches.window.taps};
   if (layout.channels == 1 || layout.taps == 1) return order_dense(patches, order, out);

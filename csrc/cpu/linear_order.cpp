@@ -102,10 +102,19 @@ void order_rank_one(const Linear<T>& linear, const Order& order, T* out) {
 }
 
 template <typename T>
+void sign_agreement(const Linear<T>& linear, const Order& order, T* out) {
+  Buffer<T> signs(linear.in * linear.out);
+  pc::Reduction<T> to;
+  to.sum = out;
+  to.sign = signs.data();
+  pc::reduce_linear(linear, to);
+  pc::keep_agreed(linear.segments, order.k, signs, out);
+}
+
+template <typename T>
 void order_linear(const Linear<T>& linear, const Order& order, T* out) {
-  if (order.rule == pc::Rule::kMedianOfMeans && !order.drop) {
-    return median_of_means(linear, order, out);
-  }
+  if (order.of_sums(pc::Rule::kMedianOfMeans)) return median_of_means(linear, order, out);
+  if (order.of_sums(pc::Rule::kSignAgreement)) return sign_agreement(linear, order, out);
   if (linear.length == 1) return order_rank_one(linear, order, out);
   pc::Reduction<T> to;
   to.order = &order;

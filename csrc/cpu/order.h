@@ -1,6 +1,8 @@
 // What an order statistic is asked for. Its truth: pycoherence/ops/_rules.py.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
@@ -28,6 +30,9 @@ struct Order {
 
   int64_t count() const { return static_cast<int64_t>(k); }
 
+  // Whether the sums of all examples, or of groups of them, are enough.
+  bool of_sums(Rule one) const { return rule == one && !drop; }
+
   bool clips() const { return rule == Rule::kWinsorizedMean || rule == Rule::kTrimmedMean; }
 };
 
@@ -47,6 +52,21 @@ void order_columns(const Rows<T>& rows, int64_t size, const T* coef, const Order
 // The same by all threads.
 template <typename T>
 void order_rows(const Rows<T>& rows, int64_t size, const Order& order, T* out);
+
+// Turns sums over `batch` examples into what kSignAgreement makes of them, from the sums of signs.
+template <typename T>
+void keep_agreed(int64_t batch, double threshold, const Buffer<T>& signs, T* sum) {
+  const T count = static_cast<T>(batch), least = static_cast<T>(threshold);
+  torch::stable::parallel_for(0, signs.size(), 1 << 14, [&](int64_t begin, int64_t end) {
+    vectorized([&](auto) PC_INLINED {
+      for (int64_t i = begin; i < end; ++i) {
+        const T sign = signs[i] < 0 ? -signs[i] : signs[i];
+        // A sum that is not finite times zero is NaN.
+        sum[i] = (sign / count >= least ? sum[i] / count : T{0}) + sum[i] * T{0};
+      }
+    });
+  });
+}
 
 // What each example of a group is worth in the mean of its group.
 template <typename T>

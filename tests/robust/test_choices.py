@@ -1,6 +1,6 @@
 """The weights of rules over whole examples, on points that hypothesis draws: ties, zeros, twins."""
 
-import plain
+import plain_rules as plain
 import pytest
 import torch
 from hypothesis import given

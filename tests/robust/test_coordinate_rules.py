@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import plain
+import plain_rules as plain
 import pytest
 import torch
 from models import MODELS

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import plain
+import plain_rules as plain
 import pytest
 import torch
 from models import MODELS

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import plain
+import plain_rules as plain
 import pytest
 from models import MODELS
 from steps import B, aggregated, assert_gradients, gradients, larger
