@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from networks import Task
+from networks import Task, coordinates, gradient_at
 from torch import Tensor, nn
 from ways import Outputs
 
@@ -54,6 +54,24 @@ def collected(make: Callable[[], list], *outputs: str) -> Callable[[Task], Step]
             with pc.collect(task.model, *make()) as record:
                 task.loss().backward()
             return {name: READ[name](record) for name in outputs}
+
+        return step
+
+    return prepare
+
+
+def aggregated(make: Callable[[], pc.robust.Rule], name: str) -> Callable[[Task], Step]:
+    """A pass in `pc.aggregate`, which leaves the aggregate in `.grad`."""
+
+    def prepare(task: Task) -> Step:
+        parameters = list(task.model.parameters())
+        some = coordinates(parameters)
+
+        def step() -> Outputs:
+            forget_gradients(task.model)
+            with pc.aggregate(task.model, make()):
+                task.loss().backward()
+            return {name: gradient_at(some, [p.grad for p in parameters])}
 
         return step
 
@@ -126,4 +144,11 @@ OURS = [
         ("SqNorms", "Gram", "Dots", "Moments", "SignSum"),
     ),
     Case("CoherenceMeter.update", "ours", meter, ("CoherenceMeter",)),
+    Case("Winsorized(2)", "ours", aggregated(lambda: pc.Winsorized(2), "winsorized")),
+    Case(
+        "MedianOfMeans(3)",
+        "ours",
+        aggregated(lambda: pc.MedianOfMeans(3), "median_of_means"),
+    ),
+    Case("NormClip(1)", "ours", aggregated(lambda: pc.NormClip(1.0), "norm_clip")),
 ]

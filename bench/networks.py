@@ -1,6 +1,6 @@
 """The three models of `training.py`, with a batch for each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,3 +121,16 @@ def make(name: str, batch: int | None = None) -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build(usual if batch is None else batch)
+
+
+def coordinates(parameters: Sequence[Tensor]) -> Tensor:
+    """Some coordinates of the whole gradient, of which rules by coordinate are checked."""
+    size = sum(p.numel() for p in parameters)
+    return torch.linspace(0, size - 1, min(size, 4096), dtype=torch.float64).long()
+
+
+def gradient_at(some: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """The gradient there, from those of all parameters."""
+    starts = torch.tensor([0, *(g.numel() for g in gradients)]).cumsum(0)
+    parts = torch.bucketize(some, starts[1:], right=True)
+    return torch.cat([g.flatten()[some[parts == i] - starts[i]] for i, g in enumerate(gradients)])

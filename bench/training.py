@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _model(name: str, options: argparse.Namespace) -> Row:
-    batch = 4 if options.quick else None
+    batch = 8 if options.quick else None
     task = make(name, batch)
     size = sum(p.numel() for p in task.model.parameters())
     print(f"{name}: {size} parameters, batch of {len(task.y)}", flush=True)

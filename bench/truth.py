@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from networks import Task
+from networks import Task, coordinates, gradient_at
 from torch import Tensor
 from ways import Outputs
 
@@ -23,7 +23,8 @@ class Truth(NamedTuple):
     """Statistics of the examples' own gradients.
 
     Attributes:
-        outputs: By name; `gram` and `dots` (with the mean gradient) are of the first examples only.
+        outputs: By name; `gram` and `dots` (with the mean gradient) are of the first examples only,
+            aggregates at some coordinates.
         batch: Number of examples.
     """
 
@@ -36,9 +37,11 @@ class Truth(NamedTuple):
         batch, rows, norms = len(task.y), [], []
         parameters = list(task.model.parameters())
         size = sum(p.numel() for p in parameters)
+        some, values = coordinates(parameters), []
         total, squares, signs = (torch.zeros(size, dtype=torch.float64) for _ in range(3))
         for b, loss in enumerate(task.losses()):
             grads = torch.autograd.grad(loss, parameters, retain_graph=True)
+            values.append(gradient_at(some, grads).double())
             row = torch.cat([grad.flatten() for grad in grads]).double()
             norms.append(row.square().sum())
             total += row
@@ -52,6 +55,7 @@ class Truth(NamedTuple):
             "dots": kept @ (total / batch),
             "second_moment": squares / batch,
             "sign_sum": signs,
+            **_aggregates(torch.stack(values), torch.stack(norms).sqrt()),
         }
         return cls(outputs, batch)
 
@@ -70,3 +74,14 @@ class Truth(NamedTuple):
         if name == "sign_sum":
             return (ours - truth).abs().sum().item() / (2 * self.batch * truth.numel())
         return ((ours - truth).abs().max() / truth.abs().max()).item()
+
+
+def _aggregates(values: Tensor, norms: Tensor) -> Outputs:
+    """What the rules of `measured.py` make of values `[B, N]` of examples with these norms."""
+    ordered = values.sort(dim=0).values
+    means = torch.stack([group.mean(0) for group in values.tensor_split(3)])
+    return {
+        "winsorized": values.clamp(ordered[2], ordered[-3]).mean(0),
+        "median_of_means": means.median(dim=0).values,
+        "norm_clip": (values * (1 / norms).clamp(max=1).unsqueeze(1)).mean(0),
+    }
