@@ -59,8 +59,9 @@ class aggregate:
         ValueError: No parameter to track, an unknown option, or, from `backward()`, a batch that is
             too small for the rule.
         TypeError: The rule is a class instead of an object, or something else.
-        RuntimeError: Two captures are nested, the object is used twice; from `backward()`, a second
-            pass in the block with a rule over whole examples.
+        RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
+            pass of the model was seen in the block; from `backward()`, a second pass in the block
+            with a rule over whole examples.
         UnsupportedError: As in `pycoherence.collect`; from `backward()`, parameters have hooks on
             their gradients, with a rule over whole examples.
 
@@ -126,8 +127,15 @@ class aggregate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._capture is not None:
-            self._capture.__exit__(kind, error, trace)
+        if self._capture is None:
+            return
+        self._capture.__exit__(kind, error, trace)
+        if kind is None and not self._capture.watch.seen:
+            raise RuntimeError(
+                "no backward pass of this model was seen in the block, so that nothing was "
+                "aggregated; run the forward pass of the model that aggregate was given, and "
+                "loss.backward(), inside the block and in its thread"
+            )
 
     def _plan(self) -> Plan:
         if isinstance(self._rule, CoordinateRule):

@@ -3,6 +3,7 @@
 import copy
 import gc
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import pytest
@@ -224,7 +225,8 @@ def test_a_rule_is_needed() -> None:
 )
 def test_a_batch_that_is_too_small(rule: Any, message: str) -> None:
     model, batch = make("mlp")
-    with pc.aggregate(model, rule) as agg, pytest.raises(ValueError, match=message):
+    agg = pc.aggregate(model, rule)
+    with pytest.raises(ValueError, match=message), agg:
         classification("mean")(model, batch).backward()
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(RuntimeError, match="no backward pass has run to its end"):
@@ -239,8 +241,34 @@ def test_reports_before_a_backward_pass(rule: Any) -> None:
         with pytest.raises(RuntimeError, match=r"no backward pass.*loss\.backward\(\) in it first"):
             _ = agg.report
         if agg._capture is None:
-            with agg:
+            with pytest.raises(RuntimeError, match="no backward pass of this model was seen"), agg:
                 classification("mean")(model, batch)
+
+
+@both_kinds
+def test_a_block_in_which_nothing_was_aggregated(rule: Any) -> None:
+    model, batch = make("mlp")
+    other = nn.Linear(2, 1)
+    errors: list[Exception] = []
+
+    def of_another_model() -> None:
+        other(torch.ones(3, 2)).sum().backward()
+
+    def in_another_thread() -> None:
+        loss = classification("mean")(model, batch)
+        with futures.ThreadPoolExecutor(1) as pool:
+            error = pool.submit(loss.backward).exception()
+        assert isinstance(error, RuntimeError)
+        errors.append(error)
+
+    for act in (lambda: None, of_another_model, in_another_thread):
+        with pytest.raises(RuntimeError, match=r"so that nothing was aggregated; run the forward"):
+            with pc.aggregate(model, rule()):
+                act()
+    assert len(errors) == 1
+    with pytest.raises(ZeroDivisionError), pc.aggregate(model, rule()):
+        _ = 1 / 0
+    aggregated(model, batch, rule())
 
 
 @both_kinds

@@ -22,6 +22,7 @@ class BackwardWatch:
         running: Whether a backward pass is running that was found to miss nothing.
         keeping: Whether the factors of its gradients are those to keep.
         failed: Whether one has raised, and left some statistics without the others.
+        seen: Whether one over a captured call has begun.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class BackwardWatch:
         self.running = False
         self.keeping = False
         self.failed = False
+        self.seen = False
         self._model = model
         self._parameters = parameters
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -56,6 +58,7 @@ class BackwardWatch:
         calls = self._find_calls(roots)
         if accumulate:
             self._expect_first(set(calls))
+        self.seen |= bool(calls)
         expected = {name: int(accumulate) for names in calls.values() for name in names}
         self.running, self.keeping = True, accumulate or keep
         try:
