@@ -28,6 +28,9 @@ class NormClip(GramRule):
     An example that `nonfinite="drop"` leaves out counts as zero here, and the divisor stays `B`.
     This does no accounting, and torch's generators are not cryptographic.
 
+    Never scale or divide the loss (`GradScaler`, `loss / 4`), which would change what `C` means; to
+    accumulate over several batches, divide `.grad` after the blocks.
+
     Give it to `pycoherence.aggregate`. The report has `weights` and `clipped`, the fraction of
     examples beyond `C`.
 
