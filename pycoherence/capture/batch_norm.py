@@ -12,8 +12,8 @@ from pycoherence.errors import UnsupportedError
 
 _WHY = "batch statistics mix the examples, so that none has a gradient of its own"
 _FIX = (
-    "put the model, or its BatchNorm layers, in eval mode while measuring, or use GroupNorm or "
-    "LayerNorm"
+    "use GroupNorm or LayerNorm; only to measure, and not to train, put the model, or its "
+    "BatchNorm layers, in eval mode"
 )
 
 

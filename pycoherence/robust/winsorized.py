@@ -1,5 +1,6 @@
 """Winsorized mean."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +49,9 @@ class Winsorized(CoordinateRule):
         """The rule that clips at the `c`-th and the `(100 - c)`-th percentile, as the paper does.
 
         The percentiles are the nearest of the values, so that whole values are clipped. In small
-        batches that is a trap: for `B = 32` and `c = 1` nothing is clipped, and for `B = 16` and
-        `c = 10` the paper's code clips two values below and one above, since ties round to even;
-        here it is two on each side.
+        batches that is a trap: for `B = 32` and `c = 1` nothing is clipped, of which a
+        `UserWarning` tells, and for `B = 16` and `c = 10` the paper's code clips two values below
+        and one above, since ties round to even; here it is two on each side.
 
         Args:
             c: Percent on each side, from 0 to 50, which is the median.
@@ -60,8 +61,8 @@ class Winsorized(CoordinateRule):
             ValueError: They are not in these ranges.
 
         Example:
-            >>> Winsorized.from_percentile(2, 100), Winsorized.from_percentile(1, 32)
-            (Winsorized(k=2), Winsorized(k=0))
+            >>> Winsorized.from_percentile(2, 100), Winsorized.from_percentile(5, 32)
+            (Winsorized(k=2), Winsorized(k=2))
         """
         check_count("batch_size", batch_size, 1)
         check_number("c", c, positive=False)
@@ -69,7 +70,14 @@ class Winsorized(CoordinateRule):
             raise ValueError(f"expected a percentile c of at most 50 on each side, got {c}")
         last = batch_size - 1
         ranks = np.percentile(np.arange(batch_size), [c, 100 - c], method="nearest")
-        return cls(min(max(int(ranks[0]), last - int(ranks[1])), last // 2))
+        k = min(max(int(ranks[0]), last - int(ranks[1])), last // 2)
+        if k == 0 and c > 0:
+            warnings.warn(
+                f"c = {c} percent of batch_size = {batch_size} rounds to k = 0, which clips nothing"
+                " and is the plain mean; take a larger c or larger batches",
+                stacklevel=2,
+            )
+        return cls(k)
 
     @property
     def order(self) -> tuple[str, float]:

@@ -113,7 +113,6 @@ def test_reports() -> None:
         (1, 100, 1),
         (2, 100, 2),
         (8, 100, 8),
-        (1, 32, 0),
         (10, 16, 2),
         (50, 5, 2),
         (50, 4, 1),
@@ -121,6 +120,11 @@ def test_reports() -> None:
 )
 def test_percentiles(c: float, size: int, k: int) -> None:
     assert pc.Winsorized.from_percentile(c, size) == pc.Winsorized(k)
+
+
+def test_a_percentile_that_clips_nothing_warns() -> None:
+    with pytest.warns(UserWarning, match=r"c = 1 percent of batch_size = 32 rounds to k = 0"):
+        assert pc.Winsorized.from_percentile(1, 32) == pc.Winsorized(0)
 
 
 test_values = raising(
