@@ -219,7 +219,7 @@ def test_a_rule_is_needed() -> None:
         (pc.MeaMed(5), "leaves out k = 5 values, for which a batch needs more examples, got 5"),
         (pc.MedianOfMeans(6), "makes 6 groups, for which a batch needs as many examples, got 5"),
         (pc.Krum(2), r"2f \+ 3 = 7 examples or more, .*got 5"),
-        (pc.Krum(0, 6), "m = 6, got 5"),
+        (pc.Krum(0, 6), "averages the m = 6 best, .* needs as many examples, got 5"),
         (pc.Bulyan(1), r"4f \+ 3 = 7 examples or more, got 5"),
     ],
 )
@@ -277,7 +277,7 @@ def test_one_block_and_one_pass(rule: Any) -> None:
     agg = pc.aggregate(model, rule())
     with agg:
         loss = classification("mean")(model, batch)
-        with pytest.raises(RuntimeError, match="captures cannot be nested"):
+        with pytest.raises(RuntimeError, match="blocks of collect and aggregate cannot be nested"):
             pc.aggregate(model, rule()).__enter__()
         loss.backward(retain_graph=True)
         grads = [p.grad.clone() for p in model.parameters()]
@@ -333,6 +333,15 @@ def test_autograd_grad() -> None:
             else:
                 with pytest.raises(RuntimeError, match=r"cannot give the gradients of 0\.weight"):
                     torch.autograd.grad(loss, model[0].weight)
+
+
+def test_autograd_grad_of_a_batch_that_is_too_small() -> None:
+    model, batch = make("mlp")
+    with (
+        pytest.raises(ValueError, match=r"Winsorized\(k=3\) clips .* got 5; take larger"),
+        pc.aggregate(model, pc.Winsorized(3)),
+    ):
+        torch.autograd.grad(classification("mean")(model, batch), list(model.parameters()))
 
 
 def test_hooks_on_gradients() -> None:

@@ -31,7 +31,7 @@ class Capture(TorchFunctionMode):
         model: Whose pass it is.
         parameters: Its `tracked_parameters`.
         plan: What to measure.
-        around: Gives what a backward pass that fills `.grad` runs inside.
+        around: Gives what a backward pass that makes gradients of parameters runs inside.
 
     Attributes:
         parameters: The tracked parameters, by name.
@@ -66,8 +66,9 @@ class Capture(TorchFunctionMode):
     def __enter__(self) -> "Capture":
         if getattr(_active, "capture", None) is not None:
             raise RuntimeError(
-                "captures cannot be nested: only one would see the parameters. What to do: ask one "
-                "collect block for all statistics, and update meters outside it"
+                "the blocks of collect and aggregate cannot be nested: only one would see the "
+                "parameters. What to do: ask one collect block for all statistics, measure and "
+                "aggregate in passes of their own, and update meters outside both"
             )
         super().__enter__()
         _active.capture = self
@@ -106,9 +107,10 @@ class Capture(TorchFunctionMode):
             self.refuse(
                 "per-example gradients through this function are not known",
                 f"write the layer with one that is ({known}); look up what all examples share, "
-                "such as positions, with embedding(positions.expand(B, T), weight); take penalties "
-                "and print-outs of parameter.detach() or outside the block; or freeze the "
-                "parameter with requires_grad_(False)",
+                "such as positions, with embedding(positions.expand(B, T), weight); leave an L2 "
+                "penalty to the optimizer's weight_decay, and take others outside the block; take "
+                "print-outs of parameter.detach(); or freeze the parameter with "
+                "requires_grad_(False)",
             )
         return result
 
@@ -144,7 +146,8 @@ class Capture(TorchFunctionMode):
         roots = _tensors(args[0] if args else list(kwargs.values()))
         if not accumulate:
             self._check_inputs(args[1] if len(args) > 1 else kwargs.get("inputs"))
-        around = self._around(self) if accumulate else nullcontext()
+        # A gradient that is made after the pass has no part in torch.autograd.grad.
+        around = self._around(self) if accumulate or self.plan.gradients else nullcontext()
         with around, self.watch.backward(roots, accumulate=accumulate):
             return func(*args, **kwargs)
 
@@ -198,8 +201,10 @@ class Capture(TorchFunctionMode):
             return Slot(slot, None, parameter.dtype, {})
         if name in self.probes:
             self.refuse(
-                "this is its second use in the block, and shared parameters are not supported yet",
-                "measure one forward pass in a block, and give each layer a parameter of its own",
+                "expected one forward and backward pass in a block, in which each parameter is used "
+                "once, got a second use",
+                "open the block inside the loop or closure, around one forward and backward pass; "
+                "shared parameters are not supported yet, so give each layer one of its own",
             )
         assert self.batch_size is not None
         self.probes[name] = make_probes(self.plan.outputs, self.batch_size, parameter)

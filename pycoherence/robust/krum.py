@@ -65,12 +65,12 @@ class Krum(GramRule):
 
     def refusal(self, n: int) -> str | None:
         """As `Rule.refusal`."""
-        if n >= 2 * self.f + 3 and n >= self.m:
+        least = 2 * self.f + 3
+        if n >= max(least, self.m):
             return None
-        return (
-            f"needs a batch of 2f + 3 = {2 * self.f + 3} examples or more, of which to choose "
-            f"m = {self.m}"
-        )
+        if self.m > least:
+            return f"averages the m = {self.m} best, for which a batch needs as many examples"
+        return f"needs a batch of 2f + 3 = {least} examples or more"
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""

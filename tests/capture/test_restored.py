@@ -92,7 +92,7 @@ def test_blocks_cannot_be_nested_and_the_outer_goes_on() -> None:
     with pc.collect(model, pc.SqNorms()) as record:
         with pytest.raises(RuntimeError, match=r"cannot be nested.*one collect block"):
             pc.collect(model, pc.SqNorms()).__enter__()
-        with pytest.raises(RuntimeError, match=r"cannot be nested.*meters outside"):
+        with pytest.raises(RuntimeError, match=r"cannot be nested.*meters outside both"):
             pc.CoherenceMeter(model).update(classification("mean"), batch)
         classification("mean")(model, batch).backward()
     assert record.sq_norms.isfinite().all()
