@@ -2,6 +2,9 @@
 
 from typing import ClassVar
 
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
 from pycoherence.optim.rm3 import RM3
 
 
@@ -46,3 +49,22 @@ class M3(RM3):
     """
 
     rolls: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+        )

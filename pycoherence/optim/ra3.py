@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from pycoherence.optim._rolling import Rolling
 
@@ -50,6 +51,25 @@ class RA3(Rolling):
     """
 
     rolls: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+        )
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """As `Rolling.combine`."""

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from pycoherence.optim._median import foreach_median3, median3
 from pycoherence.optim._rolling import Rolling
@@ -49,6 +50,25 @@ class RM3(Rolling):
     """
 
     rolls: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            foreach=foreach,
+        )
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """As `Rolling.combine`."""

@@ -291,3 +291,11 @@ def test_a_network_learns(kind: Any) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-4:]) < 0.1 * sum(losses[:4])
+
+
+@every
+def test_constructor_errors_name_the_class(kind: Any) -> None:
+    p = nn.Parameter(torch.zeros(1))
+    for call in (lambda: kind([p]), lambda: kind([p], lr=0.1, nesterov=True)):
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__"):
+            call()
