@@ -58,7 +58,8 @@ class aggregate:
     Raises:
         ValueError: No parameter to track, an unknown option, or, from `backward()`, a batch that is
             too small for the rule.
-        TypeError: The rule is a class instead of an object, or something else.
+        TypeError: The rule is a class instead of an object, or something else; `group_size` is not
+            an integer.
         RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
             pass of the model was seen in the block; from `backward()`, a second pass in the block
             with a rule over whole examples.
@@ -94,7 +95,6 @@ class aggregate:
         group_size: int = 1,
     ) -> None:
         check_loss_reduction(loss_reduction)
-        check_group_size(group_size)
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"expected nonfinite to be 'nan' or 'drop', got {nonfinite!r}")
         if isinstance(rule, type) and issubclass(rule, Rule):
@@ -105,7 +105,7 @@ class aggregate:
         self._model = model
         self._rule = rule
         self._drop = nonfinite == "drop"
-        self._group_size = group_size
+        self._group_size = check_group_size(group_size)
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
 

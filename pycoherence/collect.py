@@ -40,8 +40,8 @@ class collect:
         ValueError: No statistic, two of one kind, no parameter to track, an unknown
             `loss_reduction` or `group_size`, or directions that do not fit the parameters.
         RuntimeError: The blocks of two `collect` are nested.
-        TypeError: A statistic is a class instead of an object, or a direction has a dtype or
-            device that does not fit.
+        TypeError: A statistic is a class instead of an object, `group_size` is not an integer, or a
+            direction has a dtype or device that does not fit.
         UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
             a parameter used in a way that is not known or batch sizes that disagree or are not
             whole groups; from `backward()`, before it starts, if a gradient would reach a parameter
@@ -71,14 +71,13 @@ class collect:
         group_size: int = 1,
     ) -> None:
         check_loss_reduction(loss_reduction)
-        check_group_size(group_size)
         if not statistics and not keep_factors:
             raise ValueError("expected one or more statistics such as pc.SqNorms(), got none")
         combine(statistics, tracked_parameters(model))  # so that what does not fit raises here
         self._model = model
         self._statistics = statistics
         self._keep_factors = keep_factors
-        self._group_size = group_size
+        self._group_size = check_group_size(group_size)
         self._capture: Capture | None = None
         self._loss_reduction: LossReduction = loss_reduction
 

@@ -53,10 +53,9 @@ class CoherenceMeter:
         self, model: nn.Module, *, loss_reduction: LossReduction = "mean", group_size: int = 1
     ) -> None:
         check_loss_reduction(loss_reduction)
-        check_group_size(group_size)
         self._model = model
         self._loss_reduction = loss_reduction
-        self._group_size = group_size
+        self._group_size = check_group_size(group_size)
         self.reset()
 
     def reset(self) -> None:

@@ -1,7 +1,8 @@
 """What a backward pass left behind."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NoReturn, get_args
+from numbers import Integral
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -29,12 +30,14 @@ def check_loss_reduction(value: str) -> None:
         raise ValueError(f"expected loss_reduction to be 'mean' or 'sum', got {value!r}")
 
 
-def check_group_size(value: int) -> None:
-    """Raise `ValueError` unless it is a number of rows."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"expected group_size to be a whole number of rows, 1 or more, got {value!r}"
-        )
+def check_group_size(value: Any) -> int:
+    """The value as an `int`; raise unless it is a number of rows."""
+    why = f"expected group_size to be a whole number of rows, 1 or more, got {value!r}"
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(why)
+    if value < 1:
+        raise ValueError(why)
+    return int(value)
 
 
 class Record:

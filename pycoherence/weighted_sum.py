@@ -69,7 +69,7 @@ def weighted_sum(
         {'weight': tensor([[0.6000, 1.3000]])}
     """
     check_loss_reduction(loss_reduction)
-    check_group_size(group_size)
+    group_size = check_group_size(group_size)
     asked = statistics or (SqNorms(),)
     parameters = tracked_parameters(model)
     # Norms of the sum would take the sum, whose cost is what this function saves.

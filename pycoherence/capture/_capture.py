@@ -201,8 +201,8 @@ class Capture(TorchFunctionMode):
             return Slot(slot, None, parameter.dtype, {})
         if name in self.probes:
             self.refuse(
-                "expected one forward and backward pass in a block, in which each parameter is used "
-                "once, got a second use",
+                "expected one forward and backward pass in a block, with one use of each "
+                "parameter, got a second use",
                 "open the block inside the loop or closure, around one forward and backward pass; "
                 "shared parameters are not supported yet, so give each layer one of its own",
             )

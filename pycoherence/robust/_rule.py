@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 Per = Literal["network", "parameter"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth
 class Decision:
     """What a rule did to some parameters; `None` where it has no such thing.
 
@@ -32,7 +33,7 @@ class Decision:
     kept: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth
 class Report:
     """What a rule did to one batch.
 
@@ -55,6 +56,14 @@ class Rule(ABC):
     def refusal(self, n: int) -> str | None:
         """Why the rule cannot be applied to `n` examples, one or more; `None` if it can."""
 
+    def settle_count(self, name: str, least: int = 0) -> None:
+        """Check a field by `check_count`, and make an `int` of one of NumPy's."""
+        object.__setattr__(self, name, check_count(name, getattr(self, name), least))
+
+    def settle_number(self, name: str, *, positive: bool = True) -> None:
+        """Check a field by `check_number`, and make it a `float`."""
+        object.__setattr__(self, name, check_number(name, getattr(self, name), positive=positive))
+
 
 class CoordinateRule(Rule):
     """A rule over the values that the examples have at each coordinate."""
@@ -74,21 +83,24 @@ class CoordinateRule(Rule):
         return None
 
 
-def check_count(name: str, value: Any, least: int = 0) -> None:
-    """Raise unless it is an integer of at least so much."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def check_count(name: str, value: Any, least: int = 0) -> int:
+    """The value as an `int`; raise unless it is an integer of at least so much."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"expected {name} to be at least {least}, got {value}")
+    return int(value)
 
 
-def check_number(name: str, value: Any, *, positive: bool = True) -> None:
-    """Raise unless it is a number above zero, or not below it."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def check_number(name: str, value: Any, *, positive: bool = True) -> float:
+    """The value as a `float`; raise unless it is a number above zero, or not below it."""
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be a number, got {value!r}")
-    if not (value > 0 or (value == 0 and not positive)):
+    number = float(value)
+    if not (number > 0 or (number == 0 and not positive)):
         expected = "positive" if positive else "zero or more"
         raise ValueError(f"expected {name} to be {expected}, got {value}")
+    return number
 
 
 def check_per(per: str) -> None:

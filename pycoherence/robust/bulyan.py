@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pycoherence.capture import Factors
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Decision, Per, check_count, check_per
+from pycoherence.robust._rule import Decision, Per, check_per
 from pycoherence.robust._space import Needs, Space
 from pycoherence.robust.krum import Neighbours
 
@@ -60,7 +60,7 @@ class Bulyan(GramRule):
     needs: ClassVar[Needs] = "distances"
 
     def __post_init__(self) -> None:
-        check_count("f", self.f)
+        self.settle_count("f")
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:

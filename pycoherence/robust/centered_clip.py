@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Per, check_count, check_number, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
 from pycoherence.robust.centre import Centre
 
@@ -67,8 +67,8 @@ class CenteredClip(GramRule):
     needs: ClassVar[Needs] = "distances"
 
     def __post_init__(self) -> None:
-        check_number("radius", self.radius)
-        check_count("iterations", self.iterations, 1)
+        self.settle_number("radius")
+        self.settle_count("iterations", 1)
         check_per(self.per)
 
     @property

@@ -34,7 +34,17 @@ class Centre:
         return {name: v.clone() for name, v in self.value.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace it by what `state_dict` gave."""
+        """Replace it by what `state_dict` gave.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        wrong = [repr(name) for name, v in state.items() if not isinstance(v, Tensor)]
+        if wrong:
+            raise ValueError(
+                "expected what rule.centre.state_dict() gave, a tensor for each parameter, got "
+                f"something else for {', '.join(wrong)}"
+            )
         self.value = {name: v.clone() for name, v in state.items()}
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:

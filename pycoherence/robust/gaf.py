@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Per, check_number, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
 
 
@@ -55,7 +55,7 @@ class GAF(GramRule):
     needs: ClassVar[Needs] = "gram"
 
     def __post_init__(self) -> None:
-        check_number("threshold", self.threshold, positive=False)
+        self.settle_number("threshold", positive=False)
         if self.threshold > 2:
             raise ValueError(f"expected a threshold from 0 to 2, got {self.threshold}")
         check_per(self.per)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Per, check_count, check_number, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
 
 
@@ -57,9 +57,9 @@ class GeometricMedian(GramRule):
     needs: ClassVar[Needs] = "distances"
 
     def __post_init__(self) -> None:
-        check_count("iterations", self.iterations, 1)
-        check_number("nu", self.nu)
-        check_number("tolerance", self.tolerance, positive=False)
+        self.settle_count("iterations", 1)
+        self.settle_number("nu")
+        self.settle_number("tolerance", positive=False)
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:

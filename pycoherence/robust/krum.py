@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Per, check_count, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
 
 
@@ -59,8 +59,8 @@ class Krum(GramRule):
     needs: ClassVar[Needs] = "distances"
 
     def __post_init__(self) -> None:
-        check_count("f", self.f)
-        check_count("m", self.m, 1)
+        self.settle_count("f")
+        self.settle_count("m", 1)
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pycoherence.robust._rule import CoordinateRule, check_count
+from pycoherence.robust._rule import CoordinateRule
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MeaMed(CoordinateRule):
     k: int
 
     def __post_init__(self) -> None:
-        check_count("k", self.k)
+        self.settle_count("k")
 
     @property
     def order(self) -> tuple[str, float]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pycoherence.robust._rule import CoordinateRule, check_count
+from pycoherence.robust._rule import CoordinateRule
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MedianOfMeans(CoordinateRule):
     groups: int
 
     def __post_init__(self) -> None:
-        check_count("groups", self.groups, 1)
+        self.settle_count("groups", 1)
 
     @property
     def order(self) -> tuple[str, float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Per, check_number, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
 
 
@@ -67,8 +67,8 @@ class NormClip(GramRule):
     needs: ClassVar[Needs] = "sq_norms"
 
     def __post_init__(self) -> None:
-        check_number("max_norm", self.max_norm)
-        check_number("noise_multiplier", self.noise_multiplier, positive=False)
+        self.settle_number("max_norm")
+        self.settle_number("noise_multiplier", positive=False)
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"expected a torch.Generator, got {type(self.generator).__name__}")
         check_per(self.per)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pycoherence.robust._rule import CoordinateRule, check_count, clip_refusal
+from pycoherence.robust._rule import CoordinateRule, clip_refusal
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Phocas(CoordinateRule):
     k: int
 
     def __post_init__(self) -> None:
-        check_count("k", self.k)
+        self.settle_count("k")
 
     @property
     def order(self) -> tuple[str, float]:

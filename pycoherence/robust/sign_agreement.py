@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pycoherence.robust._rule import CoordinateRule, check_number
+from pycoherence.robust._rule import CoordinateRule
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SignAgreement(CoordinateRule):
     threshold: float
 
     def __post_init__(self) -> None:
-        check_number("threshold", self.threshold, positive=False)
+        self.settle_number("threshold", positive=False)
         if self.threshold > 1:
             raise ValueError(f"expected a threshold from 0 to 1, got {self.threshold}")
 

@@ -42,7 +42,7 @@ class Winsorized(CoordinateRule):
     k: int
 
     def __post_init__(self) -> None:
-        check_count("k", self.k)
+        self.settle_count("k")
 
     @classmethod
     def from_percentile(cls, c: float, batch_size: int) -> "Winsorized":
@@ -64,8 +64,8 @@ class Winsorized(CoordinateRule):
             >>> Winsorized.from_percentile(2, 100), Winsorized.from_percentile(5, 32)
             (Winsorized(k=2), Winsorized(k=2))
         """
-        check_count("batch_size", batch_size, 1)
-        check_number("c", c, positive=False)
+        batch_size = check_count("batch_size", batch_size, 1)
+        c = check_number("c", c, positive=False)
         if c > 50:
             raise ValueError(f"expected a percentile c of at most 50 on each side, got {c}")
         last = batch_size - 1
@@ -73,8 +73,8 @@ class Winsorized(CoordinateRule):
         k = min(max(int(ranks[0]), last - int(ranks[1])), last // 2)
         if k == 0 and c > 0:
             warnings.warn(
-                f"c = {c} percent of batch_size = {batch_size} rounds to k = 0, which clips nothing"
-                " and is the plain mean; take a larger c or larger batches",
+                f"c = {c:g} percent of batch_size = {batch_size} rounds to k = 0, which clips "
+                "nothing and is the plain mean; take a larger c or larger batches",
                 stacklevel=2,
             )
         return cls(k)

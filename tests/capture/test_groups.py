@@ -131,8 +131,11 @@ def test_rows_that_are_not_whole_groups_are_refused() -> None:
             model(torch.ones(6, 3))
 
 
-@pytest.mark.parametrize("group_size", [0, -1, 2.0, None])
-def test_group_sizes_are_whole_numbers(group_size: Any) -> None:
+@pytest.mark.parametrize(
+    ("group_size", "error"),
+    [(0, ValueError), (-1, ValueError), (2.0, TypeError), (None, TypeError), (True, TypeError)],
+)
+def test_group_sizes_are_whole_numbers(group_size: Any, error: type[Exception]) -> None:
     model = nn.Linear(3, 2)
     for make_it in (
         lambda: pc.collect(model, pc.SqNorms(), group_size=group_size),
@@ -140,7 +143,7 @@ def test_group_sizes_are_whole_numbers(group_size: Any) -> None:
         lambda: pc.CoherenceMeter(model, group_size=group_size),
         lambda: pc.weighted_sum(model, None, None, torch.ones(1), group_size=group_size),
     ):
-        with pytest.raises(ValueError, match=r"expected group_size to be a whole number.*got "):
+        with pytest.raises(error, match=r"expected group_size to be a whole number.*got "):
             make_it()
 
 

@@ -76,8 +76,9 @@ def test_plain_training_works_afterwards(case: Refusal) -> None:
 )
 def test_a_parameter_in_the_loss_is_refused(penalty) -> None:
     model, batch = make("mlp")
+    message = r"parameter '(weight|bias)' of module '0', used.*weight_decay"
     with (
-        pytest.raises(pc.UnsupportedError, match=r"'(weight|bias)' of module '0', used.*weight_decay"),
+        pytest.raises(pc.UnsupportedError, match=message),
         pc.collect(model, pc.SqNorms()),
     ):
         (classification("mean")(model, batch) + penalty(model)).backward()

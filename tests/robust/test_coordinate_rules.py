@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import plain_rules as plain
 import pytest
 import torch
@@ -90,6 +91,18 @@ def test_too_few_left_are_not_a_number(rule: str) -> None:
     assert all(g.isnan().all() for g in found.values())
 
 
+def test_numbers_of_numpy() -> None:
+    assert repr(pc.Winsorized(np.int64(2))) == "Winsorized(k=2)"
+    assert pc.Krum(np.int32(1), m=np.int64(3)) == pc.Krum(1, 3)
+    assert pc.CenteredClip(np.float32(0.5)).radius == 0.5
+    model, batch = larger("mlp")
+    whole, _ = aggregated(model, (batch[0][:10], batch[1][:10]), pc.Winsorized(1), group_size=2)
+    part = aggregated(
+        model, (batch[0][:10], batch[1][:10]), pc.Winsorized(np.int64(1)), group_size=np.int64(2)
+    )[0]
+    assert all(torch.equal(g, part[n]) for n, g in whole.items())
+
+
 def test_reports() -> None:
     model, batch = larger("mlp")
     names = [n for n, _ in model.named_parameters()]
@@ -99,7 +112,10 @@ def test_reports() -> None:
         (pc.Median(), None),
     ):
         _, report = aggregated(model, batch, rule)
-        assert report == pc.Report(B, {n: pc.Decision(clipped=clipped) for n in names})
+        assert (report.batch_size, report.network) == (B, None)
+        assert {n: one.clipped for n, one in report.by_parameter.items()} == dict.fromkeys(
+            names, clipped
+        )
     found, report = aggregated(model, batch, pc.SignAgreement(0.5))
     kept = {n: one.kept for n, one in report.by_parameter.items()}
     assert kept == {n: (g != 0).double().mean().item() for n, g in found.items()}

@@ -113,6 +113,13 @@ def test_the_centre_can_be_saved_and_reset() -> None:
     assert all(torch.equal(x, fresh[n]) for n, x in aggregated(model, batch, rule)[0].items())
 
 
+def test_a_centre_of_something_else() -> None:
+    rule = pc.CenteredClip(1.0)
+    with pytest.raises(ValueError, match=r"rule\.centre\.state_dict\(\) gave.* for 'state', 'n'$"):
+        rule.centre.load_state_dict({"state": {"0.weight": torch.ones(2)}, "n": 3})
+    assert rule.centre.value == {}
+
+
 def test_a_centre_of_another_model_is_refused() -> None:
     rule = pc.CenteredClip(0.2)
     aggregated(*larger("mlp"), rule)
