@@ -104,10 +104,17 @@ class aggregate:
         tracked_parameters(model)  # so that a model without parameters raises here
         self._model = model
         self._rule = rule
+        self._loss_reduction = loss_reduction
         self._drop = nonfinite == "drop"
         self._group_size = check_group_size(group_size)
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"aggregate({self._rule!r}, loss_reduction={self._loss_reduction!r}, "
+            f"nonfinite={'drop' if self._drop else 'nan'!r}, group_size={self._group_size})"
+        )
 
     def __enter__(self) -> "aggregate":
         if self._capture is not None:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from pycoherence.capture import LossFn, tracked_parameters
 from pycoherence.errors import VerificationError
 from pycoherence.meter import measure
-from pycoherence.record import LossReduction, check_loss_reduction
+from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def verify(
     *,
     loss_reduction: LossReduction = "mean",
     rtol: float | None = None,
+    group_size: int = 1,
 ) -> Verification:
     """Compare per-example gradients with those of autograd, one example at a time, on your model.
 
@@ -56,12 +57,15 @@ def verify(
             dimension is the batch size are cut into examples.
         loss_reduction: How `loss_fn` joins per-example losses.
         rtol: Allowed relative error; the square root of the dtype's epsilon if `None`.
+        group_size: How many consecutive rows of the batch make one example, as in
+            `pycoherence.collect`; `loss_fn` is then also given the rows of one.
 
     Returns:
         The errors found, by parameter.
 
     Raises:
-        ValueError: The batch is empty.
+        ValueError: The batch is empty, or `group_size` less than one.
+        TypeError: `group_size` is not an integer.
         VerificationError: An error is larger than `rtol`; the message lists the parameters.
         UnsupportedError: As in `pycoherence.collect`.
 
@@ -77,11 +81,12 @@ def verify(
     """
     check_loss_reduction(loss_reduction)
     parameters = tracked_parameters(model)
-    size, sums, norms = measure(model, loss_fn, batch)
+    group_size = check_group_size(group_size)
+    size, sums, norms = measure(model, loss_fn, batch, group_size)
     if not size:
         raise ValueError("expected a batch of one or more examples, got an empty one")
     scale = size if loss_reduction == "mean" else 1
-    true_norms, true_sums = _one_at_a_time(model, loss_fn, batch, size, parameters)
+    true_norms, true_sums = _one_at_a_time(model, loss_fn, batch, size, group_size, parameters)
 
     floor = _largest(torch.stack(list(true_norms.values())).sum(0))
     norm_errors: dict[str, float] = {}
@@ -108,13 +113,16 @@ def _one_at_a_time(
     loss_fn: LossFn,
     batch: Any,
     size: int,
+    group_size: int,
     parameters: Mapping[str, nn.Parameter],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Squared norms `[B]` and the gradients' sum of each parameter, in float64."""
     norms = {name: torch.zeros(size, dtype=torch.float64) for name in parameters}
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    rows = size * group_size
     for b in range(size):
-        example = tree_map(lambda x, b=b: _cut(x, b, size), batch)
+        part = slice(b * group_size, (b + 1) * group_size)
+        example = tree_map(lambda x, part=part: _cut(x, part, rows), batch)
         with torch.enable_grad():
             loss = loss_fn(model, example)
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -125,9 +133,9 @@ def _one_at_a_time(
     return norms, sums
 
 
-def _cut(leaf: Any, b: int, size: int) -> Any:
-    is_batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
-    return leaf[b : b + 1] if is_batched else leaf
+def _cut(leaf: Any, part: slice, rows: int) -> Any:
+    is_batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == rows
+    return leaf[part] if is_batched else leaf
 
 
 def _difference(ours: Tensor, truth: Tensor) -> Tensor:

@@ -189,6 +189,12 @@ def test_the_same_for_any_number_of_threads_and_each_time(rule: Any) -> None:
         assert all(torch.equal(g, other[n]) for n, g in results[0].items())
 
 
+def test_its_name() -> None:
+    assert repr(pc.aggregate(nn.Linear(2, 1), pc.Median(), nonfinite="drop", group_size=2)) == (
+        "aggregate(Median(lower=False), loss_reduction='mean', nonfinite='drop', group_size=2)"
+    )
+
+
 def test_a_rule_is_needed() -> None:
     model = nn.Linear(2, 1)
     with pytest.raises(TypeError, match=r"got a class; write pc\.Krum\(\.\.\.\)"):

@@ -59,6 +59,26 @@ def total(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).sum(1).mean()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_groups_of_rows(reduction: str) -> None:
+    """What mixes the rows of a group mixes no examples."""
+    model = two_branches(lambda y: y.view(-1, 2, 3).softmax(1).view(-1, 3))
+    x = torch.randn(8, 6, dtype=torch.float64)
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return getattr(model(x).square().sum(1), reduction)()
+
+    def verify(group_size: int, x: Tensor) -> pc.Verification:
+        return pc.verify(model, loss, x, loss_reduction=reduction, group_size=group_size)
+
+    for group_size in (2, 4, 8):
+        assert max(verify(group_size, x).sq_norms.values()) < 1e-12
+    with pytest.raises(pc.UnsupportedError, match="not whole groups of group_size=2"):
+        verify(2, x[:7])
+    with pytest.raises(TypeError, match="group_size to be a whole number"):
+        verify(2.0, x)
+
+
 X = torch.linspace(-2, 1, 24, dtype=torch.float64).reshape(4, 6).cos()
 
 MIXES = {
