@@ -139,6 +139,8 @@ class Columns {
     T *values = values_.data(), results[kLanesOf<V>];
     Buffer<T>& column = column_;
     store<V>(results, result);
+    if (std::all_of(results, results + kLanesOf<V>, [](T x) { return x == x; })) return result;
+    for (int64_t b = 0; b < count_; ++b) store<V>(values + b * kLanesOf<V>, value(b));
     for (int64_t lane = 0; lane < kLanesOf<V>; ++lane) {
       if (results[lane] == results[lane]) continue;
       int64_t count = 0, group = 0, in_group = 0;
@@ -154,13 +156,13 @@ class Columns {
           end_group();
           ++group;
         }
-        store<V>(values, value(b));
-        if (!std::isfinite(values[lane])) continue;
+        const T one = values[b * kLanesOf<V> + lane];
+        if (!std::isfinite(one)) continue;
         if (grouped) {
-          sum += values[lane];
+          sum += one;
           ++in_group;
         } else {
-          column[count++] = values[lane];
+          column[count++] = one;
         }
       }
       if (grouped) end_group();

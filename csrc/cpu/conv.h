@@ -74,6 +74,15 @@ struct Patches {
     return result;
   }
 
+  // Examples first .. last alone.
+  Patches part(int64_t first, int64_t last) const {
+    Patches result = *this;
+    result.x.data += first * x.channels * x.positions;
+    result.g.data += first * g.channels * g.positions;
+    result.batch = result.segments = last - first;
+    return result;
+  }
+
   bool depthwise() const { return channels == 1 && out == 1; }
 
   // The first example of a segment.

@@ -15,7 +15,23 @@ using pc::Order;
 using pc::Patches;
 using pc::Tensor;
 
-// The median of the means of groups, which take no more than the sum over all examples.
+// The median of the means of groups from their sums, of a parameter in torch's order.
+template <typename T>
+void median_of_sums(const Patches<T>& patches, const Order& order, T* out) {
+  const int64_t groups = order.count(), size = patches.groups * patches.out * patches.in;
+  Buffer<T> sums(groups * size);
+  for (int64_t j = 0; j < groups; ++j) {
+    pc::Reduction<T> to;
+    to.sum = sums.data() + j * size;
+    const int64_t first = pc::group_start(j, groups, patches.batch);
+    pc::reduce_conv(patches.part(first, pc::group_start(j + 1, groups, patches.batch)), to);
+  }
+  const Order median{pc::Rule::kMedian, 0, false};
+  const Buffer<T> shares = pc::group_shares<T>(groups, patches.batch);
+  pc::order_rows<T>({sums.data(), groups, size}, size, shares.data(), median, out);
+}
+
+// The same, a tile of all groups at a time.
 template <typename T>
 void median_of_means(const Patches<T>& patches, const Order& order, T* out) {
   const Patches<T> groups = patches.grouped(order.count());
@@ -52,6 +68,9 @@ void sign_agreement(const Patches<T>& patches, const Order& order, T* out) {
 template <typename T>
 void order_in_order(const Patches<T>& patches, const Order& order, T* out) {
   if (order.of_sums(pc::Rule::kSignAgreement)) return sign_agreement(patches, order, out);
+  const int64_t sums = order.count() * patches.groups * patches.out * patches.in;
+  const bool room = sums * int64_t{sizeof(T)} <= pc::workspace() / 2;
+  if (order.of_sums(pc::Rule::kMedianOfMeans) && room) return median_of_sums(patches, order, out);
   const pc::TapsFirst<T> layout{patches.groups * patches.out, patches.channels,
                                 patches.window.taps};
   if (layout.channels == 1 || layout.taps == 1) return order_dense(patches, order, out);
@@ -69,7 +88,7 @@ void order_depthwise(const Patches<T>& patches, const Order& order, T* out) {
     const Buffer<T> rows = pc::depthwise_rows(patches, first, last);
     Buffer<T> inner(taps * count);
     const pc::Rows<T> all{rows.data(), patches.batch, taps * count};
-    pc::order_rows(all, taps * count, order, inner.data());
+    pc::order_rows<T>(all, taps * count, nullptr, order, inner.data());
     for (int64_t c = 0; c < count; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap) {
         out[(first + c) * taps + tap] = inner[tap * count + c];

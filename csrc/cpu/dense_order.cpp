@@ -24,19 +24,19 @@ void pc::order_columns(const Rows<T>& rows, int64_t size, const T* coef, const O
 }
 
 template <typename T>
-void pc::order_rows(const Rows<T>& rows, int64_t size, const Order& order, T* out) {
+void pc::order_rows(const Rows<T>& rows, int64_t size, const T* coef, const Order& order, T* out) {
   constexpr int64_t width = 256;
   torch::stable::parallel_for(0, (size + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * width, last = std::min(end * width, size);
     const Rows<T> some{rows.data + first, rows.count, rows.stride};
-    order_columns<T>(some, last - first, nullptr, order, out + first);
+    order_columns(some, last - first, coef, order, out + first);
   });
 }
 
 template void pc::order_columns(const Rows<float>&, int64_t, const float*, const Order&, float*);
 template void pc::order_columns(const Rows<double>&, int64_t, const double*, const Order&, double*);
-template void pc::order_rows(const Rows<float>&, int64_t, const Order&, float*);
-template void pc::order_rows(const Rows<double>&, int64_t, const Order&, double*);
+template void pc::order_rows(const Rows<float>&, int64_t, const float*, const Order&, float*);
+template void pc::order_rows(const Rows<double>&, int64_t, const double*, const Order&, double*);
 
 namespace {
 
@@ -53,7 +53,7 @@ Tensor dense_order(const Tensor& rows, const Order& order) {
   const Tensor prepared = pc::prepare<T>(rows);
   const int64_t size = result.numel();
   const pc::Rows<T> all{pc::read<T>(prepared), batch, size};
-  pc::order_rows(all, size, order, result.mutable_data_ptr<T>());
+  pc::order_rows<T>(all, size, nullptr, order, result.mutable_data_ptr<T>());
   return result;
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "panels.h"
 #include "reduction.h"
@@ -24,7 +25,8 @@ struct Factors {
   }
 };
 
-// A sum, and whether its terms have cancelled to little more than what rounding left of them.
+// A sum, and whether it is to be trusted: its terms have neither cancelled to little more than what
+// rounding left of them nor left the range of T.
 template <typename T>
 struct Sum {
   PC_INLINE void add(double term, double weight = 1) {
@@ -32,8 +34,9 @@ struct Sum {
     magnitude += weight * std::abs(term);
   }
 
-  PC_INLINE bool cancelled() const {
-    return sizeof(T) < sizeof(double) && std::abs(value) < magnitude / 1024;
+  PC_INLINE bool good() const {
+    const bool finite = std::abs(value) <= std::numeric_limits<double>::max();
+    return sizeof(T) == sizeof(double) || (finite && std::abs(value) >= magnitude / 1024);
   }
 
   double value = 0, magnitude = 0;
@@ -114,7 +117,7 @@ void hadamard_gram(const Factors<T>& a, const Factors<T>& b, int64_t length_a, i
         for (int64_t r = 0; r < rows_a / length_a; ++r) {
           for (int64_t c = 0; c < rows_b / length_b; ++c) {
             Sum<T>& sum = sums[r * rows + c];
-            if (sum.cancelled()) {
+            if (!sum.good()) {
               sum.value = exact_product(a.part((i + r) * length_a, length_a),
                                         b.part((j + c) * length_b, length_b));
             }
@@ -152,7 +155,7 @@ PC_INLINE double sq_norm_of(const Factors<T>& factors) {
                                [&](int64_t, int64_t, double value)
                                    PC_INLINED { sum.add(value, 2); });
   }
-  if (sum.cancelled()) sum.value = exact_product(factors, factors);
+  if (!sum.good()) sum.value = exact_product(factors, factors);
   // What cancels wholly may be less than nothing by rounding.
   return sum.value < 0 ? 0 : sum.value;
 }

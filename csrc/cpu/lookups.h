@@ -70,9 +70,16 @@ class Lookups {
   // The end of the neighbours of i that share its id; of those in its example only, if `alone`.
   int64_t end_of(int64_t i, bool alone) const {
     const int64_t limit = (alone ? example(i) + 1 : batch_) * positions_;
-    int64_t end = i + 1;
-    while (end < count() && list_[end].id == list_[i].id && list_[end].at < limit) ++end;
-    return end;
+    const auto shared = [&](int64_t j) {
+      return j < count() && list_[j].id == list_[i].id && list_[j].at < limit;
+    };
+    // Few neighbours are found one by one, many by steps that double.
+    int64_t step = 1;
+    while (shared(i + step)) step *= 2;
+    const Lookup* last = std::partition_point(
+        begin() + i + step / 2, begin() + std::min(i + step, count()),
+        [&](const Lookup& one) { return one.id == list_[i].id && one.at < limit; });
+    return last - begin();
   }
 
   // The first from `start` on that is not such a neighbour of the one before.

@@ -51,7 +51,7 @@ void order_columns(const Rows<T>& rows, int64_t size, const T* coef, const Order
 
 // The same by all threads.
 template <typename T>
-void order_rows(const Rows<T>& rows, int64_t size, const Order& order, T* out);
+void order_rows(const Rows<T>& rows, int64_t size, const T* coef, const Order& order, T* out);
 
 // Turns sums over `batch` examples into what kSignAgreement makes of them, from the sums of signs.
 template <typename T>
