@@ -13,7 +13,7 @@ from measured import OURS, PLAIN, Case, Step
 from networks import TASKS, Task, make
 from truth import Truth
 
-BATCH = 3
+BATCH = 6
 
 
 @pytest.fixture(scope="module")
