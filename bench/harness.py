@@ -22,6 +22,9 @@ WORKSPACE = 2 * 2**30
 HOPELESS = 10
 """Candidates whose first run is this many times slower than the fastest are not run again."""
 
+SHORT = 0.1
+"""Seconds that a run may take to be repeated all the same."""
+
 CHOOSING = ("sign_agreement", "phocas", "meamed")
 """Rules that leave values out by a comparison that rounding may decide; in few coordinates."""
 
@@ -120,13 +123,19 @@ def interleave(first: Mapping[Candidate, float], seconds: float) -> Times:
     """Run candidates in turns until time is up.
 
     Args:
-        first: Seconds of the first run of each candidate, which is all that hopeless ones get.
+        first: Seconds of the first run of each candidate. Hopeless ones get one more if that is
+            short, for it may have been held up by others on the machine, and that is all.
         seconds: How long.
     """
     if not first:
         return {}
+    fastest = min(first.values())
+    first = {
+        c: min(once, sample(c, 1)) if HOPELESS * fastest < once < SHORT else once
+        for c, once in first.items()
+    }
     times: Times = {c: (once, 1) for c, once in first.items()}
-    warm = {c: sample(c, 1) for c in first if first[c] <= HOPELESS * min(first.values())}
+    warm = {c: sample(c, 1) for c in first if first[c] <= HOPELESS * fastest}
     # Runs too short for the clock are taken together.
     repeats = max(1, min(100, int(min(1e-3, seconds / 100) / min(warm.values()))))
     turns = max(3, min(31, int(seconds / (repeats * sum(warm.values())))))

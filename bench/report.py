@@ -111,8 +111,12 @@ def by_op(ops: Sequence[Result]) -> Iterator[str]:
             rows.append((f"`{op}`", backend, str(len(ratios)), *figures, str(slow)))
     yield from table(head, rows)
     failed = [row for row in ops if row["check"] != "ok"]
+    ours = sum("backend" in row for row in failed)
     if failed:
-        yield f"\n**{len(failed)} checks failed**; those cases are not in the table."
+        yield (
+            f"\n**{ours} checks failed** of backends, whose cases are not in the table, and "
+            f"{len(failed) - ours} of plain formulations, which were not timed."
+        )
 
 
 def slower(ops: Sequence[Result]) -> Iterator[str]:
