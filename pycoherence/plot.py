@@ -103,9 +103,14 @@ def explain(axes: Axes, runs: Mapping[str, Any], part: str, examples: int) -> No
 
 
 def prepare(axes: Axes) -> None:
-    """Steps on a logarithmic scale with room for step 0, and no ink without use."""
+    """Steps on a logarithmic scale with room for step 0."""
+    bare(axes)
     axes.set_xscale("symlog", linthresh=1, linscale=0.3)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
+
+
+def bare(axes: Axes) -> None:
+    """No ink without use."""
     axes.margins(x=0.01)
     axes.grid(color=PALE, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
