@@ -46,7 +46,7 @@ LARGE: dict[str, list[Callable[[], tuple[tuple[int, ...], Head]]]] = {
     "linear_reduce": [
         lambda: ((70, 65), (randn(5, 300, 65), randn(5, 300, 70))),
         lambda: ((51, 130), (randn(70, 1, 130), randn(70, 1, 51))),
-        lambda: ((129, 260), (randn(1200, 1, 260), randn(1200, 1, 129))),  # for a BLAS
+        lambda: ((129, 260), (randn(1200, 1, 260), randn(1200, 1, 129))),  # several blocks
     ],
     "conv_reduce": [
         lambda: (
