@@ -1,0 +1,77 @@
+"""The GPU under a tensor: what it is, how it multiplies, and how a kernel is launched on it."""
+
+import functools
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Device(NamedTuple):
+    """What the choice of a kernel's tiles depends on.
+
+    Attributes:
+        capability: Compute capability, 90 for sm_90.
+        processors: Number of streaming multiprocessors.
+    """
+
+    capability: int
+    processors: int
+
+
+HOPPER = Device(90, 132)
+
+
+def device_of(x: Tensor) -> Device:
+    """The GPU that holds `x`; one of Hopper's kind for a tensor that is on none."""
+    return _properties(x.device.index) if x.is_cuda else HOPPER
+
+
+@functools.cache
+def _properties(index: int) -> Device:
+    found = torch.cuda.get_device_properties(index)
+    return Device(10 * found.major + found.minor, found.multi_processor_count)
+
+
+def precision(dtype: torch.dtype, *, exact: bool = False) -> str:
+    """How `tl.dot` multiplies: its `input_precision`, which means something for float32 alone.
+
+    Args:
+        dtype: Of what is multiplied, before any conversion. Half precision that a kernel has
+            converted keeps its digits, in three products of TensorFloat-32.
+        exact: Whether cancellation needs all digits: where torch allows TensorFloat-32, three
+            products are taken.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        return "tf32x3"
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32x3" if exact else "tf32"
+    return "ieee"
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    warps: int = 4,
+    stages: int = 2,
+    **constants: Any,
+) -> None:
+    """Run a kernel on the device of its first argument, on the current stream.
+
+    Args:
+        kernel: A function compiled by `triton.jit`.
+        grid: Number of programs in each of up to three dimensions; none run if one is zero.
+        args: In the order of the kernel's parameters.
+        warps: Of each program.
+        stages: Of the software pipeline.
+        constants: Parameters that are `tl.constexpr`.
+    """
+    if 0 in grid:
+        return
+    on_device = torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext()
+    with on_device:
+        kernel[grid](
+            *args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True
+        )
