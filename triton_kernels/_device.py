@@ -72,6 +72,4 @@ def launch(
         return
     on_device = torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext()
     with on_device:
-        kernel[grid](
-            *args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True
-        )
+        kernel[grid](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)

@@ -1,0 +1,169 @@
+"""The factors of per-example gradients as the tile engine takes them, and its launch."""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops._workspace import workspace
+from pycoherence.triton_kernels._device import device_of, launch, precision
+from pycoherence.triton_kernels._engine import reduce_tiles
+from pycoherence.triton_kernels._tiles import parts_of, tile_for
+
+# Positions that the accumulator of a product may add up before its rounding shows.
+_LONG = 2048
+
+
+class Factors(NamedTuple):
+    """The gradients `G_b = sum_p g_bp patch_p(x_b)^T` of a convolution's weight, as factors.
+
+    Attributes:
+        x: Input, `[B, I, *S]`, any strides.
+        g: Output gradient, `[B, O, *S_out]`.
+        kernel: Size of the kernel; so are the next three, one number for each dimension.
+        stride: Steps of the kernel.
+        padding: Zeros on both sides.
+        dilation: Spacing of the kernel's points.
+        groups: Groups of channels.
+    """
+
+    x: Tensor
+    g: Tensor
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of_linear(cls, x: Tensor, g: Tensor) -> "Factors":
+        """Those of a linear layer, `[B, T, I]` and `[B, T, O]`: a kernel of one."""
+        return cls(x.mT, g.mT, (1,), (1,), (0,), (1,), 1)
+
+    @classmethod
+    def of_conv(cls, x: Tensor, g: Tensor, *options: list[int] | int) -> "Factors":
+        """Those of a convolution, from the arguments of its op; one position a point if it can."""
+        *window, groups = options
+        kernel, stride, padding, dilation = (tuple(numbers) for numbers in window)  # pyright: ignore
+        if set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}:
+            return cls(x.flatten(2), g.flatten(2), (1,), (1,), (0,), (1,), int(groups))  # pyright: ignore
+        return cls(x, g, kernel, stride, padding, dilation, int(groups))  # pyright: ignore
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the parameter, `[O, I / groups * taps]`."""
+        return self.g.shape[1], self.x.shape[1] // self.groups * prod(self.kernel)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to add up."""
+        return not self.x.numel() or not self.g.numel()
+
+
+def reduce(
+    factors: Factors,
+    wanted: frozenset[str],
+    coef: Tensor | None = None,
+    direction: Tensor | None = None,
+    *,
+    parts: int | None = None,
+) -> dict[str, Tensor]:
+    """Reductions of gradients in one pass over their factors.
+
+    Args:
+        factors: Not empty.
+        wanted: Of `sq_norms`, `dots`, `weighted_sum`, `second_moment`, `sign_sum`, `gradients`.
+        coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
+        direction: Parameter-shaped, what `dots` are taken with.
+        parts: Among how many programs the examples are divided; chosen if `None`.
+
+    Returns:
+        What is wanted, in accumulation dtype: `[B, tiles]` of norms and dots, `[parts, O, K]` of
+        sums, to be added up over their second and first dimension; `[B, O, K]` of gradients.
+    """
+    x, g = factors.x, factors.g
+    batch, (o, k) = len(x), factors.shape
+    device, acc = device_of(x), accumulate_dtype(x.dtype)
+    positions, how = prod(g.shape[2:]), precision(x.dtype)
+    sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
+    rows = o // factors.groups
+    tile = tile_for(device, x.dtype, how, rows, k, sums + (positions > _LONG))
+    tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
+    if parts is None:
+        room = workspace() // max(1, o * k * acc.itemsize * sums) if sums else batch
+        parts = parts_of(device, batch, tiles, min(room, 65535))
+    out = {
+        name: x.new_empty(size, dtype=acc)
+        for name, size in {
+            "sq_norms": (batch, tiles),
+            "dots": (batch, tiles),
+            "weighted_sum": (parts, o, k),
+            "second_moment": (parts, o, k),
+            "sign_sum": (parts, o, k),
+            "gradients": (batch, o, k),
+        }.items()
+        if name in wanted
+    }
+    launch(
+        reduce_tiles,
+        (tiles, parts),
+        x,
+        g,
+        None if coef is None else coef.to(acc).contiguous(),
+        None if direction is None else direction.to(acc).contiguous(),
+        *map(out.get, _OUTPUTS),
+        batch,
+        x.shape[1] // factors.groups,
+        rows,
+        positions,
+        *_layout(factors),
+        KERNEL=factors.kernel,
+        STRIDE=factors.stride,
+        PADDING=factors.padding,
+        DILATION=factors.dilation,
+        DIMS=len(factors.kernel),
+        TAPS=prod(factors.kernel),
+        TAPS_FIRST=x.stride(1) == 1,
+        COEF=coef is not None,
+        BLOCK_O=tile.o,
+        BLOCK_K=tile.k,
+        BLOCK_T=tile.t,
+        CHUNK=_LONG // tile.t if positions > _LONG else 0,
+        OFFSET=tl.int32 if max(map(_reach, (x, g))) < 2**31 else tl.int64,
+        ACC=tl.float64 if acc == torch.float64 else tl.float32,
+        PRECISION=how,
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+    return out
+
+
+_OUTPUTS = ("sq_norms", "dots", "weighted_sum", "second_moment", "sign_sum", "gradients")
+
+
+def _layout(factors: Factors) -> tuple[tuple[int, ...] | int, ...]:
+    """Sizes and strides, in the order of the kernel's arguments."""
+    x, g = factors.x, factors.g
+    (x_batch, x_channel, *x_space), (g_batch, g_channel, *g_space) = x.stride(), g.stride()
+    sizes = tuple(x.shape[2:]), tuple(g.shape[2:])
+    return *sizes, x_batch, x_channel, tuple(x_space), g_batch, g_channel, tuple(g_space)
+
+
+def _reach(x: Tensor) -> int:
+    """How far the numbers of one example lie apart, padding and blocks past the edge included."""
+    return sum(
+        (size + 2048) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
+    )
+
+
+def materialise(factors: Factors) -> Tensor:
+    """The gradients themselves, `[B, O, K]`."""
+    if factors.empty:
+        shape = (len(factors.x), *factors.shape)
+        return factors.x.new_zeros(shape, dtype=accumulate_dtype(factors.x.dtype))
+    parts = min(len(factors.x), 65535)
+    return reduce(factors, frozenset({"gradients"}), parts=parts)["gradients"]

@@ -1,0 +1,85 @@
+"""How large the tiles of the engine are, and among how many programs the batch is divided."""
+
+from typing import NamedTuple
+
+import torch
+
+from pycoherence.triton_kernels._device import Device
+
+
+class Tile(NamedTuple):
+    """What one program of the engine works on.
+
+    Attributes:
+        o: Outputs.
+        k: Columns: inputs, times the taps of a convolution.
+        t: Positions in one step.
+        warps: Of the program.
+        stages: Of the software pipeline.
+    """
+
+    o: int
+    k: int
+    t: int
+    warps: int
+    stages: int
+
+
+# By what is multiplied, and by how many sums of tiles are kept beside the product: 0, 1, more.
+# Every row compiles without spills for sm_80, sm_90 and sm_100.
+_TABLE = {
+    "half": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 8, 3)),
+    "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 8, 3)),
+    "float32": (Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
+    "float64": (Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), Tile(32, 64, 16, 8, 2)),
+}
+
+# The data centre GPUs have shared memory for three stages; others are known to have 99 KiB.
+_LARGE = (80, 90, 100, 103)
+
+
+def tile_for(device: Device, dtype: torch.dtype, precision: str, o: int, k: int, sums: int) -> Tile:
+    """The tile for a parameter of `[o, k]`.
+
+    Args:
+        device: The GPU.
+        dtype: Of the factors.
+        precision: As `_device.precision` gives it.
+        o: Outputs in a group.
+        k: Columns in a group.
+        sums: How many sums of tiles are kept beside the product.
+    """
+    kind = "half" if dtype.itemsize == 2 else "float64" if dtype.itemsize == 8 else "float32"
+    if kind == "float32" and precision == "tf32":
+        kind = "tf32"
+    tile = _TABLE[kind][min(sums, 2)]
+    if device.capability not in _LARGE:
+        tile = tile._replace(t=min(tile.t, 32), stages=2)
+    small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)
+    warps = max(1, tile.warps * small_o * small_k // (tile.o * tile.k))
+    return tile._replace(o=small_o, k=small_k, warps=min(tile.warps, max(warps, 2)))
+
+
+def _fit(block: int, size: int) -> int:
+    """The block, or a smaller power of two that holds the size; a product needs 16."""
+    return min(block, max(16, 1 << (size - 1).bit_length()))
+
+
+def parts_of(device: Device, batch: int, tiles: int, most: int) -> int:
+    """Among how many programs the examples of a tile are divided.
+
+    The time is that of the programs which a processor runs one after the other, times the examples
+    of each.
+
+    Args:
+        device: The GPU.
+        batch: Number of examples.
+        tiles: Number of tiles.
+        most: As many parts there is room for.
+    """
+
+    def time(parts: int) -> int:
+        return -(-tiles * parts // device.processors) * -(-batch // parts)
+
+    enough = -(-4 * device.processors // tiles)
+    return min(range(1, max(1, min(batch, most, enough)) + 1), key=time)
