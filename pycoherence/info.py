@@ -9,7 +9,14 @@ import torch
 
 import pycoherence
 from pycoherence.ops import specs
-from pycoherence.ops._backends import build_record, forced_backend, load_native, reasons
+from pycoherence.ops._backends import (
+    build_record,
+    choice,
+    forced_backend,
+    interpreted,
+    load_native,
+    reasons,
+)
 from pycoherence.ops._spec import OpSpec
 
 PACKAGES = ("torch", "triton", "numpy")
@@ -67,9 +74,11 @@ def _ops() -> Iterator[str]:
 def _op(spec: OpSpec, device: str, forced: str | None) -> Iterator[str]:
     sample = next(iter(spec.samples(device, torch.float32)))
     found = reasons(spec, device, sample)
-    runs = forced or next(name for name, reason in found.items() if reason is None)
+    runs = forced or choice(spec, device, sample)
     refused = "" if found[runs] is None else ", which cannot run it: calls raise"
     yield f"  {spec.name:<18} {runs}{refused}"
     for name, reason in found.items():
+        if forced is None and name == "triton" and interpreted():
+            reason = reason or "interpreted kernels run only if asked for by name"
         if reason is not None:
             yield f"  {'':<18}   not {name}: {reason}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pycoherence.ops._spec import OpSpec
 
@@ -106,10 +107,27 @@ def _native_reason(op: str, device: str) -> str | None:
 def _triton_reason(op: str, device: str) -> str | None:
     if importlib.util.find_spec(f"pycoherence.triton_kernels.{op}") is None:
         return f"no Triton kernel is written for {op}"
-    if device != "cuda":
-        return "Triton kernels run on CUDA devices"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if interpreted():
+        return None if device in ("cpu", "cuda") else f"Triton's interpreter runs no {device}"
+    if device != "cuda":
+        return (
+            "Triton kernels run on CUDA devices (on the CPU if TRITON_INTERPRET=1, to debug them)"
+        )
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "Triton kernels need a GPU of compute capability 8.0 or more"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton was told to interpret its kernels: they then run anywhere, slowly."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _interpreter_reason(args: tuple[Any, ...]) -> str | None:
+    if any(isinstance(x, Tensor) and x.dtype == torch.bfloat16 for x in args):
+        return "Triton's interpreter computes bfloat16 wrongly"
     return None
 
 
@@ -130,9 +148,19 @@ def reasons(spec: OpSpec, device: str, args: tuple[Any, ...]) -> dict[str, str |
 def reason(spec: OpSpec, name: str, device: str, args: tuple[Any, ...]) -> str | None:
     """Why backend `name` cannot run `spec` on these arguments, or `None` if it can."""
     found = unavailable(spec.name, name, device)
+    if found is None and name == "triton" and interpreted():
+        found = _interpreter_reason(args)
     if found is None and name in spec.supports:
         return spec.supports[name](*args)
     return found
+
+
+def choice(spec: OpSpec, device: str, args: tuple[Any, ...]) -> str:
+    """The backend that runs if none is forced: the first that accepts the arguments."""
+    for name in _fast_backends(spec.name, device):
+        if name not in spec.supports or spec.supports[name](*args) is None:
+            return name
+    return "reference"
 
 
 @functools.cache
@@ -146,7 +174,7 @@ def _report_missing_library(device: str, reason: str) -> None:
 
 
 def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """The implementation to run: the forced backend, or the first that accepts the arguments."""
+    """The implementation to run: of the forced backend, or of `choice`."""
     if _forced == "reference":
         return spec.reference
     if _forced is not None:
@@ -157,9 +185,9 @@ def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]
             f"{spec.name}: backend {_forced!r} was asked for but cannot run this call: "
             f"{found}. Use pc.backend(None) to let the library choose."
         )
-    for name in _fast_backends(spec.name, device):
-        if name not in spec.supports or spec.supports[name](*args) is None:
-            return _kernel(spec.name, name)
+    name = choice(spec, device, args)
+    if name != "reference":
+        return _kernel(spec.name, name)
     missing = load_native(device) if device in ("cpu", "cuda") else None
     if missing is not None:
         _report_missing_library(device, missing)
@@ -168,7 +196,9 @@ def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]
 
 @functools.cache
 def _fast_backends(op: str, device: str) -> list[str]:
-    return [name for name in BACKENDS[:-1] if unavailable(op, name, device) is None]
+    names = [name for name in BACKENDS[:-1] if unavailable(op, name, device) is None]
+    # The interpreter is for debugging: it runs what was asked for by name.
+    return [name for name in names if name != "triton" or not interpreted()]
 
 
 @functools.cache

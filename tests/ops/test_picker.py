@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from backends import backends_of
 from torch import Tensor
 
 import pycoherence as pc
+from pycoherence.info import report
 from pycoherence.ops import _backends
 from pycoherence.ops._spec import OpSpec
 
@@ -79,6 +82,70 @@ def test_a_forced_backend_that_cannot_run_says_why() -> None:
         ),
     ):
         pc.ops.linear_reduce(X, G)
+
+
+@pytest.fixture
+def kernel_in_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """linear_reduce has a kernel in Triton, which is installed; neither is imported."""
+    cached = (_backends._triton_reason, _backends._fast_backends, _backends._kernel)
+
+    def kernel(*args: object) -> None:
+        """The kernel."""
+
+    def find_spec(name: str) -> object:
+        return None if name.endswith("dense_gram") else object()
+
+    monkeypatch.setattr(_backends.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(
+        _backends.importlib, "import_module", lambda name: SimpleNamespace(linear_reduce=kernel)
+    )
+    for function in cached:
+        function.cache_clear()
+    yield kernel
+    for function in cached:
+        function.cache_clear()
+
+
+def test_triton_is_preferred_on_a_gpu(kernel_in_triton: Callable[..., None]) -> None:
+    assert picked("cuda") is kernel_in_triton
+    for name in ("cpu", "meta"):
+        assert picked(name) is not kernel_in_triton
+    assert "on CUDA devices" in str(_backends.unavailable("linear_reduce", "triton", "cpu"))
+    assert "no Triton kernel" in str(_backends.unavailable("dense_gram", "triton", "cuda"))
+
+
+@pytest.mark.usefixtures("kernel_in_triton")
+def test_triton_leaves_old_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "8.0" in str(_backends.unavailable("linear_reduce", "triton", "cuda"))
+
+
+def test_the_interpreter_has_to_be_asked_for(
+    kernel_in_triton: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's own switch says that kernels may run slowly, not that all should."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for name in ("cpu", "cuda"):
+        assert _backends.choice(pc.ops.specs["linear_reduce"], name, ARGS) != "triton"
+        with pc.backend("triton"):
+            assert picked(name) is kernel_in_triton
+
+
+@pytest.mark.usefixtures("kernel_in_triton")
+def test_the_interpreter_refuses_what_it_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    args = (X.bfloat16(), G.bfloat16(), *ARGS[2:])
+    with pc.backend("triton"), pytest.raises(RuntimeError, match="bfloat16 wrongly"):
+        picked(args=args)
+
+
+@pytest.mark.usefixtures("kernel_in_triton")
+def test_info_tells_of_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    section = report().partition("  linear_reduce ")[2].splitlines()
+    assert section[0].split() != ["triton"]
+    assert section[1].strip() == "not triton: interpreted kernels run only if asked for by name"
 
 
 def test_forced_native_without_a_kernel_says_so() -> None:
