@@ -1,7 +1,7 @@
 """The factors of per-example gradients as the tile engine takes them, and its launch."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,8 +23,9 @@ class Factors(NamedTuple):
 
     Attributes:
         x: Input, `[B, I, *S]`, any strides.
-        g: Output gradient, `[B, O, *S_out]`.
-        kernel: Size of the kernel; so are the next three, one number for each dimension.
+        g: Output gradient, `[B, O, T]`.
+        out_size: The dimensions of `T`, `S_out`.
+        kernel: Size of the kernel, one number for each dimension, as in the next three.
         stride: Steps of the kernel.
         padding: Zeros on both sides.
         dilation: Spacing of the kernel's points.
@@ -33,6 +34,7 @@ class Factors(NamedTuple):
 
     x: Tensor
     g: Tensor
+    out_size: tuple[int, ...]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -42,16 +44,21 @@ class Factors(NamedTuple):
     @classmethod
     def of_linear(cls, x: Tensor, g: Tensor) -> "Factors":
         """Those of a linear layer, `[B, T, I]` and `[B, T, O]`: a kernel of one."""
-        return cls(x.mT, g.mT, (1,), (1,), (0,), (1,), 1)
+        return cls(x.mT, g.mT, (x.shape[1],), (1,), (1,), (0,), (1,), 1)
 
     @classmethod
-    def of_conv(cls, x: Tensor, g: Tensor, *options: list[int] | int) -> "Factors":
-        """Those of a convolution, from the arguments of its op; one position a point if it can."""
+    def of_conv(cls, x: Tensor, g: Tensor, *options: Any) -> "Factors":
+        """Those of a convolution, from the arguments of its op, with neighbours in memory.
+
+        What lies otherwise is copied to channels last. A kernel of one sees positions in a row.
+        """
         *window, groups = options
-        kernel, stride, padding, dilation = (tuple(numbers) for numbers in window)  # pyright: ignore
-        if set(kernel) == {1} and set(stride) == {1} and set(padding) == {0}:
-            return cls(x.flatten(2), g.flatten(2), (1,), (1,), (0,), (1,), int(groups))  # pyright: ignore
-        return cls(x, g, kernel, stride, padding, dilation, int(groups))  # pyright: ignore
+        kernel, stride, padding, dilation = map(tuple, window)
+        out_size = tuple(g.shape[2:])
+        g = _vectorised(g.flatten(2))
+        if set(kernel) == {1} == set(stride) and set(padding) == {0}:
+            return cls(_vectorised(x.flatten(2)), g, (g.shape[2],), (1,), (1,), (0,), (1,), groups)
+        return cls(_channels_last(x), g, out_size, kernel, stride, padding, dilation, groups)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,6 +69,16 @@ class Factors(NamedTuple):
     def empty(self) -> bool:
         """Whether there is nothing to add up."""
         return not self.x.numel() or not self.g.numel()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _vectorised(x: Tensor) -> Tensor:
+    """`[B, C, T]`, of which 16 bytes lie together wherever that is possible."""
+    whole = x.stride(2) == 1 and x.stride(1) * x.itemsize % 16 == 0
+    return x if whole else _channels_last(x)
 
 
 def reduce(
@@ -88,10 +105,11 @@ def reduce(
     x, g = factors.x, factors.g
     batch, (o, k) = len(x), factors.shape
     device, acc = device_of(x), accumulate_dtype(x.dtype)
-    positions, how = prod(g.shape[2:]), precision(x.dtype)
+    positions, how = g.shape[2], precision(x.dtype)
     sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
+    beside = sums + (positions > _LONG) + ("dots" in wanted) + 2 * ("gradients" in wanted)
     rows = o // factors.groups
-    tile = tile_for(device, x.dtype, how, rows, k, sums + (positions > _LONG))
+    tile = tile_for(device, x.dtype, how, rows, k, beside)
     tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
     if parts is None:
         room = workspace() // max(1, o * k * acc.itemsize * sums) if sums else batch
@@ -127,7 +145,6 @@ def reduce(
         DILATION=factors.dilation,
         DIMS=len(factors.kernel),
         TAPS=prod(factors.kernel),
-        TAPS_FIRST=x.stride(1) == 1,
         COEF=coef is not None,
         BLOCK_O=tile.o,
         BLOCK_K=tile.k,
@@ -148,9 +165,12 @@ _OUTPUTS = ("sq_norms", "dots", "weighted_sum", "second_moment", "sign_sum", "gr
 def _layout(factors: Factors) -> tuple[tuple[int, ...] | int, ...]:
     """Sizes and strides, in the order of the kernel's arguments."""
     x, g = factors.x, factors.g
-    (x_batch, x_channel, *x_space), (g_batch, g_channel, *g_space) = x.stride(), g.stride()
-    sizes = tuple(x.shape[2:]), tuple(g.shape[2:])
-    return *sizes, x_batch, x_channel, tuple(x_space), g_batch, g_channel, tuple(g_space)
+    x_batch, x_channel, *x_space = x.stride()
+    return (
+        *(tuple(x.shape[2:]), factors.out_size),
+        *(x_batch, x_channel, tuple(x_space)),
+        *g.stride(),
+    )
 
 
 def _reach(x: Tensor) -> int:

@@ -25,20 +25,22 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By what is multiplied, and by how many sums of tiles are kept beside the product: 0, 1, more.
+# By what is multiplied, and by how many tiles are kept beside the product: 0, 1, 2, more.
 # Every row compiles without spills for sm_80, sm_90 and sm_100.
 _TABLE = {
-    "half": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 8, 3)),
-    "tf32": (Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 8, 3)),
-    "float32": (Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2)),
-    "float64": (Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), Tile(32, 64, 16, 8, 2)),
+    "half": ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 64, 64, 8, 3)),
+    "tf32": ((128, 128, 32, 8, 3), (128, 128, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 8, 3)),
+    "float32": ((64, 64, 32, 8, 2), (64, 64, 32, 8, 2), (64, 64, 32, 8, 2), (32, 64, 32, 8, 2)),
+    "float64": ((64, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 64, 16, 8, 2)),
 }
 
 # The data centre GPUs have shared memory for three stages; others are known to have 99 KiB.
 _LARGE = (80, 90, 100, 103)
 
 
-def tile_for(device: Device, dtype: torch.dtype, precision: str, o: int, k: int, sums: int) -> Tile:
+def tile_for(
+    device: Device, dtype: torch.dtype, precision: str, o: int, k: int, beside: int
+) -> Tile:
     """The tile for a parameter of `[o, k]`.
 
     Args:
@@ -47,12 +49,12 @@ def tile_for(device: Device, dtype: torch.dtype, precision: str, o: int, k: int,
         precision: As `_device.precision` gives it.
         o: Outputs in a group.
         k: Columns in a group.
-        sums: How many sums of tiles are kept beside the product.
+        beside: How many tiles are kept beside the product.
     """
     kind = "half" if dtype.itemsize == 2 else "float64" if dtype.itemsize == 8 else "float32"
     if kind == "float32" and precision == "tf32":
         kind = "tf32"
-    tile = _TABLE[kind][min(sums, 2)]
+    tile = Tile(*_TABLE[kind][min(beside, 3)])
     if device.capability not in _LARGE:
         tile = tile._replace(t=min(tile.t, 32), stages=2)
     small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)
