@@ -1,0 +1,215 @@
+"""Compiles the Triton kernels that calls of the ops would run on GPUs which are not here.
+
+    python tests/aot.py [--ops OP ...] [--targets 90 ...] [--out FILE]
+
+A driver that knows a GPU and has none takes Triton's place for it, and the code of each op runs on
+tensors of the device "meta" with every launch compiled instead: the same tiles, options and
+specialised arguments as in a user's call. Code that looked at a number of a tensor, and so would
+wait for the GPU, fails.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from aot_calls import KINDS, calls
+
+import pycoherence as pc
+from pycoherence.ops._backends import unavailable
+
+
+class Target(NamedTuple):
+    """A GPU.
+
+    Attributes:
+        processors: Number of streaming multiprocessors.
+        shared: Bytes of shared memory that a program may have.
+        product: The instruction that multiplies matrices at full speed, in PTX.
+    """
+
+    processors: int
+    shared: int
+    product: str
+
+
+TARGETS = {
+    80: Target(108, 163 * 1024, "mma.sync"),
+    90: Target(132, 227 * 1024, "wgmma.mma_async"),
+    100: Target(148, 227 * 1024, "tcgen05.mma"),
+}
+"""By compute capability: A100, H100, B200."""
+
+REGISTERS = 65536
+"""Of a processor; a program has to find room."""
+
+Row = dict[str, Any]
+
+
+class _Driver:
+    """What Triton asks a driver for, of a GPU that is not here."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # what is compiled is remembered by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+@contextmanager
+def compiled(capability: int, tf32: bool) -> Iterator[list[tuple[str, Any]]]:
+    """Launches inside are compiled for a GPU, and listed with the name of the kernel."""
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    from pycoherence.triton_kernels import _device
+
+    found, launch, gpu = list[tuple[str, Any]](), JITFunction.run, _device.HOPPER
+    precision = torch.backends.cuda.matmul.fp32_precision
+
+    def compile_only(self: Any, *args: Any, **options: Any) -> Any:
+        kernel = launch(self, *args, **{**options, "warmup": True})
+        found.append((self.fn.__name__, kernel))
+        return kernel
+
+    driver.set_active(_Driver(capability))
+    JITFunction.run = compile_only
+    _device.HOPPER = _device.Device(capability, TARGETS[capability].processors)
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield found
+    finally:
+        JITFunction.run, _device.HOPPER = launch, gpu
+        torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def compile_op(op: str, kind: str, capability: int) -> list[Row]:
+    """A row for each kernel that the calls of an op need."""
+    function = getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
+    rows, known = [], set[str]()
+    for label, args in calls(op, kind, capability):
+        with compiled(capability, kind == "tf32") as launches:
+            function(*args)
+        for name, kernel in launches:
+            if kernel.hash not in known:
+                known.add(kernel.hash)
+                what = {"op": op, "kind": kind, "capability": capability, "call": label}
+                rows.append(what | {"kernel": name} | inspect(kernel))
+    return rows
+
+
+def inspect(kernel: Any) -> Row:
+    """What a compiled kernel takes, and what it multiplies with."""
+    dots = re.findall(r"tt\.dot .*: tensor<(\w+)> \* tensor<(\w+)>", kernel.asm["ttir"])
+    names = re.findall(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", kernel.asm["ptx"])
+    return {
+        "warps": kernel.metadata.num_warps,
+        "stages": kernel.metadata.num_stages,
+        **_usage(kernel.asm["cubin"]),
+        "shared": kernel.metadata.shared,
+        "dots": sorted({" * ".join(dot) for dot in dots}),
+        "instructions": {name: names.count(name) for name in sorted(set(names))},
+    }
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread and bytes of its stack, by the tool that comes with Triton."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    return {"registers": int(found["REG"]), "stack": int(found["STACK"]) + int(found["LOCAL"])}
+
+
+def problems(row: Row) -> list[str]:
+    """Why a kernel must not be as it is."""
+    target, found = TARGETS[row["capability"]], []
+    if row["stack"]:
+        found.append(f"spills {row['stack']} bytes")
+    if row["registers"] * row["warps"] * 32 > REGISTERS:
+        found.append(f"{row['registers']} registers in {row['warps']} warps")
+    if row["shared"] > target.shared:
+        found.append(f"{row['shared']} bytes of shared memory, {target.shared} are there")
+    # All digits of float32, and float64 in some versions of Triton, take ordinary cores.
+    if row["dots"] and row["kind"] not in ("float32", "float64"):
+        large = row["warps"] >= 4 and any(_rows(dot) >= 64 for dot in row["dots"])
+        half = row["kind"] in ("bfloat16", "float16")
+        needed = target.product if large and half else "mma"
+        if not any(needed in name for name in row["instructions"]):
+            found.append(f"no {needed}")
+    return found
+
+
+def _rows(dot: str) -> int:
+    return int(dot.partition("x")[0])
+
+
+def written() -> list[str]:
+    """The ops that have a Triton kernel."""
+    return [op for op in pc.ops.specs if unavailable(op, "triton", "cuda") is None]
+
+
+def jobs(ops: Iterable[str], targets: Iterable[int]) -> list[tuple[str, str, int]]:
+    """What one process compiles."""
+    return [(op, kind, capability) for op in ops for kind in KINDS for capability in targets]
+
+
+def _run(job: tuple[str, str, int]) -> list[Row]:
+    return compile_op(*job)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """For people."""
+    lines = []
+    for row in rows:
+        used = " ".join(f"{name}:{count}" for name, count in row["instructions"].items())
+        lines.append(
+            f"sm_{row['capability']:<4}{row['op']:<14} {row['kind']:<8} {row['kernel']:<20}"
+            f"{row['warps']:>3} warps {row['registers']:>4} registers {row['stack']:>5} stack "
+            f"{row['shared']:>7} shared  {used}  {row['call']}  {'; '.join(problems(row))}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--ops", nargs="+", metavar="OP")
+    parser.add_argument("--targets", nargs="+", type=int, choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for found in pool.map(_run, jobs(options.ops or written(), options.targets)):
+            print(table(found), end="\n" if found else "", flush=True)
+            rows += found
+    if options.out:
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
