@@ -1,6 +1,6 @@
 """Materialised gradients, in parts that fit the workspace."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,14 @@ class Chunks(NamedTuple):
         if len(self.parts) == 1:
             return self.gradients(self.parts[0])
         return torch.cat([self.gradients(part) for part in self.parts or [slice(0, 0)]])
+
+
+def row_slices(size: int, unit: int, step: int) -> Iterator[slice]:
+    """Slices of a parameter's rows, of at most `step`, of whole units if one of them fits."""
+    block, step = (unit, step) if step < unit else (size, step - step % unit)
+    for start in range(0, size, block):
+        stop = min(size, start + block)
+        yield from (slice(i, min(stop, i + step)) for i in range(start, stop, step))
 
 
 # Longer rows lose digits: torch adds up each dot product of a product of matrices in one go.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
+from pycoherence.ops._chunks import Chunks, row_slices
 from pycoherence.ops._register import invoke
 from pycoherence.ops._rules import RULES, aggregate, check_rule
 from pycoherence.ops._spec import OpSpec, accumulate_dtype
@@ -62,18 +62,10 @@ def order_reference(
     if not len(g) or not out.numel():
         return out
     size = len(g) * prod(shape[1:]) * (out.itemsize + _BYTES_BESIDE)
-    for part in _slices(shape[0], unit, max(1, workspace() // size)):
+    for part in row_slices(shape[0], unit, max(1, workspace() // size)):
         values = rows(part).joined().flatten(1)
         out[part] = aggregate(values, rule, k, drop).view(out[part].shape)
     return out
-
-
-def _slices(size: int, unit: int, step: int) -> Iterator[slice]:
-    """Slices of at most `step`, of whole units if one of them fits."""
-    block, step = (unit, step) if step < unit else (size, step - step % unit)
-    for start in range(0, size, block):
-        stop = min(size, start + block)
-        yield from (slice(i, min(stop, i + step)) for i in range(start, stop, step))
 
 
 def order_fake(g: Tensor, shape: Sequence[int]) -> Tensor:

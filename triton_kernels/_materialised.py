@@ -1,0 +1,52 @@
+"""Gradients of some rows of a parameter at a time, materialised by the tile engine."""
+
+from torch import Tensor
+
+from pycoherence.ops._chunks import row_slices
+from pycoherence.ops._gram import gram_fake
+from pycoherence.ops._workspace import workspace
+from pycoherence.triton_kernels._factors import Factors, materialise
+
+# A product of matrices adds up each number in one go: longer rows would lose digits.
+_PIECE = 2**15
+
+# Slices of so many rows start where their neighbours do, seen in blocks of 16 bytes.
+_ALIGNED = 16
+
+
+def rows_of(factors: Factors, part: slice) -> Factors:
+    """The factors of some rows of the parameter: within a group of channels, or of whole groups."""
+    rows = factors.shape[0] // factors.groups
+    inputs = factors.x.shape[1] // factors.groups
+    first, last = part.start // rows, -(-part.stop // rows)
+    seen = factors.x[:, first * inputs : last * inputs]
+    return factors._replace(x=seen, g=factors.g[:, part], groups=last - first)
+
+
+def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:
+    """All dot products of the gradients of two batches, or of a batch with itself.
+
+    As many rows of the parameter as the workspace holds of all examples, at least one, are
+    materialised, and the products of what they hold are added up.
+
+    Args:
+        one: Factors of the first batch.
+        two: Those of the second batch; the first one itself if `None`.
+
+    Returns:
+        `[B1, B2]` in accumulation dtype, exactly symmetric for a batch with itself.
+    """
+    out = gram_fake(one.g, None if two is None else two.g).zero_()
+    if one.empty or (two is not None and two.empty):
+        return out
+    rows, columns = one.shape
+    batches = len(one.x) + (0 if two is None else len(two.x))
+    step = max(1, workspace() // (batches * columns * out.itemsize))
+    if step > _ALIGNED:
+        step -= step % _ALIGNED
+    for part in row_slices(rows, rows // one.groups, step):
+        left = materialise(rows_of(one, part)).flatten(1)
+        right = left if two is None else materialise(rows_of(two, part)).flatten(1)
+        for a, b in zip(left.split(_PIECE, 1), right.split(_PIECE, 1), strict=True):
+            out.addmm_(a, b.mT)
+    return out if two is not None else out.triu() + out.triu(1).mT

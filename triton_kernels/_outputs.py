@@ -1,0 +1,45 @@
+"""From the partial results of the tile engine to the outputs of a `*_reduce` op."""
+
+from torch import Tensor
+
+from pycoherence.ops._reduce import Reduced, reduce_fake
+from pycoherence.triton_kernels._factors import Factors, reduce
+
+GRAM = 1 << Reduced._fields.index("gram")
+_SUMS = ("weighted_sum", "second_moment", "sign_sum")
+_ONE_PASS = {"sq_norms", "dots", *_SUMS}
+
+
+def reduced(
+    factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
+) -> list[Tensor]:
+    """All outputs but the Gram, in one pass over the factors, or two if `sum_dots` are wanted.
+
+    Args:
+        factors: Of one batch.
+        coef: As of the op; so are the others.
+        direction: Parameter-shaped.
+        want: Mask of wanted outputs.
+
+    Returns:
+        The outputs in the order of `Reduced`, sums `[O, K]`; `gram` and unwanted ones are empty.
+    """
+    want &= ~GRAM
+    if factors.empty:
+        return [out.zero_() for out in reduce_fake(factors.g, factors.shape, want)]
+    wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
+    found: dict[str, Tensor] = {}
+    first = wanted & _ONE_PASS | ({"weighted_sum"} if "sum_dots" in wanted else set())
+    if first:
+        partial = reduce(factors, frozenset(first), coef, direction)
+        found = {name: _added(each, int(name not in _SUMS)) for name, each in partial.items()}
+    if "sum_dots" in wanted:
+        # Their direction is known only when the whole batch has been added up.
+        again = reduce(factors, frozenset({"dots"}), direction=found["weighted_sum"])
+        found["sum_dots"] = _added(again["dots"], 1)
+    return [found[name] if name in wanted else factors.g.new_empty(0) for name in Reduced._fields]
+
+
+def _added(partial: Tensor, dim: int) -> Tensor:
+    """The sum over a dimension, without a copy where there is one term."""
+    return partial.squeeze(dim) if partial.shape[dim] == 1 else partial.sum(dim)
