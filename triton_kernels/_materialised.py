@@ -1,5 +1,7 @@
 """Gradients of some rows of a parameter at a time, materialised by the tile engine."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from pycoherence.ops._chunks import row_slices
@@ -23,6 +25,20 @@ def rows_of(factors: Factors, part: slice) -> Factors:
     return factors._replace(x=seen, g=factors.g[:, part], groups=last - first)
 
 
+def row_parts(factors: Factors, size: int) -> Iterator[slice]:
+    """Slices of rows of the parameter, as many as fit the workspace, at least one.
+
+    Args:
+        factors: Not empty.
+        size: Bytes that each number of the parameter takes.
+    """
+    rows, columns = factors.shape
+    step = max(1, workspace() // (columns * size))
+    if step > _ALIGNED:
+        step -= step % _ALIGNED
+    return row_slices(rows, rows // factors.groups, step)
+
+
 def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:
     """All dot products of the gradients of two batches, or of a batch with itself.
 
@@ -39,12 +55,8 @@ def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:
     out = gram_fake(one.g, None if two is None else two.g).zero_()
     if one.empty or (two is not None and two.empty):
         return out
-    rows, columns = one.shape
-    batches = len(one.x) + (0 if two is None else len(two.x))
-    step = max(1, workspace() // (batches * columns * out.itemsize))
-    if step > _ALIGNED:
-        step -= step % _ALIGNED
-    for part in row_slices(rows, rows // one.groups, step):
+    examples = len(one.x) + (0 if two is None else len(two.x))
+    for part in row_parts(one, examples * out.itemsize):
         left = materialise(rows_of(one, part)).flatten(1)
         right = left if two is None else materialise(rows_of(two, part)).flatten(1)
         for a, b in zip(left.split(_PIECE, 1), right.split(_PIECE, 1), strict=True):

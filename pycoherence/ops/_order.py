@@ -16,7 +16,7 @@ from pycoherence.ops._workspace import workspace
 _TAIL = "str rule, float k, bool drop) -> Tensor"
 
 # What a rule takes of each number: it is copied, sorted with indices of 8 bytes, and masked.
-_BYTES_BESIDE = 24
+BYTES_BESIDE = 24
 
 
 def order(op: str, *head: Any, rule: str, k: float, nonfinite: str) -> Tensor:
@@ -61,7 +61,7 @@ def order_reference(
     out = order_fake(g, shape).zero_()
     if not len(g) or not out.numel():
         return out
-    size = len(g) * prod(shape[1:]) * (out.itemsize + _BYTES_BESIDE)
+    size = len(g) * prod(shape[1:]) * (out.itemsize + BYTES_BESIDE)
     for part in row_slices(shape[0], unit, max(1, workspace() // size)):
         values = rows(part).joined().flatten(1)
         out[part] = aggregate(values, rule, k, drop).view(out[part].shape)

@@ -1,0 +1,68 @@
+"""Rules over the gradients of examples by coordinate, from what the tile engine gives."""
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops._order import BYTES_BESIDE, order_fake
+from pycoherence.ops._rules import aggregate
+from pycoherence.triton_kernels._factors import Factors, materialise, reduce
+from pycoherence.triton_kernels._materialised import row_parts, rows_of
+
+# A grid has no more programs in its second dimension.
+_MOST_PARTS = 65535
+
+
+def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
+    """The aggregate of a batch of gradients, `[O, K]`.
+
+    Two rules take sums from the engine and no single gradient: the median of means, whose groups
+    are the engine's parts, and sign agreement. For the others, and where values are left out, the
+    gradients are materialised, as many rows of the parameter at a time as the workspace holds.
+
+    Args:
+        factors: Of the batch.
+        rule: As of the op; so are the others.
+        k: Number of the rule.
+        drop: Whether values that are not finite are left out.
+    """
+    if not drop and rule == "sign_agreement" and not factors.empty:
+        return _sign_agreement(factors, k)
+    out = order_fake(factors.g, factors.shape).zero_()
+    if factors.empty:
+        return out
+    groups = len(factors.x)
+    means = not drop and rule == "median_of_means" and k <= _MOST_PARTS
+    if means:
+        groups, rule, k = int(k), "median", 0
+    shares = _shares(factors, groups)
+    for part in row_parts(factors, groups * (out.itemsize + BYTES_BESIDE)):
+        rows = rows_of(factors, part)
+        values = _sums(rows, shares, groups) if means else materialise(rows)
+        out[part] = aggregate(values.flatten(1), rule, k, drop).view_as(out[part])
+    return out
+
+
+def _sums(factors: Factors, coef: Tensor, groups: int) -> Tensor:
+    return reduce(factors, frozenset({"weighted_sum"}), coef, parts=groups)["weighted_sum"]
+
+
+def _shares(factors: Factors, groups: int) -> Tensor:
+    """What each example counts in the mean of its group, `[B]`.
+
+    Sums weighted by them are finite if and only if all their terms are: a sum before it is divided
+    could leave the range of the dtype.
+    """
+    size, larger = divmod(len(factors.x), groups)
+    shares = order_fake(factors.g, (len(factors.x),)).fill_(1 / size)
+    shares[: larger * (size + 1)] = 1 / (size + 1)
+    return shares
+
+
+def _sign_agreement(factors: Factors, k: float) -> Tensor:
+    wanted = frozenset({"weighted_sum", "sign_sum"})
+    sums = reduce(factors, wanted, _shares(factors, 1))
+    mean, signs = sums["weighted_sum"].sum(0), sums["sign_sum"].sum(0)
+    # A number in place of this tensor would multiply by its reciprocal, which rounds otherwise.
+    count = torch.full((), len(factors.x), device=mean.device)
+    kept = torch.where(signs.abs() / count >= k, mean, 0.0)
+    return torch.where(mean.isfinite(), kept, torch.nan)
