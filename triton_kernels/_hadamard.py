@@ -1,0 +1,290 @@
+"""Squared norms from two Grams of positions, and what all kernels of that kind share."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.triton_kernels._device import Device, device_of, launch, precision
+
+
+class Block(NamedTuple):
+    """What one step of a Hadamard kernel multiplies.
+
+    Attributes:
+        depth: Features of one step.
+        warps: Of the program.
+        stages: Of the software pipeline.
+    """
+
+    depth: int
+    warps: int
+    stages: int
+
+
+# By what is multiplied; 128 rows on a side, 64, and fewer. Nothing spills on sm_80, 90 and 100.
+_BLOCKS = {
+    "half": {128: Block(64, 8, 3), 64: Block(64, 4, 3), 0: Block(128, 4, 3)},
+    "tf32x3": {64: Block(32, 8, 3), 0: Block(64, 4, 3)},
+    "float32": {64: Block(32, 8, 3), 0: Block(32, 4, 3)},
+    "float64": {64: Block(16, 8, 3), 0: Block(16, 4, 3)},
+}
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """By what the products of exact sums are taken: a row of the table of blocks."""
+    if dtype.itemsize == 2:
+        return "half"
+    if dtype == torch.float64:
+        return "float64"
+    return "tf32x3" if precision(dtype, exact=True) == "tf32x3" else "float32"
+
+
+def block_for(dtype: torch.dtype, rows: int) -> Block:
+    """The block of a tile of `rows` by `rows` dot products."""
+    sizes = _BLOCKS[kind_of(dtype)]
+    return sizes.get(rows) or sizes[0]
+
+
+def largest_tile(dtype: torch.dtype) -> int:
+    """The most rows on a side of a tile."""
+    return max(_BLOCKS[kind_of(dtype)])
+
+
+# A sum is trusted if its terms are no larger than so many times what is left of them.
+LIMIT = {torch.float32: 16.0, torch.float64: 2.0**20}
+
+
+@triton.jit
+def dots(
+    left,
+    right,
+    left_in,
+    right_in,
+    left_step,
+    right_step,
+    first,
+    last,
+    size,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ONE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Dot products of rows with rows over the features `first` to `last`, `[ROWS, ROWS]`.
+
+    Each step's products are added up by themselves: a tensor core cuts off what does not fit, which
+    shows in long sums. `tl.fma` is an addition that the compiler leaves outside of the product.
+
+    Args:
+        left: Pointers to the first feature of each row.
+        left_in: Which rows there are.
+        left_step: How far features lie apart.
+        first: A multiple of `DEPTH`.
+        size: Number of features.
+        ONE: Whether both sides are the same rows, read once.
+        WIDEN: Whether to convert to `ACC` before multiplying.
+    """
+    total = tl.zeros((ROWS, ROWS), ACC)
+    ones = tl.full((ROWS, ROWS), 1.0, ACC)
+    for start in range(first, last, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        inside = (k < size)[None, :]
+        k = k.to(tl.int64)[None, :]
+        a = tl.load(left[:, None] + k * left_step, mask=left_in[:, None] & inside, other=0.0)
+        if ONE:
+            b = a
+        else:
+            b = tl.load(right[:, None] + k * right_step, mask=right_in[:, None] & inside, other=0.0)
+        if WIDEN:
+            a, b = a.to(ACC), b.to(ACC)
+        part = tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=ACC)
+        total = tl.fma(part, ones, total)
+    return total
+
+
+@triton.jit
+def pair_of(index, tiles):
+    """The `index`-th unordered pair of tiles: `tiles * (tiles + 1) / 2` of them, in diagonals."""
+    row = index % tiles
+    return row, (row + index // tiles) % tiles
+
+
+@triton.jit
+def _ghost(
+    x,
+    g,
+    sums,
+    sizes,
+    T,
+    I,
+    O,
+    tiles,
+    x_strides,
+    g_strides,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ONE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of dot products of two blocks of positions of one example, added up.
+
+    Grid: examples times unordered pairs of blocks, the pairs of an example side by side. Different
+    blocks count twice.
+
+    Args:
+        sums: `[B, pairs]`.
+        sizes: The same of absolute values.
+        ONE: Whether there is but one block.
+    """
+    pairs = tiles * (tiles + 1) // 2
+    b = (tl.program_id(0) // pairs).to(tl.int64)
+    i, j = pair_of(tl.program_id(0) % pairs, tiles)
+    t, s = i * ROWS + tl.arange(0, ROWS), j * ROWS + tl.arange(0, ROWS)
+    in_t, in_s = t < T, s < T
+    x += b * x_strides[0]
+    g += b * g_strides[0]
+    x_t, x_s = x + t.to(tl.int64) * x_strides[1], x + s.to(tl.int64) * x_strides[1]
+    g_t, g_s = g + t.to(tl.int64) * g_strides[1], g + s.to(tl.int64) * g_strides[1]
+    step = x_strides[2]
+    of_x = dots(x_t, x_s, in_t, in_s, step, step, 0, I, I, ROWS, DEPTH, ONE, ACC, PRECISION, False)
+    step = g_strides[2]
+    of_g = dots(g_t, g_s, in_t, in_s, step, step, 0, O, O, ROWS, DEPTH, ONE, ACC, PRECISION, False)
+    # Rows that are not there are zeros, which Inf turns into NaN.
+    product = tl.where(in_t[:, None] & in_s[None, :], of_x * of_g, 0.0)
+    weight = tl.where(i == j, 1.0, 2.0).to(ACC)
+    tl.store(sums + tl.program_id(0), weight * tl.sum(product))
+    tl.store(sizes + tl.program_id(0), weight * tl.sum(tl.abs(product)))
+
+
+@triton.jit
+def _cancelled(
+    x,
+    g,
+    counts,
+    sums,
+    B,
+    T,
+    I,
+    O,
+    x_strides,
+    g_strides,
+    HALVINGS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Squared norms of tiles of the gradients of some examples.
+
+    The programs share the tiles of these examples among them; there may be no examples.
+
+    Args:
+        counts: `[B]`, how many there are up to each example, itself included.
+        sums: `[B, tiles]`, written for these examples alone.
+        HALVINGS: Of the batch, until one example is left.
+    """
+    columns = tl.cdiv(I, BLOCK_I)
+    tiles = tl.cdiv(O, BLOCK_O) * columns
+    items = tl.load(counts + B - 1).to(tl.int64) * tiles
+    for item in range(tl.program_id(0).to(tl.int64), items, tl.num_programs(0)):
+        low, high = 0, B - 1
+        for _ in range(HALVINGS):
+            middle = (low + high) // 2
+            found = tl.load(counts + middle) > item // tiles
+            low, high = tl.where(found, low, middle + 1), tl.where(found, middle, high)
+            low = min(low, high)
+        b = high.to(tl.int64)
+        tile = (item % tiles).to(tl.int32)
+        o = tile // columns * BLOCK_O + tl.arange(0, BLOCK_O)
+        i = tile % columns * BLOCK_I + tl.arange(0, BLOCK_I)
+        in_o, in_i = (o < O)[:, None], (i < I)[None, :]
+        of_g = g + b * g_strides[0] + o.to(tl.int64)[:, None] * g_strides[2]
+        of_x = x + b * x_strides[0] + i.to(tl.int64)[None, :] * x_strides[2]
+        grad = tl.zeros((BLOCK_O, BLOCK_I), ACC)
+        ones = tl.full((BLOCK_O, BLOCK_I), 1.0, ACC)
+        for start in range(0, T, BLOCK_T):
+            t = start + tl.arange(0, BLOCK_T)
+            in_t, t = t < T, t.to(tl.int64)
+            left = tl.load(of_g + t[None, :] * g_strides[1], mask=in_o & in_t[None, :], other=0.0)
+            right = tl.load(of_x + t[:, None] * x_strides[1], mask=in_t[:, None] & in_i, other=0.0)
+            part = tl.dot(left, right, input_precision=PRECISION, out_dtype=ACC)
+            grad = tl.fma(part, ones, grad)
+        grad = tl.where(in_o & in_i, grad, 0.0)
+        tl.store(sums + b * tiles + tile, tl.sum(grad * grad))
+
+
+def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
+    """Squared norms of gradients without the gradients.
+
+    They are `sum_ts <x_t, x_s> <g_t, g_s>`. Where its terms cancel, rounding is all that would be
+    left; such an example's gradient is multiplied out after all, tile by tile, and so is one whose
+    products are not finite. Which examples these are never leaves the GPU.
+
+    Args:
+        x: `[B, T, I]`, any strides.
+        g: `[B, T, O]`.
+
+    Returns:
+        `[B]`, in accumulation dtype.
+    """
+    batch, positions, i = x.shape
+    o, acc = g.shape[2], accumulate_dtype(x.dtype)
+    if not x.numel() or not g.numel():
+        return x.new_zeros(batch, dtype=acc)
+    device = device_of(x)
+    rows = _rows_for(device, x.dtype, batch, positions)
+    block, tiles = block_for(x.dtype, rows), triton.cdiv(positions, rows)
+    pairs = tiles * (tiles + 1) // 2
+    sums, sizes = (x.new_empty((batch, pairs), dtype=acc) for _ in range(2))
+    how = {
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "PRECISION": precision(x.dtype, exact=True),
+    }
+    launch(
+        _ghost,
+        (batch * pairs,),
+        *(x, g, sums, sizes, positions, i, o, tiles, x.stride(), g.stride()),
+        ROWS=rows,
+        DEPTH=block.depth,
+        ONE=tiles == 1,
+        warps=block.warps,
+        stages=block.stages,
+        **how,
+    )
+    value, size = sums.sum(1), sizes.sum(1)
+    good = (value * LIMIT[acc] >= size) & (size <= torch.finfo(acc).max)
+    tile = triton.cdiv(i, _DIRECT) * triton.cdiv(o, _DIRECT)
+    direct = x.new_empty((batch, tile), dtype=acc)
+    launch(
+        _cancelled,
+        (min(batch * tile, 2 * device.processors),),
+        *(x, g, (~good).cumsum(0, dtype=torch.int32), direct),
+        *(batch, positions, i, o, x.stride(), g.stride()),
+        HALVINGS=(batch - 1).bit_length(),
+        BLOCK_O=_DIRECT,
+        BLOCK_I=_DIRECT,
+        BLOCK_T=32 if x.dtype.itemsize == 2 else 16,
+        warps=8,
+        **how,
+    )
+    return torch.where(good, value, direct.sum(1))
+
+
+# Rows and columns of a tile of a gradient that is multiplied out.
+_DIRECT = 64
+
+
+def _rows_for(device: Device, dtype: torch.dtype, batch: int, positions: int) -> int:
+    """Positions of a block: as many as fit, but programs enough for the GPU."""
+    rows = min(max(16, triton.next_power_of_2(positions)), largest_tile(dtype))
+    while rows > 32 and batch * triton.cdiv(positions, rows) ** 2 < device.processors / 2:
+        rows //= 2
+    return rows
