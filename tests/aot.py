@@ -155,8 +155,9 @@ def problems(row: Row) -> list[str]:
     if row["shared"] > target.shared:
         found.append(f"{row['shared']} bytes of shared memory, {target.shared} are there")
     # All digits of float32, and float64 in some versions of Triton, take ordinary cores.
-    if row["dots"] and row["kind"] not in ("float32", "float64"):
-        large = row["warps"] >= 4 and any(_rows(dot) >= 64 for dot in row["dots"])
+    dots = [dot for dot in row["dots"] if not dot.endswith("f64")]
+    if dots and row["kind"] != "float32":
+        large = row["warps"] >= 4 and any(_rows(dot) >= 64 for dot in dots)
         half = row["kind"] in ("bfloat16", "float16")
         needed = target.product if large and half else "mma"
         if not any(needed in name for name in row["instructions"]):

@@ -81,14 +81,10 @@ def dots(
     Each step's products are added up by themselves: a tensor core cuts off what does not fit, which
     shows in long sums. `tl.fma` is an addition that the compiler leaves outside of the product.
 
-    Args:
-        left: Pointers to the first feature of each row.
-        left_in: Which rows there are.
-        left_step: How far features lie apart.
-        first: A multiple of `DEPTH`.
-        size: Number of features.
-        ONE: Whether both sides are the same rows, read once.
-        WIDEN: Whether to convert to `ACC` before multiplying.
+    `left` and `right` point to the first feature of each row, `left_in` and `right_in` tell which
+    rows there are; features lie `left_step` and `right_step` apart, and there are `size`. `first`
+    is a multiple of `DEPTH`. If `ONE`, both sides are the same rows and read once; if `WIDEN`, they
+    are converted to `ACC` before they are multiplied.
     """
     total = tl.zeros((ROWS, ROWS), ACC)
     ones = tl.full((ROWS, ROWS), 1.0, ACC)
@@ -135,13 +131,9 @@ def _ghost(
 ):
     """Products of dot products of two blocks of positions of one example, added up.
 
-    Grid: examples times unordered pairs of blocks, the pairs of an example side by side. Different
-    blocks count twice.
-
-    Args:
-        sums: `[B, pairs]`.
-        sizes: The same of absolute values.
-        ONE: Whether there is but one block.
+    Grid: examples times unordered pairs of blocks, the pairs of an example side by side; there is
+    but `ONE` block, or `tiles`. Different blocks count twice. `sums` are `[B, pairs]`, and so are
+    `sizes`, of absolute values.
     """
     pairs = tiles * (tiles + 1) // 2
     b = (tl.program_id(0) // pairs).to(tl.int64)
@@ -184,12 +176,9 @@ def _cancelled(
 ):
     """Squared norms of tiles of the gradients of some examples.
 
-    The programs share the tiles of these examples among them; there may be no examples.
-
-    Args:
-        counts: `[B]`, how many there are up to each example, itself included.
-        sums: `[B, tiles]`, written for these examples alone.
-        HALVINGS: Of the batch, until one example is left.
+    The programs share the tiles of these examples among them; there may be no examples. `counts`
+    `[B]` is how many there are up to each example, itself included, and `HALVINGS` how often the
+    batch is halved until one is left. `sums` `[B, tiles]` are written for these examples alone.
     """
     columns = tl.cdiv(I, BLOCK_I)
     tiles = tl.cdiv(O, BLOCK_O) * columns

@@ -84,14 +84,11 @@ def multiply(
 
     Grid: tiles of the matrix, of pairs of tiles if it is `SAME`, thus symmetric. The rows of a tile
     are the positions of several examples, padded to `P1` and `P2` each; or `ROWS` of the positions
-    of one example, which then has `splits1` or `splits2` rows in the result.
+    of one example, which then has `splits1` rows or `splits2` columns in the result.
 
-    Args:
-        out: `[B1 * splits1, B2 * splits2]`.
-        sizes: The same of absolute values; `None` if not wanted.
-        doubt: `[B1, B2]`; if it is given, only those elements are written where it exceeds `limit`
-            or is NaN, and tiles without one are skipped.
-        tiles: In a row of the matrix.
+    `out` is `[B1 * splits1, B2 * splits2]`, with `tiles` in a row; `sizes` the same of absolute
+    values, or `None`. If there is `doubt` `[B1, B2]`, only those elements are written where it
+    exceeds `limit` or is NaN, and tiles without one are skipped.
     """
     i, j = _tiles_of(tl.program_id(0), tiles, SAME)
     wanted = tl.full((ROWS // P1, ROWS // P2), True, tl.int1)
@@ -151,11 +148,8 @@ def partial(
 ):
     """Dot products of the rows of one factor over `span` of its features.
 
-    Grid: (tiles as in `multiply`, spans).
-
-    Args:
-        out: `[spans, tiles, ROWS, ROWS]`.
-        span: A multiple of `DEPTH`.
+    Grid: (tiles as in `multiply`, spans). `out` is `[spans, tiles, ROWS, ROWS]`, and `span` a
+    multiple of `DEPTH`.
     """
     i, j = _tiles_of(tl.program_id(0), tiles, SAME)
     b, t, in1 = _rows_of(i, B1, T1, splits1, ROWS, P1)

@@ -193,12 +193,7 @@ def _joined(groups: Tensor, grid: _Grid) -> Tensor:
         return groups
     one, two = grid.splits
     out = groups.view(len(groups) // one, one, groups.shape[1] // two, two).sum((1, 3))
-    return mirrored(out) if grid.same else out
-
-
-def mirrored(gram: Tensor) -> Tensor:
-    """The symmetric matrix of an upper triangle."""
-    return gram.triu() + gram.triu(1).mT
+    return out.triu() + out.triu(1).mT if grid.same else out
 
 
 def _grid_for(device: Device, factors: _Factors, same: bool) -> _Grid:

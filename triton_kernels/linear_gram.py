@@ -1,35 +1,37 @@
-"""Triton kernels of `linear_gram`: products of two Grams, or tiles of gradients."""
+"""Dot products of gradients of a linear layer's weight: of two Grams, or of tiles of gradients."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import products
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops._gram import gram_fake
 from pycoherence.ops._workspace import workspace
-from pycoherence.triton_kernels._factors import Factors, materialise
-from pycoherence.triton_kernels._products import gram_of_products, mirrored
+from pycoherence.triton_kernels._factors import Factors
+from pycoherence.triton_kernels._materialised import gram_of_tiles
+from pycoherence.triton_kernels._products import gram_of_products
 
 
 def linear_gram(
     x1: Tensor, g1: Tensor, x2: Tensor | None = None, g2: Tensor | None = None
 ) -> Tensor:
-    """As `pycoherence.ops.linear_gram`, of arguments that are checked."""
+    """The output of `linear_gram`, as its schema says; exactly symmetric for a batch with itself.
+
+    Its errors stay below 1e-5 of the largest number, 1e-12 for float64; gradients of float32 that
+    are multiplied out, where that is cheaper, have those of TensorFloat-32 if that is allowed.
+    """
     pairs = [(x1, g1)] if x2 is None or g2 is None else [(x1, g1), (x2, g2)]
-    acc = accumulate_dtype(x1.dtype)
     if any(not x.numel() or not g.numel() for x, g in pairs):
-        return x1.new_zeros((len(pairs[0][0]), len(pairs[-1][0])), dtype=acc)
-    (b1, t1, i), (b2, t2, _), o = pairs[0][0].shape, pairs[-1][0].shape, g1.shape[2]
-    if products_are_cheaper((b1, t1), (b2, t2) if len(pairs) > 1 else None, i, o, x1.dtype):
-        return gram_of_products(*(factor for pair in pairs for factor in pair))
-    return _gram_of_tiles(pairs)
+        return gram_fake(g1, g2).zero_()
+    one, two, i, o = x1.shape[:2], pairs[-1][0].shape[:2], x1.shape[2], g1.shape[2]
+    if products_are_cheaper(one, None if x2 is None else two, i, o, x1.dtype):
+        return gram_of_products(x1, g1, x2, g2)
+    return _by_columns(pairs)
 
 
 def products_are_cheaper(
-    one: tuple[int, int],
-    two: tuple[int, int] | None,
+    one: tuple[int, ...],
+    two: tuple[int, ...] | None,
     i: int,
     o: int,
     dtype: torch.dtype,
@@ -56,24 +58,14 @@ def products_are_cheaper(
     return b1 * t1 * b2 * t2 * (i + o) * (1 if two else 0.5) < tiles
 
 
-def _gram_of_tiles(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Parts of the gradients, as many of their elements as fit the workspace, times themselves."""
-    acc = accumulate_dtype(pairs[0][0].dtype)
-    batches = sum(len(x) for x, _ in pairs)
-    gram = torch.zeros((len(pairs[0][0]), len(pairs[-1][0])), dtype=acc, device=pairs[0][0].device)
-    room = workspace() // (batches * acc.itemsize)
-    for rows, columns in _parts(pairs[0][1].shape[2], pairs[0][0].shape[2], room):
-        parts = [materialise(Factors.of_linear(x[..., columns], g[..., rows])) for x, g in pairs]
-        gram += products(parts[0], parts[-1])
-    return mirrored(gram) if len(pairs) == 1 else gram
-
-
-def _parts(o: int, i: int, room: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of a weight, in parts of up to `room` elements and about as tall as wide."""
-    wide = min(i, max(1, math.isqrt(room), room // o))
-    if 16 < wide < i:
-        wide -= wide % 16  # so that the parts begin where their wide loads may
-    tall = min(o, max(1, room // wide))
-    for row in range(0, o, tall):
-        for column in range(0, i, wide):
-            yield slice(row, row + tall), slice(column, column + wide)
+def _by_columns(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """From tiles of gradients about as tall as wide, which read the factors least often."""
+    g = pairs[0][1]
+    gram = gram_fake(g, pairs[-1][1]).zero_()
+    room = workspace() // (sum(len(x) for x, _ in pairs) * gram.itemsize)
+    wide = max(16, math.isqrt(room), room // g.shape[2])
+    wide -= wide % 16  # so that wide loads may start where a part does
+    for parts in zip(*(x.split(wide, 2) for x, _ in pairs), strict=True):
+        some = (Factors.of_linear(part, g) for part, (_, g) in zip(parts, pairs, strict=True))
+        gram += gram_of_tiles(*some)
+    return gram

@@ -109,7 +109,7 @@ PAIRS = [
     ((3, 17), (5, 9), 33, 5),
     ((9, 2), (7, 3), 10, 20),
     ((2, 130), (3, 1), 4, 70),
-    ((2, 70), (3, 65), 20, 9),
+    ((2, 70), (1, 65), 20, 9),
 ]
 
 
@@ -148,11 +148,12 @@ def test_products_in_parts(
     assert batches == 2 or torch.equal(found, found.mT)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("t", "dtype"), [(12, torch.float16), (12, torch.float32), (70, torch.float32)], ids=str
+)
 @pytest.mark.parametrize("batches", [1, 2])
-@pytest.mark.parametrize("t", [12, 70])
 def test_products_that_cancel_keep_their_digits(t: int, batches: int, dtype: torch.dtype) -> None:
-    both = *cancelling(3, t, 33, 40), *cancelling(2, t, 33, 40)
+    both = *cancelling(2, t, 17, 30), *cancelling(1, t, 17, 30)
     args = tuple(factor.to(dtype) for factor in both[: 2 * batches])
     found = gram_of_products(*args)
     assert_close(found, gram(*args), 1e-5, describe(args))
@@ -165,16 +166,17 @@ def test_products_that_leave_the_range(t: int) -> None:
     assert_close(gram_of_products(x, g), gram(x, g), 1e-5)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("t", [1, 5, 70])
+@pytest.mark.parametrize(
+    ("t", "bad"), [(1, float("inf")), (5, float("nan")), (5, float("inf")), (70, float("nan"))]
+)
 def test_products_that_are_not_finite(t: int, bad: float) -> None:
     """In the rows and columns of the example, in all of them."""
-    x, g = factors(4, t, 33, 5)
-    x[2, t // 2, -1] = bad
-    for args in ((x, g), (x, g, *factors(3, 2, 33, 5))):
+    x, g = factors(3, t, 17, 5)
+    x[1, t // 2, -1] = bad
+    for args in ((x, g), (x, g, *factors(2, 2, 17, 5))):
         found = gram_of_products(*args)
         touched = ~gram(*args).isfinite()
-        assert touched[2].all()
+        assert touched[1].all()
         assert torch.equal(found.isfinite(), ~touched)
         clean = torch.where(touched, 0, gram(*args))
         assert_close(torch.where(touched, 0, found), clean, 1e-5)
