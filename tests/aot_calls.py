@@ -1,18 +1,14 @@
-"""Calls of ops on the device "meta", as models make them: what `aot.py` compiles.
+"""What `aot.py` compiles: calls that between them hit every row of the kernels' tables of tiles.
 
-They are chosen so that every row of a kernel's table of tiles is hit. All calls of an op are
-compiled for bfloat16 on one GPU, the first of them for all GPUs and all dtypes; one is enough for
-float16.
+All calls of an op are compiled for bfloat16 on one GPU, the first of them for all GPUs and all
+dtypes; one is enough for float16.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
+import op_calls as op
 import torch
-from torch import Tensor
-
-from pycoherence.ops import Reduced
-from pycoherence.ops._reduce import mask
+from op_calls import ALL, BOTH, CONV2D, MOMENTS, NORMS, SUM, Call, Source
 
 KINDS = {
     "bfloat16": torch.bfloat16,
@@ -25,209 +21,112 @@ KINDS = {
 
 THOROUGH = ("bfloat16", 90)
 
-NORMS, SUM, BOTH = ("sq_norms",), ("weighted_sum",), ("sq_norms", "weighted_sum")
-MOMENTS, ALL = (*BOTH, "second_moment"), Reduced._fields
 
-Call = tuple[str, tuple[Any, ...]]
-
-
-def calls(op: str, kind: str, capability: int) -> Iterator[Call]:
-    """Labels and arguments of the calls to compile."""
-    source = _Source(KINDS[kind])
-    first, more = _CALLS[op]
+def calls(name: str, kind: str, capability: int) -> Iterator[Call]:
+    """The calls of an op to compile."""
+    new = Source("meta", KINDS[kind])
+    first, more = _CALLS[name]
     if kind == "float16":
-        yield next(first(source))
+        yield next(first(new))
         return
-    yield from first(source)
+    yield from first(new)
     if (kind, capability) == THOROUGH:
-        yield from more(source)
+        yield from more(new)
 
 
-class _Source:
-    """Tensors without data."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device="meta")
-
-    def statistic(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.accumulate, device="meta")
-
-    def tail(
-        self, want: tuple[str, ...], batch: int, *shape: int, coef: bool = False
-    ) -> tuple[Tensor | None, Tensor | None, int]:
-        """What all `*_reduce` ops share: `coef`, `direction`, `want`."""
-        direction = self.statistic(*shape) if "dots" in want else None
-        return self.statistic(batch) if coef else None, direction, mask(want)
+def _linear_reduce(new: Source) -> Iterator[Call]:
+    yield op.linear_reduce(new, BOTH, 32, 512, 768, 768)
+    yield op.linear_reduce(new, NORMS, 32, 512, 768, 768)
+    yield op.linear_reduce(new, MOMENTS, 32, 512, 4096, 4096)
+    yield op.linear_reduce(new, NORMS, 2048, 1, 4096, 4096)
 
 
-def _linear_reduce(
-    new: _Source, shape: tuple[int, int, int, int], want: tuple[str, ...], coef: bool = False
-) -> Call:
-    b, t, i, o = shape
-    tail = new.tail(want, b, o, i, coef=coef)
-    return f"B,T,I,O={shape} {'+'.join(want)}", (new(b, t, i), new(b, t, o), *tail)
+def _more_linear_reduce(new: Source) -> Iterator[Call]:
+    yield op.linear_reduce(new, ALL, 32, 512, 4096, 4096)
+    yield op.linear_reduce(new, BOTH, 8, 1024, 768, 50257)
+    yield op.linear_reduce(new, BOTH, 8, 4096, 768, 768)
+    yield op.linear_reduce(new, NORMS, 8, 16, 768, 768)
+    yield op.linear_reduce(new, SUM, 256, 1, 784, 1024, coef=True)
+    yield op.linear_reduce(new, MOMENTS, 256, 1, 1024, 10)
+    yield op.linear_reduce(new, ALL, 4, 3, 5, 7)
 
 
-def _linear_reduce_first(new: _Source) -> Iterator[Call]:
-    yield _linear_reduce(new, (32, 512, 768, 768), BOTH)
-    yield _linear_reduce(new, (32, 512, 768, 768), NORMS)
-    yield _linear_reduce(new, (2048, 1, 4096, 4096), NORMS)
-    yield _linear_reduce(new, (32, 512, 4096, 4096), MOMENTS)
+def _conv_reduce(new: Source) -> Iterator[Call]:
+    yield op.conv_reduce(new, BOTH, (128, 64, 56, 56), 64)
+    yield op.conv_reduce(new, BOTH, (128, 256, 14, 14), 256, last=True)
+    yield op.conv_reduce(new, NORMS, (128, 512, 7, 7), 512)
 
 
-def _linear_reduce_more(new: _Source) -> Iterator[Call]:
-    yield _linear_reduce(new, (32, 512, 4096, 4096), ALL)
-    yield _linear_reduce(new, (8, 1024, 768, 50257), BOTH)
-    yield _linear_reduce(new, (8, 16, 768, 768), NORMS)
-    yield _linear_reduce(new, (8, 4096, 768, 768), BOTH)
-    yield _linear_reduce(new, (256, 1, 784, 1024), SUM, coef=True)
-    yield _linear_reduce(new, (256, 1, 1024, 10), MOMENTS)
-    yield _linear_reduce(new, (4, 3, 5, 7), ALL)
-
-
-CONV2D = ((3, 3), (1, 1), (1, 1), (1, 1))
-
-
-def _conv(
-    new: _Source,
-    shape: tuple[int, ...],
-    outputs: int,
-    window: tuple[tuple[int, ...], ...] = CONV2D,
-    groups: int = 1,
-    last: bool = False,
-) -> tuple[str, Tensor, Tensor, tuple[Any, ...]]:
-    """A label and the factors; `window` is kernel, stride, padding, dilation."""
-    batch, _, *size = shape
-    out = [
-        (s + 2 * p - d * (k - 1) - 1) // step + 1
-        for s, k, step, p, d in zip(size, *window, strict=True)
-    ]
-    x, g = new(*shape), new(batch, outputs, *out)
-    if last:
-        x, g = (y.movedim(1, -1).contiguous().movedim(-1, 1) for y in (x, g))
-    kernel, stride, padding, dilation = map(list, window)
-    label = f"x={shape} O={outputs} kernel={kernel} stride={stride} groups={groups} last={last}"
-    return label, x, g, (kernel, stride, padding, dilation, groups)
-
-
-def _conv_reduce(new: _Source, want: tuple[str, ...], *args: Any, **options: Any) -> Call:
-    label, x, g, window = _conv(new, *args, **options)
-    parameter = (g.shape[1], x.shape[1] // window[-1], *window[0])
-    tail = new.tail(want, len(x), *parameter)
-    return f"{label} {'+'.join(want)}", (x, g, *window, *tail)
-
-
-def _conv_reduce_first(new: _Source) -> Iterator[Call]:
-    yield _conv_reduce(new, BOTH, (128, 64, 56, 56), 64)
-    yield _conv_reduce(new, BOTH, (128, 256, 14, 14), 256, last=True)
-    yield _conv_reduce(new, NORMS, (128, 512, 7, 7), 512)
-
-
-def _conv_reduce_more(new: _Source) -> Iterator[Call]:
-    stride2 = ((3, 3), (2, 2), (1, 1), (1, 1))
-    yield _conv_reduce(new, BOTH, (128, 3, 224, 224), 64, ((7, 7), (2, 2), (3, 3), (1, 1)))
-    yield _conv_reduce(new, BOTH, (128, 64, 56, 56), 128, stride2)
-    yield _conv_reduce(new, BOTH, (128, 64, 56, 56), 128, ((1, 1), (2, 2), (0, 0), (1, 1)))
-    yield _conv_reduce(new, ALL, (32, 128, 28, 28), 128, CONV2D, 4)
-    yield _conv_reduce(new, BOTH, (32, 128, 28, 28), 128, CONV2D, 128)
-    yield _conv_reduce(new, BOTH, (16, 64, 1000), 96, ((5,), (1,), (2,), (1,)))
-    yield _conv_reduce(new, BOTH, (4, 16, 16, 32, 32), 32, ((3,) * 3, (1,) * 3, (1,) * 3, (1,) * 3))
-
-
-def _affine_reduce(
-    new: _Source, kind: str, shape: tuple[int, int, int], want: tuple[str, ...]
-) -> Call:
-    b, t, c = shape
-    g = new(b, t, c)
-    statistics = {
-        "bias": (None, None, None),
-        "layer": (new(b, t, c), new.statistic(b, t, 1), new.statistic(b, t, 1)),
-        "rms": (new(b, t, c), None, new.statistic(b, t, 1)),
-        "group": (new(b, c, t).mT, new.statistic(b, 1, c), new.statistic(b, 1, c)),
-    }
-    g = new(b, c, t).mT if kind == "group" else g
-    return f"{kind} B,T,C={shape} {'+'.join(want)}", (
-        *(g, *statistics[kind]),
-        *new.tail(want, b, c),
+def _more_conv_reduce(new: Source) -> Iterator[Call]:
+    stem = ((7, 7), (2, 2), (3, 3), (1, 1))
+    point = ((1, 1), (2, 2), (0, 0), (1, 1))
+    yield op.conv_reduce(new, BOTH, (128, 3, 224, 224), 64, stem)
+    yield op.conv_reduce(new, BOTH, (128, 64, 56, 56), 128, point)
+    yield op.conv_reduce(new, ALL, (32, 128, 28, 28), 128, CONV2D, 4)
+    yield op.conv_reduce(new, BOTH, (32, 128, 28, 28), 128, CONV2D, 128)
+    yield op.conv_reduce(new, BOTH, (16, 64, 1000), 96, ((5,), (1,), (2,), (1,)))
+    yield op.conv_reduce(
+        new, BOTH, (4, 16, 16, 32, 32), 32, ((3,) * 3, (1,) * 3, (1,) * 3, (1,) * 3)
     )
 
 
-def _affine_reduce_first(new: _Source) -> Iterator[Call]:
-    yield _affine_reduce(new, "layer", (8, 1024, 768), BOTH)
-    yield _affine_reduce(new, "bias", (8, 1024, 768), BOTH)
+def _affine_reduce(new: Source) -> Iterator[Call]:
+    yield op.affine_reduce(new, BOTH, "layer", 8, 1024, 768)
+    yield op.affine_reduce(new, BOTH, "bias", 8, 1024, 768)
 
 
-def _affine_reduce_more(new: _Source) -> Iterator[Call]:
-    yield _affine_reduce(new, "group", (128, 3136, 64), BOTH)
-    yield _affine_reduce(new, "rms", (8, 1024, 768), ALL)
-    yield _affine_reduce(new, "bias", (8, 1024, 50257), BOTH)
-    yield _affine_reduce(new, "bias", (256, 1, 10), BOTH)
-    yield _affine_reduce(new, "bias", (2048, 1, 4096), ALL)
+def _more_affine_reduce(new: Source) -> Iterator[Call]:
+    yield op.affine_reduce(new, BOTH, "group", 128, 3136, 64)
+    yield op.affine_reduce(new, ALL, "rms", 8, 1024, 768)
+    yield op.affine_reduce(new, BOTH, "bias", 8, 1024, 50257)
+    yield op.affine_reduce(new, BOTH, "bias", 256, 1, 10)
+    yield op.affine_reduce(new, ALL, "bias", 2048, 1, 4096)
 
 
-def _linear_gram(new: _Source, shape: tuple[int, int, int, int], others: int | None = None) -> Call:
-    b, t, i, o = shape
-    other = (None, None) if others is None else (new(others, t, i), new(others, t, o))
-    return f"B,T,I,O={shape} others={others}", (new(b, t, i), new(b, t, o), *other)
+def _linear_gram(new: Source) -> Iterator[Call]:
+    yield op.linear_gram(new, 2048, 1, 4096, 4096)
+    yield op.linear_gram(new, 32, 512, 768, 768)
+    yield op.linear_gram(new, 8, 64, 4096, 4096)
 
 
-def _linear_gram_first(new: _Source) -> Iterator[Call]:
-    yield _linear_gram(new, (2048, 1, 4096, 4096))
-    yield _linear_gram(new, (32, 512, 768, 768))
-    yield _linear_gram(new, (8, 64, 4096, 4096))
+def _more_linear_gram(new: Source) -> Iterator[Call]:
+    yield op.linear_gram(new, 256, 1, 784, 1024)
+    yield op.linear_gram(new, 256, 1, 1024, 10, 100)
+    yield op.linear_gram(new, 128, 512, 4096, 4096, 64)
+    yield op.linear_gram(new, 3, 5, 7, 9)
 
 
-def _linear_gram_more(new: _Source) -> Iterator[Call]:
-    yield _linear_gram(new, (256, 1, 784, 1024))
-    yield _linear_gram(new, (256, 1, 1024, 10), 100)
-    yield _linear_gram(new, (128, 512, 4096, 4096), 64)
-    yield _linear_gram(new, (3, 5, 7, 9))
+def _conv_gram(new: Source) -> Iterator[Call]:
+    yield op.conv_gram(new, None, (128, 64, 56, 56), 64)
+    yield op.conv_gram(new, None, (128, 512, 7, 7), 512)
 
 
-def _conv_gram(new: _Source, others: int | None, *args: Any, **options: Any) -> Call:
-    label, x, g, window = _conv(new, *args, **options)
-    other = (None, None)
-    if others is not None:
-        other = tuple(y.new_empty((others, *y.shape[1:])) for y in (x, g))
-    return f"{label} others={others}", (x, g, *other, *window)
+def _more_conv_gram(new: Source) -> Iterator[Call]:
+    yield op.conv_gram(new, 16, (32, 128, 28, 28), 128, CONV2D, 4)
+    yield op.conv_gram(new, None, (16, 64, 1000), 96, ((5,), (1,), (2,), (1,)))
 
 
-def _conv_gram_first(new: _Source) -> Iterator[Call]:
-    yield _conv_gram(new, None, (128, 64, 56, 56), 64)
-    yield _conv_gram(new, None, (128, 512, 7, 7), 512)
+def _linear_order(new: Source) -> Iterator[Call]:
+    yield op.linear_order(new, "median_of_means", 3.0, 32, 512, 768, 768)
+    yield op.linear_order(new, "winsorized_mean", 2.0, 32, 512, 768, 768)
 
 
-def _conv_gram_more(new: _Source) -> Iterator[Call]:
-    yield _conv_gram(new, 16, (32, 128, 28, 28), 128, CONV2D, 4)
-    yield _conv_gram(new, None, (16, 64, 1000), 96, ((5,), (1,), (2,), (1,)))
+def _conv_order(new: Source) -> Iterator[Call]:
+    yield op.conv_order(new, "median_of_means", 3.0, (32, 64, 56, 56), 64)
+    yield op.conv_order(new, "winsorized_mean", 2.0, (32, 64, 56, 56), 64)
 
 
-def _linear_order_first(new: _Source) -> Iterator[Call]:
-    x, g = new(32, 512, 768), new(32, 512, 768)
-    for rule, k in (("median_of_means", 3.0), ("winsorized_mean", 2.0)):
-        yield f"32,512,768,768 {rule}", (x, g, rule, k, False)
-
-
-def _conv_order_first(new: _Source) -> Iterator[Call]:
-    label, x, g, window = _conv(new, (32, 64, 56, 56), 64)
-    for rule, k in (("median_of_means", 3.0), ("winsorized_mean", 2.0)):
-        yield f"{label} {rule}", (x, g, *window, rule, k, False)
-
-
-def _nothing(new: _Source) -> Iterator[Call]:
+def _no_more(new: Source) -> Iterator[Call]:
     return iter(())
 
 
 _CALLS = {
-    "affine_reduce": (_affine_reduce_first, _affine_reduce_more),
-    "conv_gram": (_conv_gram_first, _conv_gram_more),
-    "conv_order": (_conv_order_first, _nothing),
-    "conv_reduce": (_conv_reduce_first, _conv_reduce_more),
-    "linear_gram": (_linear_gram_first, _linear_gram_more),
-    "linear_order": (_linear_order_first, _nothing),
-    "linear_reduce": (_linear_reduce_first, _linear_reduce_more),
+    "affine_reduce": (_affine_reduce, _more_affine_reduce),
+    "conv_gram": (_conv_gram, _more_conv_gram),
+    "conv_order": (_conv_order, _no_more),
+    "conv_reduce": (_conv_reduce, _more_conv_reduce),
+    "linear_gram": (_linear_gram, _more_linear_gram),
+    "linear_order": (_linear_order, _no_more),
+    "linear_reduce": (_linear_reduce, _more_linear_reduce),
 }
+"""By op, the first calls and the others."""

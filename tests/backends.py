@@ -37,6 +37,14 @@ def backends_of(op: str, device: str = "cpu") -> list[str]:
     return [name for name in BACKENDS if unavailable(op, name, device) is None]
 
 
+def places_of(op: str) -> Iterator[Any]:
+    """Device and backend for each implementation of an op: parameters of the fixture `backend`."""
+    for device in ("cpu", "cuda"):
+        marks = [pytest.mark.gpu] if device == "cuda" else []
+        for name in backends_of(op, device):
+            yield pytest.param((device, name), id=f"{device}-{name}", marks=marks)
+
+
 def dtypes_of(backend: str) -> dict[str, torch.dtype]:
     """Dtypes to test a backend with: Triton's interpreter computes bfloat16 wrongly."""
     wrong = ["bf16"] if backend == "triton" and interpreted() else []

@@ -4,14 +4,18 @@ import math
 
 import pytest
 import torch
-from backends import assert_close, assert_reduced_close, backends_of
+from backends import assert_close, assert_reduced_close, places_of
 from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
 
 BAD = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
-BACKENDS = backends_of("linear_reduce")
+
+
+def each_backend(op: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("backend", list(places_of(op)), indirect=True)
+
 
 pytestmark = [pytest.mark.parametrize("bad", BAD.values(), ids=BAD)]
 
@@ -23,7 +27,7 @@ def linear(bad: float, t: int, where: str) -> tuple[Tensor, Tensor]:
     return x, g
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend("linear_reduce")
 @pytest.mark.parametrize("where", ["x", "g"])
 @pytest.mark.parametrize("t", [1, 4, 300])
 def test_linear_keeps_it_where_it_belongs(t: int, where: str, backend: str, bad: float) -> None:
@@ -38,19 +42,18 @@ def test_linear_keeps_it_where_it_belongs(t: int, where: str, backend: str, bad:
         assert torch.equal(parameter.isfinite(), ~touched)
 
 
+@each_backend("linear_reduce")
 @pytest.mark.parametrize("want", [("sq_norms",), Reduced._fields[2:], Reduced._fields])
 @pytest.mark.parametrize("where", ["x", "g"])
 @pytest.mark.parametrize("t", [1, 4, 300])
-def test_native_linear_agrees_with_the_reference(
-    t: int, where: str, want: tuple[str, ...], bad: float
+def test_linear_agrees_with_the_reference(
+    t: int, where: str, want: tuple[str, ...], backend: str, bad: float
 ) -> None:
-    if "native" not in BACKENDS:
-        pytest.skip("the native kernels are not built")
     x, g = linear(bad, t, where)
     tail = {"want": want} | ({"direction": torch.randn(5, 33)} if "dots" in want else {})
     found = []
-    for backend in ("native", "reference"):
-        with pc.backend(backend):
+    for name in (backend, "reference"):
+        with pc.backend(name):
             found.append(_one_kind(pc.ops.linear_reduce(x, g, **tail)))
     assert_reduced_close(found[0], found[1], 1e-5)
 
@@ -62,7 +65,7 @@ def _one_kind(out: Reduced) -> Reduced:
     return out._replace(**{k: x.nan_to_num(nan, nan, nan) for k, x in found if x is not None})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend("linear_reduce")
 @pytest.mark.parametrize("alone", [True, False], ids=["sum-alone", "sum-and-moments"])
 def test_an_example_of_no_weight_is_left_out(alone: bool, backend: str, bad: float) -> None:
     x, g = linear(bad, 4, "g")
@@ -74,7 +77,7 @@ def test_an_example_of_no_weight_is_left_out(alone: bool, backend: str, bad: flo
     assert_close(out.weighted_sum, expected, 1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@each_backend("linear_reduce")
 def test_signs_count_infinities_and_pass_on_nan(backend: str, bad: float) -> None:
     x, g = torch.ones(2, 1, 3), torch.ones(2, 1, 1)
     x[0, 0, 1] = bad
@@ -84,7 +87,7 @@ def test_signs_count_infinities_and_pass_on_nan(backend: str, bad: float) -> Non
     torch.testing.assert_close(signs, torch.tensor([2.0, expected, 2.0]), equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", backends_of("conv_reduce"))
+@each_backend("conv_reduce")
 def test_conv_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
     x, g = torch.randn(3, 4, 5, 5), torch.randn(3, 2, 5, 5)
     g[1, 0, 2, 2] = bad
@@ -98,7 +101,7 @@ def test_conv_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
         assert parameter[1].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", backends_of("conv_reduce"))
+@each_backend("conv_reduce")
 def test_a_corner_is_seen_by_one_tap_only(backend: str, bad: float) -> None:
     """A bad corner pixel is seen by one tap only, at the one position that covers it."""
     x, g = torch.ones(1, 1, 3), torch.ones(1, 1, 1)
@@ -108,7 +111,7 @@ def test_a_corner_is_seen_by_one_tap_only(backend: str, bad: float) -> None:
     assert out.weighted_sum.isfinite().flatten().tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("backend", backends_of("embedding_reduce"))
+@each_backend("embedding_reduce")
 def test_embedding_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
     ids, g = torch.tensor([[0, 1], [2, 3], [1, 1]]), torch.randn(3, 2, 4)
     g[1, 1, 2] = bad
@@ -119,7 +122,7 @@ def test_embedding_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
         assert (~parameter.isfinite()).nonzero().tolist() == [[3, 2]]
 
 
-@pytest.mark.parametrize("backend", backends_of("affine_reduce"))
+@each_backend("affine_reduce")
 def test_affine_keeps_it_where_it_belongs(backend: str, bad: float) -> None:
     g, x = torch.randn(3, 4, 6), torch.randn(3, 4, 6)
     x[1, 2, 5] = bad

@@ -1,10 +1,11 @@
 """Odd strides and lazily negated tensors give what their contiguous copies give."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from backends import assert_reduced_close, backends_of, dtypes_of
+from backends import assert_reduced_close, dtypes_of, places_of
 from strategies import LAYOUTS, lay_out
 from torch import Tensor
 
@@ -31,15 +32,18 @@ def calls(op: str, dtype: torch.dtype) -> tuple[list[Tensor], Callable[..., obje
     return tensors, lambda *tensors: pc.ops.affine_reduce(*tensors, want=WANT)
 
 
-def cases() -> Iterator[tuple[str, str]]:
+def cases() -> Iterator[Any]:
     for op in pc.ops.specs:
         if op.endswith("_reduce"):
-            for backend in backends_of(op):
-                yield op, backend
+            for place in places_of(op):
+                yield pytest.param(op, *place.values, id=f"{op}-{place.id}", marks=place.marks)
+
+
+each_case = pytest.mark.parametrize(("op", "backend"), list(cases()), indirect=["backend"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("op", "backend"), list(cases()))
+@each_case
 def test_strides_change_nothing(op: str, backend: str, layout: str) -> None:
     for dtype in dtypes_of(backend).values():
         tensors, call = calls(op, dtype)
@@ -48,7 +52,7 @@ def test_strides_change_nothing(op: str, backend: str, layout: str) -> None:
             assert_reduced_close(call(*(lay_out(x, layout) for x in tensors)), expected, 1e-6)
 
 
-@pytest.mark.parametrize(("op", "backend"), list(cases()))
+@each_case
 def test_expanded_tensors_change_nothing(op: str, backend: str) -> None:
     tensors, call = calls(op, torch.float32)
     for dim in (0, 1):
@@ -58,7 +62,7 @@ def test_expanded_tensors_change_nothing(op: str, backend: str) -> None:
             assert_reduced_close(call(*expanded), expected, 1e-6)
 
 
-@pytest.mark.parametrize(("op", "backend"), list(cases()))
+@each_case
 def test_a_pending_negation_is_carried_out(op: str, backend: str) -> None:
     """The imaginary part of a conjugate is stored with the other sign and a bit that says so."""
     tensors, call = calls(op, torch.float32)
