@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("torch", "pycoherence", "opacus", "backpack-for-pytorch", "torchjd")
+PACKAGES = ("torch", "triton", "pycoherence", "opacus", "backpack-for-pytorch", "torchjd")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -36,6 +36,17 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def setting(device: str = "cpu") -> dict[str, Any]:
+    """All that a result should tell of where it was measured."""
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "machine": machine(device),
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def commit() -> str | None:

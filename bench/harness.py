@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from cases import Case
+from clock import seconds_of
 from torch import Tensor
 from ways import Outputs
 
@@ -149,17 +149,7 @@ def interleave(first: Mapping[Candidate, float], seconds: float) -> Times:
 def sample(candidate: Candidate, repeats: int) -> float:
     """Seconds of one run, as the mean of `repeats`."""
     with candidate.context():
-        _wait()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            candidate.run()
-        _wait()
-        return (time.perf_counter() - start) / repeats
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        return seconds_of(candidate.run, repeats)
 
 
 def tolerance(case: Case) -> float:
@@ -175,12 +165,10 @@ def _dtype(case: Case) -> torch.dtype:
 def check(case: Case, candidate: Candidate) -> tuple[float, float]:
     """The worst error of a first run, and the seconds that it took."""
     truth = case.truth()
+    outputs = list[Any]()
     with candidate.context():
-        start = time.perf_counter()
-        outputs = candidate.run()
-        _wait()
-        seconds = time.perf_counter() - start
-    ours, batch = candidate.named(outputs), case.shape.get("B", 1)
+        seconds = seconds_of(lambda: outputs.append(candidate.run()))
+    ours, batch = candidate.named(outputs[0]), case.shape.get("B", 1)
     return max(_error(name, ours[name], truth[name], batch) for name in case.wanted), seconds
 
 

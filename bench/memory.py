@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 HELP = "print by how many bytes the case grows this process; used for the column of memory"
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -25,6 +27,16 @@ def growth(step: Callable[[], object]) -> int:
     for _ in range(3):
         step()
     return _read("VmHWM") - before
+
+
+def growth_on_gpu(step: Callable[[], object]) -> int:
+    """By how many bytes of live tensors a step raises the peak of the GPU's memory."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def in_new_process(model: str, case: str, threads: int) -> int | None:

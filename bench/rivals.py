@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from measured import Case, Step, forget_gradients
 from networks import Task
+from networks import loss as mean_loss
 from torch import Tensor, nn
 from ways import Outputs
 
@@ -67,7 +68,7 @@ def backpack_l2(task: Task) -> Step:
         }
         if lacking:
             raise NotImplementedError(f"no norms for {', '.join(sorted(lacking))}")
-        share = sum((p.batch_l2 for p in parameters), torch.zeros(()))
+        share = torch.stack([p.batch_l2 for p in parameters]).sum(0)
         return {"sq_norms": share * len(task.y) ** 2}
 
     return step
@@ -79,7 +80,7 @@ def vmap_grad(task: Task) -> Step:
 
     def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits = torch.func.functional_call(task.model, parameters, (x.unsqueeze(0),))
-        return torch.nn.functional.cross_entropy(logits, y.unsqueeze(0))
+        return mean_loss(logits, y.unsqueeze(0))
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
 

@@ -22,6 +22,9 @@ import pycoherence as pc
 
 Record = dict[str, object]
 
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+"""What is usual there."""
+
 
 def main() -> int:
     options = _parser().parse_args()
@@ -31,15 +34,9 @@ def main() -> int:
         raise SystemExit(f"expected ops among {', '.join(pc.ops.specs)}, got {', '.join(unknown)}")
     options.out = options.out or _default_out(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    dtype = getattr(torch, options.dtype)
-    setting: Record = {
-        "device": options.device,
-        "threads": options.threads,
-        "machine": environment.machine(options.device),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-    }
-    with options.out.open("w") as out:
+    dtype = getattr(torch, options.dtype or DTYPES[options.device])
+    setting = environment.setting(options.device)
+    with options.out.open("w", buffering=1) as out:  # a line is there once it is measured
         rows = run(select(options.ops, options.device, dtype, options.quick), options.seconds)
         failures = write(rows, setting, out.write)
     print(f"written to {options.out}, {failures} checks failed" if failures else options.out)
@@ -95,7 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--ops", nargs="+", metavar="OP", help="only these")
-    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64", "bfloat16"),
+        help="default: float32, on a GPU bfloat16",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=0.2, help="to repeat each case for")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the harness")

@@ -1,5 +1,6 @@
 """The benchmark in training: only what is true is timed; and the page made of its results."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 import training
 from measured import OURS, PLAIN, Case, Step
 from networks import TASKS, Task, make
-from truth import Truth
+from truth import LIMITS, Truth
 
-BATCH = 6
+BATCH, LIMIT = 6, LIMITS[torch.float32]
+
+new = functools.partial(make, "CNN", BATCH)
 
 
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    return Truth.of(make("CNN", BATCH))
+    return Truth.of(new())
 
 
 def measured(name: str, scale: float) -> Case:
@@ -36,10 +39,10 @@ def unable(task: Task) -> Step:
 
 
 def test_all_of_ours_agree_with_autograd(truth: Truth) -> None:
-    rows, steps = training.check([PLAIN, *OURS], "CNN", truth, BATCH)
+    rows, steps = training.check([PLAIN, *OURS], new, truth, LIMIT)
     for row in rows:
         assert row["reason"] is None or row["reason"].startswith("pycoherence has no")
-        assert row["error"] is None or row["error"] <= training.LIMIT
+        assert row["error"] is None or row["error"] <= LIMIT
     seconds = training.interleave(steps, rounds=1)
     assert seconds.keys() == {row["name"] for row in rows if row["reason"] is None}
     assert {PLAIN.name, "SqNorms"} <= seconds.keys()
@@ -47,7 +50,7 @@ def test_all_of_ours_agree_with_autograd(truth: Truth) -> None:
 
 def test_rivals_that_are_wrong_or_unable_are_left_out(truth: Truth) -> None:
     cases = [measured("right", 1), measured("wrong", 1.01), Case("unable", "rival", unable)]
-    rows, steps = training.check(cases, "CNN", truth, BATCH)
+    rows, steps = training.check(cases, new, truth, LIMIT)
     assert steps.keys() == {"right"}
     reasons = {row["name"]: row["reason"] for row in rows}
     assert reasons["right"] is None
@@ -57,14 +60,14 @@ def test_rivals_that_are_wrong_or_unable_are_left_out(truth: Truth) -> None:
 
 def test_what_pycoherence_lacks_is_told(truth: Truth) -> None:
     case = Case("later", "ours", unable, needs=("SqNorms", "Nonesuch"))
-    rows, steps = training.check([case], "CNN", truth, BATCH)
+    rows, steps = training.check([case], new, truth, LIMIT)
     assert steps == {}
     assert rows[0]["reason"] == "pycoherence has no Nonesuch"
 
 
 def test_failures_of_ours_are_raised(truth: Truth) -> None:
     with pytest.raises(NotImplementedError, match="no norms"):
-        training.check([Case("broken", "ours", unable)], "CNN", truth, BATCH)
+        training.check([Case("broken", "ours", unable)], new, truth, LIMIT)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("MLP", 1863690), ("CNN", 242122)])
@@ -73,6 +76,22 @@ def test_tasks_are_the_same_every_time(name: str, parameters: int) -> None:
     assert sum(p.numel() for p in task.model.parameters()) == parameters
     assert torch.equal(task.loss(), again.loss())
     assert TASKS[name][1] > len(task.y) == 2
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("GPT-2", 163037184), ("ResNet-18", 11689512)])
+def test_models_for_a_gpu_have_their_size(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        task = TASKS[name][0](2)
+        assert task.losses().shape == (2,)
+        assert task.loss().shape == ()
+    assert sum(p.numel() for p in task.model.parameters()) == parameters
+
+
+def test_bfloat16_is_true_enough() -> None:
+    new = functools.partial(make, "CNN", BATCH, "cpu", torch.bfloat16)
+    cases = [case for case in OURS if case.name == "SqNorms"]
+    _, steps = training.check(cases, new, Truth.of(new()), LIMITS[torch.bfloat16])
+    assert steps.keys() == {"SqNorms"}
 
 
 def test_memory_is_that_of_live_tensors() -> None:
