@@ -15,7 +15,7 @@ from ways import Outputs
 FIRST = 16
 """Of how many examples whole gradients are kept, for dot products."""
 
-LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Allowed error over the largest value, by dtype; for sign sums, allowed share of wrong signs."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import headline
 import pytest
 import run
 import torch
@@ -117,3 +118,16 @@ def test_command_writes_json_lines(tmp_path: Path) -> None:
         assert row.keys() - {"skipped"} == KEYS | SETTING
         assert {"cpu", "cores"} <= row["machine"].keys()
         assert {"python", "torch", "pycoherence"} <= row["versions"].keys()
+
+
+def test_headline_figures_are_true() -> None:
+    for found in headline.headlines("cpu", quick=True):
+        row = headline.measure(found)
+        assert row["check"] == "ok", headline.say(row)
+        assert row["ratio"] == row["seconds"] / row["torch_seconds"]
+
+
+def test_script_for_a_gpu_explains_itself() -> None:
+    done = subprocess.run(["bash", str(RUN.with_name("gpu.sh"))], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "bench/gpu.sh OUT [--dry-run]" in done.stdout
