@@ -114,7 +114,7 @@ def _row_dots(
     x += b * x_strides[0] + t * x_strides[1]
     g += b * g_strides[0] + t * g_strides[1]
     v += o.to(tl.int64) * v_strides[0]
-    acc = tl.zeros((TILE[0], TILE[1]), ACC)
+    acc = tl.full((TILE[0], TILE[1]), 0, ACC)
     for start in range(first, tl.minimum(first + depth, I), TILE[2]):
         i = start + tl.arange(0, TILE[2])
         along = i.to(tl.int64)

@@ -58,7 +58,7 @@ def _run(
     """Write `sq_norms, dots` and `weighted_sum, second_moment, sign_sum`; `None` is not wanted."""
     b, parts, c = rows.shape
     wide = 1024 if c > 128 else 128 if c > 16 else 16
-    high = 2048 // wide
+    high = 1024 // wide
     long, many = triton.cdiv(c, _LONGEST), max(1, triton.cdiv(b, _MOST))
     row_blocks = long * triton.cdiv(b, high) if any(out is not None for out in by_row) else 0
     column_blocks = many * triton.cdiv(c, 32) if any(out is not None for out in by_column) else 0
@@ -69,11 +69,10 @@ def _run(
         *(rows, coef, direction, *to, b, parts, c, row_blocks, rows.stride()),
         *(None if vector is None else vector.stride(0) for vector in (coef, direction)),
         ROW_TILE=(high, wide),
-        COLUMN_TILE=(64, 32),
+        COLUMN_TILE=(64 if b > 64 else 16, 32),
         LONGEST=_LONGEST,
         MOST=_MOST,
         ACC=tl.float64 if rows.dtype == torch.float64 else tl.float32,
-        warps=8 if rows.dtype == torch.float64 else 4,
     )
     for out, partial in zip((*by_row, *by_column), to, strict=True):
         if out is not None and partial is not out and partial is not None:
@@ -154,10 +153,10 @@ def _reduce(
 def _load(rows, b, c, inside, parts, strides, ACC: tl.constexpr):
     """A tile of the rows, parts added up; zero outside."""
     at = rows + b.to(tl.int64)[:, None] * strides[0] + c.to(tl.int64)[None, :] * strides[2]
-    value = tl.load(at, inside, 0).to(ACC)
-    for _ in tl.range(1, parts, loop_unroll_factor=4):
-        at += strides[1]
+    value = tl.full(inside.shape, 0, ACC)
+    for _ in range(parts):
         value += tl.load(at, inside, 0).to(ACC)
+        at += strides[1]
     return value
 
 
@@ -178,11 +177,11 @@ def _by_row(
     ACC: tl.constexpr,
 ):
     """Norms and dot products of TILE[0] examples, of up to LONGEST of their channels."""
-    blocks = tl.cdiv(B, TILE[0])
+    blocks = (B + TILE[0] - 1) // TILE[0]
     b = block % blocks * TILE[0] + tl.arange(0, TILE[0])
     first = block // blocks * LONGEST
-    norm = tl.zeros(TILE, ACC)
-    dot = tl.zeros(TILE, ACC)
+    norm = tl.full(TILE, 0, ACC)
+    dot = tl.full(TILE, 0, ACC)
     for start in range(first, tl.minimum(first + LONGEST, C), TILE[1]):
         c = start + tl.arange(0, TILE[1])
         value = _load(rows, b, c, (b < B)[:, None] & (c < C)[None, :], parts, strides, ACC)
@@ -216,12 +215,12 @@ def _by_column(
     ACC: tl.constexpr,
 ):
     """Sums of TILE[1] channels over up to MOST examples."""
-    blocks = tl.cdiv(C, TILE[1])
+    blocks = (C + TILE[1] - 1) // TILE[1]
     c = block % blocks * TILE[1] + tl.arange(0, TILE[1])
     first = block // blocks * MOST
-    sum_1 = tl.zeros(TILE, ACC)
-    sum_2 = tl.zeros(TILE, ACC)
-    count = tl.zeros(TILE, ACC)
+    sum_1 = tl.full(TILE, 0, ACC)
+    sum_2 = tl.full(TILE, 0, ACC)
+    count = tl.full(TILE, 0, ACC)
     for start in range(first, tl.minimum(first + MOST, B), TILE[0]):
         b = start + tl.arange(0, TILE[0])
         value = _load(rows, b, c, (b < B)[:, None] & (c < C)[None, :], parts, strides, ACC)

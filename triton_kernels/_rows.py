@@ -8,7 +8,7 @@ from torch import Tensor
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import launch
 
-_TILE = 2048
+_TILE = 1024
 
 
 def sq_norms_of_rank_one(x: Tensor, g: Tensor) -> Tensor:
@@ -89,10 +89,10 @@ def _norm(
     Squares of large and of small numbers are added up apart, scaled into range (J. Blue, 1978).
     Whether a row holds a zero is `zero`.
     """
-    large = tl.zeros(TILE, ACC)
-    medium = tl.zeros(TILE, ACC)
-    small = tl.zeros(TILE, ACC)
-    zero = tl.zeros(TILE, tl.int32)
+    large = tl.full(TILE, 0, ACC)
+    medium = tl.full(TILE, 0, ACC)
+    small = tl.full(TILE, 0, ACC)
+    zero = tl.full(TILE, 0, tl.int32)
     for start in range(0, N, TILE[1]):
         n = start + tl.arange(0, TILE[1])
         mask = inside[:, None] & (n < N)[None, :]

@@ -124,12 +124,12 @@ def _sum_positions(
     """
     ACC: tl.constexpr = sums.dtype.element_ty
     block = tl.program_id(0)
-    blocks = tl.cdiv(C, TILE[1])
+    blocks = (C + TILE[1] - 1) // TILE[1]
     c = (block % blocks).to(INDEX) * TILE[1] + tl.arange(0, TILE[1])
     part = block // blocks % parts
     b = (block // blocks // parts).to(tl.int64)
     first = part.to(INDEX) * chunk
-    acc = tl.zeros(TILE, ACC)
+    acc = tl.full(TILE, 0, ACC)
     for start in range(first, tl.minimum(first + chunk, T), TILE[0]):
         t = start + tl.arange(0, TILE[0])
         inside = (t < T)[:, None] & (c < C)[None, :]
