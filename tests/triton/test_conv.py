@@ -161,7 +161,7 @@ def test_an_example_without_weight_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2000])
-@pytest.mark.parametrize("name", ["2d", "groups", "depthwise", "several tiles"])
+@pytest.mark.parametrize("name", ["2d", "groups", "depthwise"])
 def test_grams_in_a_small_workspace(name: str, size: int) -> None:
     """Rows of the weight one by one, or some that do not divide the channels of a group."""
     case = CASES[name]
