@@ -21,6 +21,9 @@ SHARED = [
     ROOT / "tests" / "ops" / f"test_{name}.py" for name in ("backends", "views", "not_finite")
 ]
 
+# It is numpy that multiplies there, and it warns of what is not finite.
+QUIET = ["-W", "ignore::RuntimeWarning"]
+
 Results = dict[str, list[ElementTree.Element]]
 
 
@@ -32,7 +35,7 @@ def module(path: Path) -> str:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What became of each test, by module."""
     report = tmp_path_factory.mktemp("triton") / "report.xml"
-    options = ["-q", "-p", "no:cacheprovider", "-k", "triton", "-m", "not gpu"]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "triton", "-m", "not gpu", *QUIET]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *KERNELS, *SHARED],
         cwd=ROOT,

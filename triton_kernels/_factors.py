@@ -12,10 +12,7 @@ from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
 from pycoherence.triton_kernels._engine import reduce_tiles
-from pycoherence.triton_kernels._tiles import parts_of, tile_for
-
-# Positions that the accumulator of a product may add up before its rounding shows.
-_LONG = 2048
+from pycoherence.triton_kernels._tiles import LONG, parts_of, tile_for
 
 
 class Factors(NamedTuple):
@@ -107,7 +104,7 @@ def reduce(
     device, acc = device_of(x), accumulate_dtype(x.dtype)
     positions, how = g.shape[2], precision(x.dtype)
     sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
-    beside = sums + (positions > _LONG) + ("dots" in wanted) + 2 * ("gradients" in wanted)
+    beside = sums + (positions > LONG) + ("dots" in wanted) + 2 * ("gradients" in wanted)
     rows = o // factors.groups
     tile = tile_for(device, x.dtype, how, rows, k, beside)
     tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
@@ -149,7 +146,7 @@ def reduce(
         BLOCK_O=tile.o,
         BLOCK_K=tile.k,
         BLOCK_T=tile.t,
-        CHUNK=_LONG // tile.t if positions > _LONG else 0,
+        CHUNK=LONG // tile.t if positions > LONG else 0,
         OFFSET=tl.int32 if max(map(_reach, (x, g))) < 2**31 else tl.int64,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         PRECISION=how,

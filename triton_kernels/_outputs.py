@@ -1,5 +1,7 @@
 """From the partial results of the tile engine to the outputs of a `*_reduce` op."""
 
+from collections.abc import Set
+
 from torch import Tensor
 
 from pycoherence.ops._reduce import Reduced, reduce_fake
@@ -28,16 +30,31 @@ def reduced(
     if factors.empty:
         return [out.zero_() for out in reduce_fake(factors.g, factors.shape, want)]
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
-    found: dict[str, Tensor] = {}
     first = wanted & _ONE_PASS | ({"weighted_sum"} if "sum_dots" in wanted else set())
-    if first:
-        partial = reduce(factors, frozenset(first), coef, direction)
-        found = {name: _added(each, int(name not in _SUMS)) for name, each in partial.items()}
+    found = one_pass(factors, first, coef, direction) if first else {}
     if "sum_dots" in wanted:
         # Their direction is known only when the whole batch has been added up.
-        again = reduce(factors, frozenset({"dots"}), direction=found["weighted_sum"])
-        found["sum_dots"] = _added(again["dots"], 1)
+        again = one_pass(factors, {"dots"}, direction=found["weighted_sum"])
+        found["sum_dots"] = again["dots"]
     return [found[name] if name in wanted else factors.g.new_empty(0) for name in Reduced._fields]
+
+
+def one_pass(
+    factors: Factors,
+    wanted: Set[str],
+    coef: Tensor | None = None,
+    direction: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What the engine gives in one pass, with its partial results added up.
+
+    Args:
+        factors: Of one batch, not empty.
+        wanted: Outputs, but for `sum_dots` and `gram`.
+        coef: As of the op.
+        direction: Parameter-shaped.
+    """
+    partial = reduce(factors, frozenset(wanted), coef, direction)
+    return {name: _added(each, int(name not in _SUMS)) for name, each in partial.items()}
 
 
 def _added(partial: Tensor, dim: int) -> Tensor:

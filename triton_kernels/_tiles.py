@@ -6,6 +6,9 @@ import torch
 
 from pycoherence.triton_kernels._device import Device
 
+LONG = 2048
+"""Positions that the accumulator of a product may add up before its rounding shows."""
+
 
 class Tile(NamedTuple):
     """What one program of the engine works on.
@@ -38,6 +41,13 @@ _TABLE = {
 _LARGE = (80, 90, 100, 103)
 
 
+def kind_of(dtype: torch.dtype, precision: str) -> str:
+    """What is multiplied, as the rows of the tables are named."""
+    if dtype == torch.float32:
+        return "tf32" if precision == "tf32" else "float32"
+    return "float64" if dtype == torch.float64 else "half"
+
+
 def tile_for(
     device: Device, dtype: torch.dtype, precision: str, o: int, k: int, beside: int
 ) -> Tile:
@@ -51,15 +61,12 @@ def tile_for(
         k: Columns in a group.
         beside: How many tiles are kept beside the product.
     """
-    kind = "half" if dtype.itemsize == 2 else "float64" if dtype.itemsize == 8 else "float32"
-    if kind == "float32" and precision == "tf32":
-        kind = "tf32"
-    tile = Tile(*_TABLE[kind][min(beside, 3)])
+    tile = Tile(*_TABLE[kind_of(dtype, precision)][min(beside, 3)])
     if device.capability not in _LARGE:
         tile = tile._replace(t=min(tile.t, 32), stages=2)
     small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)
-    warps = max(1, tile.warps * small_o * small_k // (tile.o * tile.k))
-    return tile._replace(o=small_o, k=small_k, warps=min(tile.warps, max(warps, 2)))
+    warps = tile.warps * small_o * small_k // (tile.o * tile.k)
+    return tile._replace(o=small_o, k=small_k, warps=min(tile.warps, max(warps, 4)))
 
 
 def _fit(block: int, size: int) -> int:

@@ -1,0 +1,146 @@
+"""Sums of outer products, `sum_n f(g_n) f(x_n)^T`: what needs no boundaries between examples."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops._workspace import workspace
+from pycoherence.triton_kernels._device import device_of, launch, precision
+from pycoherence.triton_kernels._tiles import LONG, parts_of, tile_for
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
+
+
+@triton.jit
+def _ones(where, DTYPE: tl.constexpr):
+    return tl.where(where, 1.0, 0.0).to(DTYPE)
+
+
+@triton.jit
+def add_products(
+    x,
+    g,
+    coef,
+    out,
+    N,
+    I,
+    O,
+    x_row,
+    x_column,
+    g_row,
+    g_column,
+    TRANSFORM: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    CHUNK: tl.constexpr,
+    DTYPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of the sum over one part of the rows.
+
+    Grid: (tiles, parts of the rows). `x` is `[N, I]`, `g` `[N, O]`, `coef` `[N]`, `out`
+    `[parts, O, I]`, to be added up. `TRANSFORM` is `"plain"`; `"scale"`, by `coef`, where rows with
+    a coefficient of zero are left out; `"square"`; or `"sign"`, where Inf times zero is NaN still.
+    Products are of numbers in `DTYPE`; `CHUNK` is as in the tile engine.
+    """
+    tile, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    rows = tl.cdiv(O, BLOCK_O)
+    o = tile % rows * BLOCK_O + tl.arange(0, BLOCK_O)
+    i = tile // rows * BLOCK_K + tl.arange(0, BLOCK_K)
+    in_o, in_i = o < O, i < I
+    steps = tl.cdiv(N, BLOCK_T)
+    first = part * (steps // parts) + min(part, steps % parts)
+    count = steps // parts + (part < steps % parts).to(tl.int32)
+
+    acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
+    whole = acc
+    for step in range(count):
+        n = (first + step) * BLOCK_T + tl.arange(0, BLOCK_T)
+        in_n = n < N
+        if TRANSFORM == "scale":
+            c = tl.load(coef + n, mask=in_n, other=0.0)
+            in_n &= c != 0.0
+        n = n.to(tl.int64)
+        g_at = g + o.to(tl.int64)[:, None] * g_column + n[None, :] * g_row
+        x_at = x + n[:, None] * x_row + i.to(tl.int64)[None, :] * x_column
+        g_tile = tl.load(g_at, mask=in_o[:, None] & in_n[None, :], other=0.0).to(DTYPE)
+        x_tile = tl.load(x_at, mask=in_n[:, None] & in_i[None, :], other=0.0).to(DTYPE)
+        if TRANSFORM == "scale":
+            g_tile = g_tile * c[None, :].to(DTYPE)
+        elif TRANSFORM == "square":
+            g_tile, x_tile = g_tile * g_tile, x_tile * x_tile
+        elif TRANSFORM == "sign":
+            if tl.max(tl.abs(g_tile)) == float("inf") or tl.max(tl.abs(x_tile)) == float("inf"):
+                g_inf, x_inf = tl.abs(g_tile) == float("inf"), tl.abs(x_tile) == float("inf")
+                bad = tl.dot(_ones(g_inf, DTYPE), _ones(x_tile == 0.0, DTYPE))
+                bad = tl.dot(_ones(g_tile == 0.0, DTYPE), _ones(x_inf, DTYPE), bad)
+                whole += tl.where(bad > 0.0, float("nan"), 0.0)
+            g_tile, x_tile = _sign(g_tile).to(DTYPE), _sign(x_tile).to(DTYPE)
+        acc = tl.dot(g_tile, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
+        if CHUNK > 0 and step % CHUNK == CHUNK - 1:
+            whole += acc
+            acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
+    at = (part.to(tl.int64) * O + o)[:, None] * I + i[None, :]
+    tl.store(out + at, whole + acc, mask=in_o[:, None] & in_i[None, :])
+
+
+def sum_of_products(
+    x: Tensor, g: Tensor, transform: str = "plain", coef: Tensor | None = None
+) -> Tensor:
+    """`sum_n f(g_n) f(x_n)^T`, `[O, I]` in accumulation dtype.
+
+    Args:
+        x: `[N, I]`, any strides.
+        g: `[N, O]`, same dtype.
+        transform: `"plain"`; `"scale"`, each term by its coefficient; `"square"` or `"sign"`, of
+            both factors, which is that of each number of a term.
+        coef: `[N]` for `"scale"`.
+    """
+    (n, i), o = x.shape, g.shape[1]
+    acc = accumulate_dtype(x.dtype)
+    if not x.numel() or not g.numel():
+        return x.new_zeros(o, i, dtype=acc)
+    # Scaled or squared, numbers of half precision have more digits than fit it.
+    exact = transform in ("plain", "sign")
+    dtype = x.dtype if exact else acc
+    how = "ieee" if transform == "sign" else precision(x.dtype)
+    # Sums of signs are whole numbers, which lose nothing.
+    device, long = device_of(x), n > LONG and transform != "sign"
+    beside = 3 if transform == "sign" else int(long)
+    tile = tile_for(device, dtype, how, o, i, beside)
+    tiles = triton.cdiv(o, tile.o) * triton.cdiv(i, tile.k)
+    room = max(1, workspace() // (o * i * acc.itemsize))
+    parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535))
+    out = x.new_empty(parts, o, i, dtype=acc)
+    launch(
+        add_products,
+        (tiles, parts),
+        *(x, g, None if coef is None else coef.to(acc).contiguous(), out),
+        *(n, i, o, *x.stride(), *g.stride()),
+        TRANSFORM=transform,
+        BLOCK_O=tile.o,
+        BLOCK_K=tile.k,
+        BLOCK_T=tile.t,
+        CHUNK=LONG // tile.t if long else 0,
+        DTYPE=_TYPES[dtype],
+        ACC=_TYPES[acc],
+        PRECISION=how,
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+    return out[0] if parts == 1 else out.sum(0)
+
+
+_TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}

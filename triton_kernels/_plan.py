@@ -1,0 +1,60 @@
+"""Which way each output of `linear_reduce` comes from, by what the ways would cost."""
+
+import functools
+from itertools import combinations
+
+# What an operation of an epilogue costs, in multiply-adds of the products beside it: what the
+# processors of current GPUs can do of each in the same time. Estimated, not measured.
+_EPILOGUE = {"half": 16.0, "tf32": 8.0, "float32": 1.0, "float64": 2.0}
+
+# Operations that the engine does with each number of an example's gradient.
+_OPERATIONS = {
+    "sq_norms": 1.0,
+    "dots": 1.0,
+    "weighted_sum": 1.0,
+    "second_moment": 1.0,
+    "sign_sum": 3.0,
+}
+
+# Products of numbers with the digits of float32, three of TensorFloat-32 each, beside half ones.
+_CONVERTED = {"half": 6.0, "tf32": 1.0, "float32": 1.0, "float64": 1.0}
+
+_GHOST_BLOCK = 64
+
+
+@functools.lru_cache(maxsize=4096)
+def from_engine(
+    b: int, t: int, i: int, o: int, kind: str, wanted: frozenset[str], scaled: bool
+) -> frozenset[str]:
+    """Those of the wanted outputs that the tile engine gives for less than the other ways do.
+
+    The others are, by output: squared norms from products of Grams, or of norms if `T = 1`; dots
+    from the products of the direction with the rows of x; sums from one product of matrices, and
+    so second moments and signs if `T = 1`, of squares and signs.
+
+    Args:
+        b: Number of examples.
+        t: Positions.
+        i: Inputs.
+        o: Outputs.
+        kind: `"half"`, `"tf32"`, `"float32"` or `"float64"`.
+        wanted: Outputs, those of `_OPERATIONS` alone.
+        scaled: Whether the sum has coefficients.
+    """
+    products, convert = float(b * t * i * o), _CONVERTED[kind]
+    ways = {
+        "sq_norms": 0.0 if t == 1 else b * t * (t + _GHOST_BLOCK) / 2 * (i + o),
+        "dots": products * convert,
+        "weighted_sum": products * (convert if scaled else 1.0),
+    }
+    if t == 1:
+        ways |= {"second_moment": products * convert, "sign_sum": products}
+    must = wanted - ways.keys()
+    free = sorted(wanted - must)
+
+    def cost(chosen: frozenset[str]) -> float:
+        each = max(t, 16) + _EPILOGUE[kind] * sum(_OPERATIONS[name] for name in chosen)
+        return bool(chosen) * b * i * o * each + sum(ways[name] for name in wanted - chosen)
+
+    choices = (must.union(some) for n in range(len(free) + 1) for some in combinations(free, n))
+    return min(choices, key=cost)

@@ -1,0 +1,66 @@
+"""Reductions over per-example gradients of a linear layer's weight, on a GPU."""
+
+from torch import Tensor
+
+from pycoherence.ops._reduce import Reduced, reduce_fake
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.triton_kernels._device import precision
+from pycoherence.triton_kernels._dots import row_dots
+from pycoherence.triton_kernels._factors import Factors
+from pycoherence.triton_kernels._hadamard import ghost_sq_norms
+from pycoherence.triton_kernels._outer_sums import sum_of_products
+from pycoherence.triton_kernels._outputs import one_pass
+from pycoherence.triton_kernels._plan import from_engine
+from pycoherence.triton_kernels._rows import sq_norms_of_rank_one
+from pycoherence.triton_kernels._tiles import kind_of
+from pycoherence.triton_kernels.linear_gram import linear_gram
+
+
+def linear_reduce(
+    x: Tensor, g: Tensor, coef: Tensor | None, direction: Tensor | None, want: int
+) -> tuple[Tensor, ...]:
+    """The op of this name.
+
+    Args:
+        x: `[B, T, I]`.
+        g: `[B, T, O]`.
+        coef: `[B]` or `None`.
+        direction: `[O, I]` or `None`.
+        want: Mask of wanted outputs.
+    """
+    wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
+    if not x.numel() or not g.numel():
+        return tuple(out.zero_() for out in reduce_fake(g, (g.shape[2], x.shape[2]), want))
+    found = _without_sum(x, g, coef, direction, wanted - {"sum_dots", "gram"})
+    if "sum_dots" in wanted:
+        total = found.get("weighted_sum")
+        if total is None:
+            total = _without_sum(x, g, coef, None, {"weighted_sum"})["weighted_sum"]
+        found["sum_dots"] = _without_sum(x, g, None, total, {"dots"})["dots"]
+    if "gram" in wanted:
+        found["gram"] = linear_gram(x, g, None, None)
+    return tuple(found.get(name, g.new_empty(0)) for name in Reduced._fields)
+
+
+def _without_sum(
+    x: Tensor, g: Tensor, coef: Tensor | None, direction: Tensor | None, wanted: set[str]
+) -> dict[str, Tensor]:
+    """The outputs for which the sum need not be known, each the way that costs least."""
+    (b, t, i), o = x.shape, g.shape[2]
+    kind = kind_of(x.dtype, precision(x.dtype))
+    chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None)
+    found = one_pass(Factors.of_linear(x, g), chosen, coef, direction) if chosen else {}
+    rows = x.flatten(0, 1), g.flatten(0, 1)
+    for name in wanted - chosen:
+        if name == "sq_norms":
+            found[name] = sq_norms_of_rank_one(x, g) if t == 1 else ghost_sq_norms(x, g)
+        elif name == "dots" and direction is not None:
+            found[name] = row_dots(x, g, direction.to(accumulate_dtype(x.dtype)))
+        elif name == "weighted_sum" and coef is not None:
+            found[name] = sum_of_products(*rows, "scale", coef.repeat_interleave(t))
+        else:
+            found[name] = sum_of_products(*rows, _TRANSFORM[name])
+    return found
+
+
+_TRANSFORM = {"weighted_sum": "plain", "second_moment": "square", "sign_sum": "sign"}
