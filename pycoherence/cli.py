@@ -1,6 +1,7 @@
-"""The command line: `python -m pycoherence demo | info | selftest`."""
+"""The command line: `python -m pycoherence demo | info | selftest | bench`."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ def _parser() -> argparse.ArgumentParser:
 
     selftest = commands.add_parser("selftest", help="check every op against its reference")
     selftest.set_defaults(run=_selftest)
+
+    bench = commands.add_parser("bench", help="measure the tiles of the GPU kernels")
+    bench.add_argument("--tune", action="store_true", required=True, help="find the fastest tiles")
+    bench.add_argument(
+        "--out", type=Path, default=Path("tiles.json"), help="file for what is found"
+    )
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -58,3 +66,13 @@ def _selftest() -> int:
     from pycoherence.selftest import run
 
     return 0 if run() else 1
+
+
+def _bench(tune: bool, out: Path) -> int:
+    # Installed from a folder beside this package, where type checkers do not look.
+    measure = importlib.import_module("pycoherence.triton_kernels._tune")
+    try:
+        measure.tune(out)
+    except RuntimeError as error:
+        raise SystemExit(f"bench: {error}") from None
+    return 0

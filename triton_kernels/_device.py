@@ -14,10 +14,12 @@ class Device(NamedTuple):
     Attributes:
         capability: Compute capability, 90 for sm_90.
         processors: Number of streaming multiprocessors.
+        name: As torch gives it.
     """
 
     capability: int
     processors: int
+    name: str = ""
 
 
 HOPPER = Device(90, 132)
@@ -31,7 +33,8 @@ def device_of(x: Tensor) -> Device:
 @functools.cache
 def _properties(index: int) -> Device:
     found = torch.cuda.get_device_properties(index)
-    return Device(10 * found.major + found.minor, found.multi_processor_count)
+    capability = 10 * found.major + found.minor
+    return Device(capability, found.multi_processor_count, found.name)
 
 
 def precision(dtype: torch.dtype, *, exact: bool = False) -> str:

@@ -1,5 +1,6 @@
 """The factors of per-example gradients as the tile engine takes them, and its launch."""
 
+from collections.abc import Set
 from math import prod
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
 from pycoherence.triton_kernels._engine import reduce_tiles
-from pycoherence.triton_kernels._tiles import LONG, parts_of, tile_for
+from pycoherence.triton_kernels._tiles import LONG, Tile, parts_of, tile_for
 
 
 class Factors(NamedTuple):
@@ -85,6 +86,7 @@ def reduce(
     direction: Tensor | None = None,
     *,
     parts: int | None = None,
+    tile: Tile | None = None,
 ) -> dict[str, Tensor]:
     """Reductions of gradients in one pass over their factors.
 
@@ -94,6 +96,7 @@ def reduce(
         coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
         direction: Parameter-shaped, what `dots` are taken with.
         parts: Among how many programs the examples are divided; chosen if `None`.
+        tile: Of each program; chosen if `None`.
 
     Returns:
         What is wanted, in accumulation dtype: `[B, tiles]` of norms and dots, `[parts, O, K]` of
@@ -101,16 +104,13 @@ def reduce(
     """
     x, g = factors.x, factors.g
     batch, (o, k) = len(x), factors.shape
-    device, acc = device_of(x), accumulate_dtype(x.dtype)
-    positions, how = g.shape[2], precision(x.dtype)
-    sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
-    beside = sums + (positions > LONG) + ("dots" in wanted) + 2 * ("gradients" in wanted)
-    rows = o // factors.groups
-    tile = tile_for(device, x.dtype, how, rows, k, beside)
+    acc, rows = accumulate_dtype(x.dtype), o // factors.groups
+    tile = tile or _tile(factors, wanted)
     tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
     if parts is None:
+        sums = len(wanted & _SUMS)
         room = workspace() // max(1, o * k * acc.itemsize * sums) if sums else batch
-        parts = parts_of(device, batch, tiles, min(room, 65535))
+        parts = parts_of(device_of(x), batch, tiles, min(room, 65535))
     out = {
         name: x.new_empty(size, dtype=acc)
         for name, size in {
@@ -134,7 +134,7 @@ def reduce(
         batch,
         x.shape[1] // factors.groups,
         rows,
-        positions,
+        g.shape[2],
         *_layout(factors),
         KERNEL=factors.kernel,
         STRIDE=factors.stride,
@@ -146,10 +146,10 @@ def reduce(
         BLOCK_O=tile.o,
         BLOCK_K=tile.k,
         BLOCK_T=tile.t,
-        CHUNK=LONG // tile.t if positions > LONG else 0,
+        CHUNK=LONG // tile.t if g.shape[2] > LONG else 0,
         OFFSET=tl.int32 if max(map(_reach, (x, g))) < 2**31 else tl.int64,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
-        PRECISION=how,
+        PRECISION=precision(x.dtype),
         warps=tile.warps,
         stages=tile.stages,
     )
@@ -157,6 +157,18 @@ def reduce(
 
 
 _OUTPUTS = ("sq_norms", "dots", "weighted_sum", "second_moment", "sign_sum", "gradients")
+_SUMS = {"weighted_sum", "second_moment", "sign_sum"}
+
+
+def _tile(factors: Factors, wanted: Set[str]) -> Tile:
+    """What fits the registers, by what is kept in them beside the product."""
+    x, (o, k), long = factors.x, factors.shape, factors.g.shape[2] > LONG
+    channels, rows = x.shape[1] // factors.groups, o // factors.groups
+    beside = len(wanted & _SUMS) + long + ("dots" in wanted) + 2 * ("gradients" in wanted)
+    # Channels that cannot be read in vectors take an address and a mask each.
+    scattered = prod(factors.kernel) > 1 and channels * x.itemsize % 16 != 0
+    tile = tile_for(device_of(x), x.dtype, precision(x.dtype), rows, k, beside + scattered)
+    return tile._replace(t=max(16, tile.t // 2)) if scattered else tile
 
 
 def _layout(factors: Factors) -> tuple[tuple[int, ...] | int, ...]:

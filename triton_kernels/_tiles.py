@@ -1,5 +1,9 @@
 """How large the tiles of the engine are, and among how many programs the batch is divided."""
 
+import functools
+import json
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -48,6 +52,31 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     return "float64" if dtype == torch.float64 else "half"
 
 
+def shape_class(kind: str, o: int, k: int, beside: int) -> str:
+    """What a measured tile is for: sizes count up to the next power of two."""
+    return f"{kind} {min(beside, 3)} {_power_of_two(o)}x{_power_of_two(k)}"
+
+
+@functools.cache
+def measured(gpu: str) -> dict[str, Tile]:
+    """The tiles that `python -m pycoherence bench --tune` found best on a GPU of this name.
+
+    They are read from the file that the environment variable `PYCOHERENCE_TILES` names, once.
+    """
+    path = os.environ.get("PYCOHERENCE_TILES")
+    if not path:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text())
+        return {shape: Tile(*tile) for shape, tile in found.get(gpu, {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RuntimeError(
+            f"PYCOHERENCE_TILES: expected {path} to be a file that `python -m pycoherence bench "
+            f"--tune` wrote, got {error!r}; write it again or unset the variable"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4096)
 def tile_for(
     device: Device, dtype: torch.dtype, precision: str, o: int, k: int, beside: int
 ) -> Tile:
@@ -61,7 +90,11 @@ def tile_for(
         k: Columns in a group.
         beside: How many tiles are kept beside the product.
     """
-    tile = Tile(*_TABLE[kind_of(dtype, precision)][min(beside, 3)])
+    kind = kind_of(dtype, precision)
+    tile = measured(device.name).get(shape_class(kind, o, k, beside))
+    if tile is not None:
+        return tile
+    tile = Tile(*_TABLE[kind][min(beside, 3)])
     if device.capability not in _LARGE:
         tile = tile._replace(t=min(tile.t, 32), stages=2)
     small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)
@@ -71,9 +104,14 @@ def tile_for(
 
 def _fit(block: int, size: int) -> int:
     """The block, or a smaller power of two that holds the size; a product needs 16."""
-    return min(block, max(16, 1 << (size - 1).bit_length()))
+    return min(block, max(16, _power_of_two(size)))
 
 
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=4096)
 def parts_of(device: Device, batch: int, tiles: int, most: int) -> int:
     """Among how many programs the examples of a tile are divided.
 

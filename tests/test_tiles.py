@@ -1,0 +1,80 @@
+"""The tiles of the GPU kernels: those of the table, and those of a file of measurements."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pycoherence import cli
+from pycoherence.triton_kernels import _tiles
+from pycoherence.triton_kernels._device import Device
+from pycoherence.triton_kernels._tiles import Tile, parts_of, tile_for
+
+H100 = Device(90, 132, "NVIDIA H100")
+HALF = (torch.bfloat16, "ieee")
+
+
+@pytest.fixture
+def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "tiles.json"
+    monkeypatch.setenv("PYCOHERENCE_TILES", str(path))
+    for function in (_tiles.measured, tile_for):
+        function.cache_clear()
+    yield path
+    for function in (_tiles.measured, tile_for):
+        function.cache_clear()
+
+
+def test_measured_tiles_are_taken_for_their_gpu_and_shape(tiles: Path) -> None:
+    found = {"half 1 1024x512": [64, 256, 64, 8, 4]}
+    tiles.write_text(json.dumps({"NVIDIA H100": found}))
+    assert tile_for(H100, *HALF, 768, 500, 1) == Tile(64, 256, 64, 8, 4)
+    table = Tile(128, 128, 64, 8, 3)
+    assert tile_for(H100, *HALF, 768, 500, 0) == table
+    assert tile_for(H100, *HALF, 1100, 500, 1) == table
+    assert tile_for(H100._replace(name="another"), *HALF, 768, 500, 1) == table
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"NVIDIA H100": {"half 1 512x512": [1]}}'])
+def test_a_file_that_is_none_is_an_error(text: str, tiles: Path) -> None:
+    tiles.write_text(text)
+    with pytest.raises(RuntimeError, match=r"PYCOHERENCE_TILES: expected .* --tune"):
+        tile_for(H100, *HALF, 512, 512, 1)
+
+
+def test_a_missing_file_is_an_error(tiles: Path) -> None:
+    with pytest.raises(RuntimeError, match="PYCOHERENCE_TILES"):
+        tile_for(H100, *HALF, 512, 512, 1)
+
+
+def test_tiles_are_no_larger_than_the_parameter_needs() -> None:
+    assert tile_for(H100, *HALF, 10, 40, 1)[:2] == (16, 64)
+    assert tile_for(H100, *HALF, 1, 1, 1) == Tile(16, 16, 64, 4, 3)
+
+
+def test_gpus_of_little_shared_memory_get_smaller_steps() -> None:
+    tile = tile_for(Device(89, 128), *HALF, 4096, 4096, 1)
+    assert (tile.o + tile.k) * tile.t * tile.stages * 2 <= 48 * 1024
+
+
+@pytest.mark.parametrize(("tiles_", "batch"), [(36, 32), (1, 1000), (1024, 32), (130, 7), (1, 1)])
+def test_examples_are_divided_so_that_processors_are_busy(tiles_: int, batch: int) -> None:
+    parts = parts_of(H100, batch, tiles_, 1000)
+    assert 1 <= parts <= batch
+
+    def time(n: int) -> int:
+        return -(-tiles_ * n // 132) * -(-batch // n)
+
+    assert time(parts) <= time(1)
+    if tiles_ == 36:
+        assert time(parts) == 9  # 32 * 36 / 132 is 8.7
+
+
+def test_tuning_needs_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit, match="bench: torch sees no CUDA device"):
+        cli.main(["bench", "--tune", "--out", str(tmp_path / "tiles.json")])
+    assert not list(tmp_path.iterdir())
