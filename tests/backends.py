@@ -60,7 +60,7 @@ def op_cases() -> Iterator[Any]:
                 for label, dtype in dtypes_of(backend).items():
                     if dtype in spec.dtypes:
                         yield pytest.param(
-                            *(name, device, backend, dtype),
+                            (name, device, backend, dtype),
                             id=f"{name}-{device}-{backend}-{label}",
                             marks=marks,
                         )

@@ -24,6 +24,9 @@ SHARED = [
 # It is numpy that multiplies there, and it warns of what is not finite.
 QUIET = ["-W", "ignore::RuntimeWarning"]
 
+# The interpreter is repeatable by itself, and slow: order statistics have tests of their own.
+SELECTED = "triton and not (test_backends and (repeatable or order))"
+
 Results = dict[str, list[ElementTree.Element]]
 
 
@@ -35,7 +38,7 @@ def module(path: Path) -> str:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What became of each test, by module."""
     report = tmp_path_factory.mktemp("triton") / "report.xml"
-    options = ["-q", "-p", "no:cacheprovider", "-k", "triton", "-m", "not gpu", *QUIET]
+    options = ["-q", "-p", "no:cacheprovider", "-k", SELECTED, "-m", "not gpu", *QUIET]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *KERNELS, *SHARED],
         cwd=ROOT,

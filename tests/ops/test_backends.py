@@ -1,5 +1,7 @@
 """Every op, backend and dtype against the reference in float64, on the samples of the registry."""
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from backends import TOLERANCE, assert_close, assert_reduced_close, describe, in_float64, op_cases
@@ -7,55 +9,69 @@ from torch import Tensor
 
 import pycoherence as pc
 
-
-@pytest.mark.parametrize(("op", "device", "backend", "dtype"), list(op_cases()))
-def test_agrees_with_the_reference_in_float64(
-    op: str, device: str, backend: str, dtype: torch.dtype
-) -> None:
-    spec = pc.ops.specs[op]
-    for args in spec.samples(device, dtype):
-        with pc.backend(backend):
-            actual = getattr(torch.ops.pycoherence, op)(*args)
-        expected = spec.reference(*in_float64(args))
-        if isinstance(actual, Tensor):
-            assert_close(actual, expected, TOLERANCE[dtype], describe(args))
-        else:
-            assert_reduced_close(actual, expected, TOLERANCE[dtype], describe(args))
+Args = tuple[Any, ...]
 
 
-@pytest.mark.parametrize(("op", "device", "backend", "dtype"), list(op_cases()))
-def test_outputs_are_fresh_and_contiguous(
-    op: str, device: str, backend: str, dtype: torch.dtype
-) -> None:
-    """Of the accumulation dtype, on the right device, sharing no memory with the arguments."""
-    expected = dtype
-    if op != "identity":
-        expected = torch.float64 if dtype == torch.float64 else torch.float32
+class Ran(NamedTuple):
+    """The calls of an op on its samples: copies of the arguments, themselves, and the outputs."""
+
+    op: str
+    device: str
+    backend: str
+    dtype: torch.dtype
+    calls: list[tuple[Args, Args, Any]]
+
+
+def run(op: str, backend: str, args: Args) -> Any:
+    with pc.backend(backend):
+        return getattr(torch.ops.pycoherence, op)(*args)
+
+
+# One run for all tests that look at it; pytest puts those of one run next to each other.
+@pytest.fixture(scope="module", params=list(op_cases()))
+def ran(request: pytest.FixtureRequest) -> Ran:
+    op, device, backend, dtype = request.param
+    calls = []
     for args in pc.ops.specs[op].samples(device, dtype):
-        with pc.backend(backend):
-            out = getattr(torch.ops.pycoherence, op)(*args)
+        before = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
+        calls.append((before, args, run(op, backend, args)))
+    return Ran(op, device, backend, dtype, calls)
+
+
+def outputs(out: Any) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def test_agrees_with_the_reference_in_float64(ran: Ran) -> None:
+    for _, args, actual in ran.calls:
+        expected = pc.ops.specs[ran.op].reference(*in_float64(args))
+        if isinstance(actual, Tensor):
+            assert_close(actual, expected, TOLERANCE[ran.dtype], describe(args))
+        else:
+            assert_reduced_close(actual, expected, TOLERANCE[ran.dtype], describe(args))
+
+
+def test_outputs_are_fresh_and_contiguous(ran: Ran) -> None:
+    """Of the accumulation dtype, on the right device, sharing no memory with the arguments."""
+    expected = ran.dtype
+    if ran.op != "identity":
+        expected = torch.float64 if ran.dtype == torch.float64 else torch.float32
+    for _, args, out in ran.calls:
         used = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor) and x.numel()}
-        for one in [out] if isinstance(out, Tensor) else out:
-            assert one.device.type == device
+        for one in outputs(out):
+            assert one.device.type == ran.device
             assert one.numel() == 0 or one.dtype == expected
             assert one.is_contiguous()
             assert one.untyped_storage().data_ptr() not in used
 
 
-@pytest.mark.parametrize(("op", "device", "backend", "dtype"), list(op_cases()))
-def test_is_bitwise_repeatable(op: str, device: str, backend: str, dtype: torch.dtype) -> None:
-    for args in pc.ops.specs[op].samples(device, dtype):
-        with pc.backend(backend):
-            first, second = (getattr(torch.ops.pycoherence, op)(*args) for _ in range(2))
-        pairs = [(first, second)] if isinstance(first, Tensor) else zip(first, second, strict=True)
-        assert all(torch.equal(one, other) for one, other in pairs)
-
-
-@pytest.mark.parametrize(("op", "device", "backend", "dtype"), list(op_cases()))
-def test_arguments_are_left_alone(op: str, device: str, backend: str, dtype: torch.dtype) -> None:
-    for args in pc.ops.specs[op].samples(device, dtype):
-        before = [x.clone() if isinstance(x, Tensor) else x for x in args]
-        with pc.backend(backend):
-            getattr(torch.ops.pycoherence, op)(*args)
+def test_arguments_are_left_alone(ran: Ran) -> None:
+    for before, args, _ in ran.calls:
         for x, copy in zip(args, before, strict=True):
             assert torch.equal(x, copy) if isinstance(x, Tensor) else x == copy
+
+
+def test_is_bitwise_repeatable(ran: Ran) -> None:
+    for _, args, first in ran.calls:
+        pairs = zip(outputs(first), outputs(run(ran.op, ran.backend, args)), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
