@@ -12,25 +12,28 @@ from pycoherence.triton_kernels._device import Device, device_of, launch, precis
 
 
 class Block(NamedTuple):
-    """What one step of a Hadamard kernel multiplies.
+    """What one step of a Hadamard kernel multiplies, and how it runs.
 
     Attributes:
         depth: Features of one step.
         warps: Of the program.
+        registers: The most that a thread may have; left alone, the compiler rather spills some for
+            the sake of more programs at a time.
         stages: Of the software pipeline.
     """
 
     depth: int
     warps: int
-    stages: int
+    registers: int = 255
+    stages: int = 3
 
 
 # By what is multiplied; 128 rows on a side, 64, and fewer. Nothing spills on sm_80, 90 and 100.
 _BLOCKS = {
-    "half": {128: Block(64, 8, 3), 64: Block(64, 4, 3), 0: Block(128, 4, 3)},
-    "tf32x3": {64: Block(32, 8, 3), 0: Block(64, 4, 3)},
-    "float32": {64: Block(32, 8, 3), 0: Block(32, 4, 3)},
-    "float64": {64: Block(16, 8, 3), 0: Block(16, 4, 3)},
+    "half": {128: Block(64, 8), 64: Block(64, 4, 168), 0: Block(64, 4)},
+    "tf32x3": {64: Block(16, 4), 0: Block(16, 4)},
+    "float32": {64: Block(16, 8), 0: Block(16, 4)},
+    "float64": {64: Block(16, 8), 0: Block(16, 4)},
 }
 
 
@@ -43,10 +46,21 @@ def kind_of(dtype: torch.dtype) -> str:
     return "tf32x3" if precision(dtype, exact=True) == "tf32x3" else "float32"
 
 
-def block_for(dtype: torch.dtype, rows: int) -> Block:
+def block_for(dtype: torch.dtype, rows: int, capability: int) -> Block:
     """The block of a tile of `rows` by `rows` dot products."""
     sizes = _BLOCKS[kind_of(dtype)]
-    return sizes.get(rows) or sizes[0]
+    block = sizes.get(rows) or sizes[0]
+    # Before Hopper the operands are in registers too.
+    return block if rows < 128 or capability >= 90 else block._replace(depth=32)
+
+
+def depth_for(block: Block, *factors: Tensor) -> int:
+    """The depth of a block, less if loads are not of 16 bytes and each takes registers."""
+
+    def wide(x: Tensor) -> bool:
+        return x.stride(2) == 1 and not any(n % 16 for n in (*x.stride()[:2], x.shape[2]))
+
+    return block.depth if all(map(wide, factors)) else 16
 
 
 def largest_tile(dtype: torch.dtype) -> int:
@@ -74,7 +88,6 @@ def dots(
     ONE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Dot products of rows with rows over the features `first` to `last`, `[ROWS, ROWS]`.
 
@@ -83,8 +96,7 @@ def dots(
 
     `left` and `right` point to the first feature of each row, `left_in` and `right_in` tell which
     rows there are; features lie `left_step` and `right_step` apart, and there are `size`. `first`
-    is a multiple of `DEPTH`. If `ONE`, both sides are the same rows and read once; if `WIDEN`, they
-    are converted to `ACC` before they are multiplied.
+    is a multiple of `DEPTH`. If `ONE`, both sides are the same rows and read once.
     """
     total = tl.zeros((ROWS, ROWS), ACC)
     ones = tl.full((ROWS, ROWS), 1.0, ACC)
@@ -97,8 +109,6 @@ def dots(
             b = a
         else:
             b = tl.load(right[:, None] + k * right_step, mask=right_in[:, None] & inside, other=0.0)
-        if WIDEN:
-            a, b = a.to(ACC), b.to(ACC)
         part = tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=ACC)
         total = tl.fma(part, ones, total)
     return total
@@ -124,7 +134,8 @@ def _ghost(
     x_strides,
     g_strides,
     ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    DEPTH_X: tl.constexpr,
+    DEPTH_G: tl.constexpr,
     ONE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -145,9 +156,9 @@ def _ghost(
     x_t, x_s = x + t.to(tl.int64) * x_strides[1], x + s.to(tl.int64) * x_strides[1]
     g_t, g_s = g + t.to(tl.int64) * g_strides[1], g + s.to(tl.int64) * g_strides[1]
     step = x_strides[2]
-    of_x = dots(x_t, x_s, in_t, in_s, step, step, 0, I, I, ROWS, DEPTH, ONE, ACC, PRECISION, False)
+    of_x = dots(x_t, x_s, in_t, in_s, step, step, 0, I, I, ROWS, DEPTH_X, ONE, ACC, PRECISION)
     step = g_strides[2]
-    of_g = dots(g_t, g_s, in_t, in_s, step, step, 0, O, O, ROWS, DEPTH, ONE, ACC, PRECISION, False)
+    of_g = dots(g_t, g_s, in_t, in_s, step, step, 0, O, O, ROWS, DEPTH_G, ONE, ACC, PRECISION)
     # Rows that are not there are zeros, which Inf turns into NaN.
     product = tl.where(in_t[:, None] & in_s[None, :], of_x * of_g, 0.0)
     weight = tl.where(i == j, 1.0, 2.0).to(ACC)
@@ -230,7 +241,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
         return x.new_zeros(batch, dtype=acc)
     device = device_of(x)
     rows = _rows_for(device, x.dtype, batch, positions)
-    block, tiles = block_for(x.dtype, rows), triton.cdiv(positions, rows)
+    block, tiles = block_for(x.dtype, rows, device.capability), triton.cdiv(positions, rows)
     pairs = tiles * (tiles + 1) // 2
     sums, sizes = (x.new_empty((batch, pairs), dtype=acc) for _ in range(2))
     how = {
@@ -242,10 +253,12 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
         (batch * pairs,),
         *(x, g, sums, sizes, positions, i, o, tiles, x.stride(), g.stride()),
         ROWS=rows,
-        DEPTH=block.depth,
+        DEPTH_X=depth_for(block, x),
+        DEPTH_G=depth_for(block, g),
         ONE=tiles == 1,
         warps=block.warps,
         stages=block.stages,
+        maxnreg=block.registers,
         **how,
     )
     value, size = sums.sum(1), sizes.sum(1)
@@ -262,6 +275,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
         BLOCK_I=_DIRECT,
         BLOCK_T=32 if x.dtype.itemsize == 2 else 16,
         warps=8,
+        maxnreg=255,
         **how,
     )
     return torch.where(good, value, direct.sum(1))

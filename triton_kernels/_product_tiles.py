@@ -49,6 +49,48 @@ def _per_group(products, ROWS: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr)
 
 
 @triton.jit
+def _dots(
+    left,
+    right,
+    left_in,
+    right_in,
+    left_step,
+    right_step,
+    size,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """As `dots`, over all features; if `EXACT`, of factors that are converted to `ACC` first.
+
+    What that multiplies was read a step before: Triton 3.6 does not compile a product of what is
+    read and widened in the same step.
+    """
+    if EXACT:
+        total = tl.zeros((ROWS, ROWS), ACC)
+        a = tl.zeros((ROWS, DEPTH), tl.float32)
+        b = tl.zeros((ROWS, DEPTH), tl.float32)
+        for start in range(0, size + DEPTH, DEPTH):
+            total = tl.dot(
+                a.to(ACC), tl.trans(b.to(ACC)), total, input_precision=PRECISION, out_dtype=ACC
+            )
+            k = start + tl.arange(0, DEPTH)
+            inside = (k < size)[None, :]
+            k = k.to(tl.int64)[None, :]
+            a = tl.load(left[:, None] + k * left_step, mask=left_in[:, None] & inside, other=0.0)
+            b = tl.load(right[:, None] + k * right_step, mask=right_in[:, None] & inside, other=0.0)
+            a, b = a.to(tl.float32), b.to(tl.float32)
+    else:
+        total = dots(
+            left, right, left_in, right_in, left_step, right_step, 0, size, size,
+            ROWS, DEPTH, False, ACC, PRECISION,
+        )  # fmt: skip
+    return total
+
+
+@triton.jit
 def multiply(
     x1,
     g1,
@@ -74,11 +116,11 @@ def multiply(
     P1: tl.constexpr,
     P2: tl.constexpr,
     ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    DEPTH_X: tl.constexpr,
+    DEPTH_G: tl.constexpr,
     SAME: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """A tile of the Gram: dot products of rows of x, times those of g, summed over positions.
 
@@ -88,7 +130,7 @@ def multiply(
 
     `out` is `[B1 * splits1, B2 * splits2]`, with `tiles` in a row; `sizes` the same of absolute
     values, or `None`. If there is `doubt` `[B1, B2]`, only those elements are written where it
-    exceeds `limit` or is NaN, and tiles without one are skipped.
+    exceeds `limit` or is NaN, from factors converted to `ACC`; tiles without one are skipped.
     """
     i, j = _tiles_of(tl.program_id(0), tiles, SAME)
     wanted = tl.full((ROWS // P1, ROWS // P2), True, tl.int1)
@@ -104,15 +146,15 @@ def multiply(
     c, s, in2 = _rows_of(j, B2, T2, splits2, ROWS, P2)
     x_left = x1 + b * x1_strides[0] + t * x1_strides[1]
     x_right = x2 + c * x2_strides[0] + s * x2_strides[1]
-    of_x = dots(
-        x_left, x_right, in1, in2, x1_strides[2], x2_strides[2], 0, I, I,
-        ROWS, DEPTH, False, ACC, PRECISION, WIDEN,
+    of_x = _dots(
+        x_left, x_right, in1, in2, x1_strides[2], x2_strides[2], I,
+        doubt is not None, ROWS, DEPTH_X, ACC, PRECISION,
     )  # fmt: skip
     g_left = g1 + b * g1_strides[0] + t * g1_strides[1]
     g_right = g2 + c * g2_strides[0] + s * g2_strides[1]
-    of_g = dots(
-        g_left, g_right, in1, in2, g1_strides[2], g2_strides[2], 0, O, O,
-        ROWS, DEPTH, False, ACC, PRECISION, WIDEN,
+    of_g = _dots(
+        g_left, g_right, in1, in2, g1_strides[2], g2_strides[2], O,
+        doubt is not None, ROWS, DEPTH_G, ACC, PRECISION,
     )  # fmt: skip
     # Rows that are not there are zeros, which Inf turns into NaN.
     product = tl.where(in1[:, None] & in2[None, :], of_x * of_g, 0.0)
@@ -161,7 +203,7 @@ def partial(
     first = tl.program_id(1) * span
     total = dots(
         left, right, in1, in2, strides1[2], strides2[2], first, min(first + span, size), size,
-        ROWS, DEPTH, False, ACC, PRECISION, False,
+        ROWS, DEPTH, False, ACC, PRECISION,
     )  # fmt: skip
     row = tl.arange(0, ROWS)
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)

@@ -12,6 +12,7 @@ from pycoherence.triton_kernels._device import Device, device_of, launch, precis
 from pycoherence.triton_kernels._hadamard import (
     LIMIT,
     block_for,
+    depth_for,
     ghost_sq_norms,
     kind_of,
     largest_tile,
@@ -108,17 +109,18 @@ def _products(factors: _Factors, same: bool, sized: bool) -> tuple[Tensor, Tenso
     x1, g1, x2, g2 = factors
     device, acc = device_of(x1), accumulate_dtype(x1.dtype)
     grid = _grid_for(device, factors, same)
-    block = block_for(x1.dtype, grid.rows)
+    block = block_for(x1.dtype, grid.rows, device.capability)
     value = x1.new_empty(grid.groups, dtype=acc)
     sizes = torch.empty_like(value) if sized else None
     ends = len(x1), len(x2), x1.shape[1], x2.shape[1], *grid.splits
     how = {
-        "DEPTH": block.depth,
         "ACC": tl.float64 if acc == torch.float64 else tl.float32,
         "PRECISION": precision(x1.dtype, exact=True),
         "warps": block.warps,
         "stages": block.stages,
+        "maxnreg": block.registers,
     }
+    depths = {"DEPTH_X": depth_for(block, x1, x2), "DEPTH_G": depth_for(block, g1, g2)}
     parts = _parts_for(device, x1.dtype, grid, x1.shape[2] + g1.shape[2], block.depth)
     if parts == 1:
         launch(
@@ -127,17 +129,21 @@ def _products(factors: _Factors, same: bool, sized: bool) -> tuple[Tensor, Tenso
             *(*factors, value, sizes, None, *ends, x1.shape[2], g1.shape[2], grid.tiles[1]),
             *(*(factor.stride() for factor in factors), 0.0),
             **grid.constants,
+            **depths,
             **how,
-            WIDEN=False,
         )
     else:
-        sums = [_dots(a, b, grid, parts, ends, how) for a, b in ((x1, x2), (g1, g2))]
+        sums = [
+            _dots(a, b, grid, parts, ends, how | {"DEPTH": depth})
+            for a, b, depth in zip((x1, g1), (x2, g2), depths.values(), strict=True)
+        ]
         launch(
             merge,
             (grid.programs,),
             *(*sums, value, sizes, *ends, grid.tiles[1]),
             **grid.constants,
             warps=8,
+            maxnreg=255,
         )
     return _joined(value, grid), None if sizes is None else _joined(sizes, grid)
 
@@ -165,7 +171,7 @@ def _repeated(factors: _Factors, same: bool, value: Tensor, doubt: Tensor, limit
     """`value`, in float64 where `doubt` is above `limit` or NaN."""
     x1, g1, x2, _ = factors
     shapes = [(len(x), x.shape[1]) for x in (x1, x2)]
-    grid, block = _Grid.of(64, shapes, same), block_for(torch.float64, 64)
+    grid, block = _Grid.of(64, shapes, same), block_for(torch.float64, 64, 90)
     whole = grid.splits == (1, 1)
     out = value if whole else value.new_empty(grid.groups, dtype=torch.float64)
     launch(
@@ -175,12 +181,13 @@ def _repeated(factors: _Factors, same: bool, value: Tensor, doubt: Tensor, limit
         *(x1.shape[2], g1.shape[2], grid.tiles[1]),
         *(*(factor.stride() for factor in factors), limit),
         **grid.constants,
-        DEPTH=block.depth,
+        DEPTH_X=block.depth,
+        DEPTH_G=block.depth,
         ACC=tl.float64,
         PRECISION="ieee",
-        WIDEN=True,
         warps=block.warps,
         stages=block.stages,
+        maxnreg=block.registers,
     )
     if whole:
         return out
