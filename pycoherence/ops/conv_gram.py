@@ -56,7 +56,11 @@ def conv_gram(
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
     Cost: On the reference path the FLOPs of the weight gradient for the gradients, of which a
-    workspace full of each batch is kept, and `2 B1 B2` times their size for the products.
+    workspace full of each batch is kept, and `2 B1 B2` times their size for the products. On a GPU
+    (triton) the same, with a workspace full of both batches, and copies of factors that do not lie
+    channels last.
+
+    Errors against float64: as `linear_gram` where gradients are multiplied.
 
     Source: As `linear_gram`.
 

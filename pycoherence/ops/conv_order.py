@@ -59,7 +59,10 @@ def conv_order(
 
     Cost: On the reference path the FLOPs of the weight gradient and a sort of `B` values for each
     coordinate, some output channels at a time (the workspace, or one), for each of which a bounded
-    chunk of the batch is unfolded anew.
+    chunk of the batch is unfolded anew. On a GPU (triton) as `linear_order`, with nothing unfolded
+    and copies of factors that do not lie channels last.
+
+    Errors against float64: as `linear_order`.
 
     Source: As `dense_order`.
 

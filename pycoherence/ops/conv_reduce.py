@@ -65,7 +65,11 @@ def conv_reduce(
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
     Cost: The FLOPs of the ordinary weight gradient. The reference path unfolds a bounded chunk of
-    the batch (the workspace, or one example).
+    the batch (the workspace, or one example). On a GPU (triton) nothing is unfolded: partial sums
+    within the workspace, a number for each example and tile of the weight, and copies of `x` and
+    `g` that do not lie channels last.
+
+    Errors against float64: as `linear_reduce`. The setting is torch's for products of matrices.
 
     Source: Rochette et al. 2019, arXiv:1912.06015.
 

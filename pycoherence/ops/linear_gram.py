@@ -41,7 +41,12 @@ def linear_gram(
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
     Cost: On the reference path `2 B T I O` for the gradients, of which a workspace full of each
-    batch is kept, and `2 B1 B2 I O` for their products.
+    batch is kept, and `2 B1 B2 I O` for their products. On a GPU (triton) the same, with a
+    workspace full of both batches, or `2 B1 T1 B2 T2 (I + O)`, half of it for a batch with itself,
+    and the memory of a few Gram matrices of the batch, whichever is cheaper.
+
+    Errors against float64, of the largest number: 1e-5, or 1e-12 for float64. On a GPU where torch
+    allows TensorFloat-32 and gradients are multiplied, 2e-3 (expected, not measured).
 
     Source: Fort et al. 2019, arXiv:1901.09491, and Chatterjee 2020, arXiv:2002.10657, for its use.
 
