@@ -52,6 +52,12 @@ TARGETS = {
 REGISTERS = 65536
 """Of a processor; a program has to find room."""
 
+SPARE = 32
+"""Bytes of stack that ptxas takes outside of loops to fit one program more on a processor."""
+
+FULL = 254
+"""Registers of a thread from which on it has no choice: what is on the stack then is spilled."""
+
 Row = dict[str, Any]
 
 
@@ -148,7 +154,7 @@ def _usage(cubin: bytes) -> dict[str, int]:
 def problems(row: Row) -> list[str]:
     """Why a kernel must not be as it is."""
     target, found = TARGETS[row["capability"]], []
-    if row["stack"]:
+    if row["stack"] > (0 if row["registers"] >= FULL else SPARE):
         found.append(f"spills {row['stack']} bytes")
     if row["registers"] * row["warps"] * 32 > REGISTERS:
         found.append(f"{row['registers']} registers in {row['warps']} warps")

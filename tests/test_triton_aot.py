@@ -43,9 +43,10 @@ def test_what_is_wrong_with_a_kernel_is_found() -> None:
         "warps": 8, "stages": 3, "registers": 128, "stack": 0, "shared": 98336,
         "dots": ["128x64xbf16 * 64x128xbf16"], "instructions": {"wgmma.mma_async": 4},
     }  # fmt: skip
-    assert problems(good) == []
+    assert problems(good) == problems(good | {"stack": 8}) == []
     for change, problem in (
-        ({"stack": 8}, "spills 8 bytes"),
+        ({"stack": 40}, "spills 40 bytes"),
+        ({"stack": 8, "registers": 255}, "spills 8 bytes"),
         ({"registers": 255, "warps": 16}, "255 registers in 16 warps"),
         ({"shared": 240000}, "240000 bytes of shared memory, 232448 are there"),
         ({"instructions": {"mma.sync": 64}}, "no wgmma.mma_async"),

@@ -1,4 +1,4 @@
-"""Tests of Triton kernels in its interpreter, all in one process of their own.
+"""Tests of Triton kernels in its interpreter, in two processes of their own.
 
 By hand: `TRITON_INTERPRET=1 pytest tests/triton/test_NAME.py`. bfloat16 is left out, since the
 interpreter computes it wrongly.
@@ -34,23 +34,29 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What became of each test, by module."""
-    report = tmp_path_factory.mktemp("triton") / "report.xml"
+def start(paths: list[Path], report: Path) -> subprocess.Popen[str]:
     options = ["-q", "-p", "no:cacheprovider", "-k", SELECTED, "-m", "not gpu", *QUIET]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *KERNELS, *SHARED],
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *paths],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode in (0, 1), done.stdout
-    found: Results = defaultdict(list)
-    for case in ElementTree.parse(report).iter("testcase"):
-        found[case.get("classname", "")].append(case)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What became of each test, by module."""
+    folder, found = tmp_path_factory.mktemp("triton"), defaultdict(list)
+    reports = [folder / "kernels.xml", folder / "shared.xml"]
+    running = [start(*work) for work in zip((KERNELS, SHARED), reports, strict=True)]
+    for process, report in zip(running, reports, strict=True):
+        output, _ = process.communicate()
+        assert process.returncode in (0, 1), output
+        for case in ElementTree.parse(report).iter("testcase"):
+            found[case.get("classname", "")].append(case)
     return found
 
 
