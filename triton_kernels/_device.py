@@ -21,6 +21,11 @@ class Device(NamedTuple):
     processors: int
     name: str = ""
 
+    @property
+    def roomy(self) -> bool:
+        """Whether it has shared memory for three stages; other GPUs have 99 KiB for a program."""
+        return self.capability in (80, 90, 100, 103)
+
 
 HOPPER = Device(90, 132)
 
@@ -68,11 +73,13 @@ def launch(
         grid: Number of programs in each of up to three dimensions; none run if one is zero.
         args: In the order of the kernel's parameters.
         warps: Of each program.
-        stages: Of the software pipeline.
+        stages: Of the software pipeline; two at most where shared memory is small.
         constants: Parameters that are `tl.constexpr`.
     """
     if 0 in grid:
         return
+    if not device_of(args[0]).roomy:
+        stages = min(stages, 2)
     on_device = torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext()
     with on_device:
         kernel[grid](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)

@@ -47,7 +47,8 @@ def add_products(
 
     Grid: (tiles, parts of the rows). `x` is `[N, I]`, `g` `[N, O]`, `coef` `[N]`, `out`
     `[parts, O, I]`, to be added up. `TRANSFORM` is `"plain"`; `"scale"`, by `coef`, where rows with
-    a coefficient of zero are left out; `"square"`; or `"sign"`, where Inf times zero is NaN still.
+    a coefficient of zero are left out; `"square"`, of factors made alike in size by `coef`, with
+    which one is multiplied and the other divided; or `"sign"`, where Inf times zero is NaN still.
     Products are of numbers in `DTYPE`; `CHUNK` is as in the tile engine.
     """
     tile, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -75,6 +76,8 @@ def add_products(
         if TRANSFORM == "scale":
             g_tile = g_tile * c[None, :].to(DTYPE)
         elif TRANSFORM == "square":
+            c = tl.load(coef + n, mask=in_n, other=1.0)
+            g_tile, x_tile = g_tile * c[None, :], x_tile / c[:, None]
             g_tile, x_tile = g_tile * g_tile, x_tile * x_tile
         elif TRANSFORM == "sign":
             if tl.max(tl.abs(g_tile)) == float("inf") or tl.max(tl.abs(x_tile)) == float("inf"):
@@ -103,6 +106,8 @@ def sum_of_products(
             both factors, which is that of each number of a term.
         coef: `[N]` for `"scale"`.
     """
+    if transform == "square":
+        coef = _between(x, g)
     (n, i), o = x.shape, g.shape[1]
     acc = accumulate_dtype(x.dtype)
     if not x.numel() or not g.numel():
@@ -136,6 +141,17 @@ def sum_of_products(
         stages=tile.stages,
     )
     return out[0] if parts == 1 else out.sum(0)
+
+
+def _between(x: Tensor, g: Tensor) -> Tensor:
+    """For each row the power of two that makes the largest of g and x alike, `[N]`.
+
+    Their squares then leave the range of the dtype no sooner than those of their products.
+    """
+    acc = accumulate_dtype(x.dtype)
+    most = [each.detach().abs().amax(1).to(acc).nan_to_num(1.0, 1.0) for each in (x, g)]
+    logs = [each.where(each > 0, 1.0).log2() for each in most]
+    return ((logs[0] - logs[1]) / 2).round().exp2()
 
 
 _TYPES = {

@@ -19,6 +19,8 @@ _OPERATIONS = {
 # Products of numbers with the digits of float32, three of TensorFloat-32 each, beside half ones.
 _CONVERTED = {"half": 6.0, "tf32": 1.0, "float32": 1.0, "float64": 1.0}
 
+# Products of Grams cancel, so that they are never taken of TensorFloat-32 once alone.
+_EXACT = {"half": 1.0, "tf32": 3.0, "float32": 1.0, "float64": 1.0}
 _GHOST_BLOCK = 64
 
 
@@ -42,8 +44,9 @@ def from_engine(
         scaled: Whether the sum has coefficients.
     """
     products, convert = float(b * t * i * o), _CONVERTED[kind]
+    ghost = b * t * (t + _GHOST_BLOCK) / 2 * (i + o) * _EXACT[kind]
     ways = {
-        "sq_norms": 0.0 if t == 1 else b * t * (t + _GHOST_BLOCK) / 2 * (i + o),
+        "sq_norms": 0.0 if t == 1 else ghost,
         "dots": products * convert,
         "weighted_sum": products * (convert if scaled else 1.0),
     }

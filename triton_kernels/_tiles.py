@@ -41,9 +41,6 @@ _TABLE = {
     "float64": ((64, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 64, 16, 8, 2)),
 }
 
-# The data centre GPUs have shared memory for three stages; others are known to have 99 KiB.
-_LARGE = (80, 90, 100, 103)
-
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
     """What is multiplied, as the rows of the tables are named."""
@@ -95,8 +92,8 @@ def tile_for(
     if tile is not None:
         return tile
     tile = Tile(*_TABLE[kind][min(beside, 3)])
-    if device.capability not in _LARGE:
-        tile = tile._replace(t=min(tile.t, 32), stages=2)
+    if not device.roomy:
+        tile = tile._replace(t=min(tile.t, 32))
     small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)
     warps = tile.warps * small_o * small_k // (tile.o * tile.k)
     return tile._replace(o=small_o, k=small_k, warps=min(tile.warps, max(warps, 4)))

@@ -143,9 +143,9 @@ def test_agrees_with_the_reference_in_float64(op: str, index: int, dtype: torch.
 
 @each_size
 def test_tf32_if_torch_allows_it(op: str, index: int) -> None:
-    """Gram matrices keep their digits: in them much may cancel."""
+    """It rounds what it multiplies to 11 bits."""
     with tf32():
-        assert_true(op, arguments(op, index, torch.float32), 1e-5 if "gram" in op else 1e-3)
+        assert_true(op, arguments(op, index, torch.float32), 2e-3)
 
 
 @each_dtype

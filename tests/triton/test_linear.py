@@ -136,3 +136,10 @@ def test_triton_parts_of_the_batch_are_added_up() -> None:
         for name in ("weighted_sum", "second_moment", "sign_sum"):
             assert len(found[name]) == parts
             torch.testing.assert_close(found[name].sum(0), whole[name][0], rtol=1e-5, atol=1e-5)
+
+
+def test_triton_squares_have_the_range_of_their_dtype() -> None:
+    x, g = torch.full((2, 1, 3), 1e25), torch.full((2, 1, 20), 1e-25)
+    x[1], g[1], x[0, 0, 1] = 0, 1, torch.nan
+    check(x, g, None, None, 8)
+    check(x.double() ** 8, g.double() ** 8, None, None, 8)
