@@ -263,26 +263,23 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
     )
     value, size = sums.sum(1), sizes.sum(1)
     good = (value * LIMIT[acc] >= size) & (size <= torch.finfo(acc).max)
-    tile = triton.cdiv(i, _DIRECT) * triton.cdiv(o, _DIRECT)
-    direct = x.new_empty((batch, tile), dtype=acc)
+    side = 32 if acc == torch.float64 else 64
+    tiles = triton.cdiv(i, side) * triton.cdiv(o, side)
+    direct = x.new_empty((batch, tiles), dtype=acc)
     launch(
         _cancelled,
-        (min(batch * tile, 2 * device.processors),),
+        (min(batch * tiles, 2 * device.processors),),
         *(x, g, (~good).cumsum(0, dtype=torch.int32), direct),
         *(batch, positions, i, o, x.stride(), g.stride()),
         HALVINGS=(batch - 1).bit_length(),
-        BLOCK_O=_DIRECT,
-        BLOCK_I=_DIRECT,
+        BLOCK_O=side,
+        BLOCK_I=side,
         BLOCK_T=32 if x.dtype.itemsize == 2 else 16,
-        warps=8,
+        warps=side // 8,
         maxnreg=255,
         **how,
     )
     return torch.where(good, value, direct.sum(1))
-
-
-# Rows and columns of a tile of a gradient that is multiplied out.
-_DIRECT = 64
 
 
 def _rows_for(device: Device, dtype: torch.dtype, batch: int, positions: int) -> int:

@@ -43,8 +43,8 @@ def _keep(value, out, i, j, groups1, groups2, mask, SAME: tl.constexpr):
 def _per_group(products, ROWS: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr):
     """Sums over the positions of each pair of groups, `[ROWS / P1, ROWS / P2]`."""
     if P1 > 1 or P2 > 1:
-        products = tl.reshape(products, (ROWS // P1, P1, ROWS // P2, P2))
-        products = tl.sum(tl.sum(products, 3), 1)
+        products = tl.sum(tl.reshape(products, (ROWS // P1, P1, ROWS)), 1)
+        products = tl.sum(tl.reshape(products, (ROWS // P1, ROWS // P2, P2)), 2)
     return products
 
 
