@@ -50,8 +50,8 @@ def block_for(dtype: torch.dtype, rows: int, capability: int) -> Block:
     """The block of a tile of `rows` by `rows` dot products."""
     sizes = _BLOCKS[kind_of(dtype)]
     block = sizes.get(rows) or sizes[0]
-    # Before Hopper the operands are in registers too.
-    return block if rows < 128 or capability >= 90 else block._replace(depth=32)
+    # Others than these multiply operands that are in registers.
+    return block if rows < 128 or capability in (90, 100, 103) else block._replace(depth=32)
 
 
 def depth_for(block: Block, *factors: Tensor) -> int:

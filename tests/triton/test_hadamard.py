@@ -50,7 +50,14 @@ def assert_each_close(found: Tensor, x: Tensor, g: Tensor) -> None:
         assert_close(one, truth, tolerance, describe((x, g)))
 
 
-SHAPES = [(3, 1, 17, 9), (1, 2, 1, 1), (2, 16, 5, 66), (4, 33, 130, 3), (2, 130, 33, 70), (3, 20, 80, 32)]
+SHAPES = [
+    (3, 1, 17, 9),
+    (1, 2, 1, 1),
+    (2, 16, 5, 66),
+    (4, 33, 130, 3),
+    (2, 130, 33, 70),
+    (3, 20, 80, 32),
+]
 
 
 @each_dtype
