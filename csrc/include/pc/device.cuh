@@ -1,29 +1,129 @@
-// What kernels use of CUDA beyond plain C++, so that they name no intrinsic themselves.
+// What kernels use of a GPU beyond plain C++. They name no intrinsic themselves, so that the same
+// source runs on the host too, where pc/emulation.h has the same names.
 #pragma once
 
+#if !defined(__CUDACC__)
+#include "pc/emulation.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
+
+#define PC_KERNEL __global__
+#define PC_DEVICE __device__ __forceinline__
+#define PC_UNROLL _Pragma("unroll")
 
 namespace pc {
 
-// One pass of a grid-stride loop at this size fills any GPU of today.
-constexpr int64_t kMaxBlocks = 4096;
-constexpr int kThreads = 256;
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
 
-inline __device__ int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+PC_DEVICE float to_float(Half value) { return __half2float(value); }
+PC_DEVICE float to_float(BFloat16 value) { return __bfloat162float(value); }
+
+PC_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+PC_DEVICE int threads() { return static_cast<int>(blockDim.x); }
+PC_DEVICE int64_t block() { return blockIdx.x; }
+PC_DEVICE int64_t blocks() { return gridDim.x; }
+
+// Over the whole grid.
+PC_DEVICE int64_t thread_index() { return block() * threads() + thread(); }
+PC_DEVICE int64_t thread_count() { return blocks() * threads(); }
+
+// What the block has from its launch, aligned to 16 bytes, in no known state.
+template <typename T>
+PC_DEVICE T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  return reinterpret_cast<T*>(shared_bytes);
 }
 
-inline __device__ int64_t thread_count() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+// All threads of the block, or of the warp, come to the same call of these.
+PC_DEVICE void sync() { __syncthreads(); }
+PC_DEVICE void sync_warp() { __syncwarp(); }
 
-// Starts kernel(args...) with up to a thread per item; items > 0, for CUDA refuses empty grids.
+constexpr unsigned kAllLanes = 0xffffffff;
+
+template <typename T>
+PC_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kAllLanes, value, mask);
+}
+
+// The last lanes keep their own.
+template <typename T>
+PC_DEVICE T shuffle_down(T value, int by) {
+  return __shfl_down_sync(kAllLanes, value, by);
+}
+
+// Whether it is true for any lane of the warp.
+PC_DEVICE bool any(bool value) { return __any_sync(kAllLanes, value); }
+
+// Copies 4, 8 or 16 aligned bytes at some time before wait_copies.
+template <int bytes>
+PC_DEVICE void copy_async(void* shared, const void* global) {
+  static_assert(bytes == 4 || bytes == 8 || bytes == 16);
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(bytes)
+                 : "memory");
+  }
+}
+
+// Ends a group of copies of this thread.
+PC_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for this thread's groups but the last `left`; other threads see the copies after sync().
+template <int left>
+PC_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+
+// d += a b, of shapes [16, 8], [16, 16] and [16, 8], by the lanes of a warp together:
+// `mma.m16n8k16` in the documentation of PTX tells which lane holds what.
+template <typename T>
+PC_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <>
+PC_DEVICE void mma<Half>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <>
+PC_DEVICE void mma<BFloat16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Starts kernel(args...) on blocks of `threads`, a multiple of 32. No blocks are no work, not an
+// error.
 template <typename... Params, typename... Args>
-cudaError_t launch(void (*kernel)(Params...), int64_t items, cudaStream_t stream, Args... args) {
-  const int64_t blocks = std::min((items + kThreads - 1) / kThreads, kMaxBlocks);
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args...);
+cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, int64_t shared_bytes,
+                   cudaStream_t stream, Args... args) {
+  constexpr int64_t kMostBlocks = INT32_MAX, kPlainShared = 48 * 1024;
+  if (blocks == 0) return cudaSuccess;
+  if (blocks < 0 || blocks > kMostBlocks || threads % 32 != 0 || shared_bytes > INT32_MAX) {
+    return cudaErrorInvalidValue;
+  }
+  if (shared_bytes > kPlainShared) {
+    const cudaError_t status = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream> > >(args...);
   return cudaGetLastError();
 }
 
 }  // namespace pc
+
+#endif
