@@ -15,7 +15,7 @@ mkdir -p "$1" && OUT=$(cd "$1" && pwd)
 DRY=${2:-}
 PYTHON=${PYTHON:-python3}
 SCRATCH=$(mktemp -d)
-trap 'rm -rf "$SCRATCH"' EXIT
+trap 'rm -rf "$SCRATCH" pycoherence/triton_kernels' EXIT
 : >"$OUT/summary.txt"
 FAILED=0
 SECONDS=0
@@ -48,10 +48,9 @@ build() {
 
 # The package without an installation: its kernels in Triton need no build.
 link() {
-    mkdir -p "$SCRATCH/site/pycoherence"
-    ln -s "$PWD"/pycoherence/* "$SCRATCH/site/pycoherence/"
-    ln -sfn "$PWD/triton_kernels" "$SCRATCH/site/pycoherence/triton_kernels"
-    export PYTHONPATH=$SCRATCH/site${PYTHONPATH:+:$PYTHONPATH}
+    ln -sfn ../triton_kernels pycoherence/triton_kernels
+    export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+    say "not installed: run from the source folder, without native kernels"
 }
 export -f build
 export PYTHON

@@ -105,6 +105,8 @@ def _native_reason(op: str, device: str) -> str | None:
 
 @functools.cache
 def _triton_reason(op: str, device: str) -> str | None:
+    if importlib.util.find_spec("pycoherence.triton_kernels") is None:
+        return "the kernels are not here: this is a source folder, not installed"
     if importlib.util.find_spec(f"pycoherence.triton_kernels.{op}") is None:
         return f"no Triton kernel is written for {op}"
     if importlib.util.find_spec("triton") is None:
