@@ -15,7 +15,7 @@ mkdir -p "$1" && OUT=$(cd "$1" && pwd)
 DRY=${2:-}
 PYTHON=${PYTHON:-python3}
 SCRATCH=$(mktemp -d)
-trap 'rm -rf "$SCRATCH" pycoherence/triton_kernels' EXIT
+trap 'rm -rf "$SCRATCH"' EXIT
 : >"$OUT/summary.txt"
 FAILED=0
 SECONDS=0
@@ -48,7 +48,7 @@ build() {
 
 # The package without an installation: its kernels in Triton need no build.
 link() {
-    ln -sfn ../triton_kernels pycoherence/triton_kernels
+    ln -s ../triton_kernels pycoherence/ && trap 'rm -r "$SCRATCH" pycoherence/triton_kernels' EXIT
     export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
     say "not installed: run from the source folder, without native kernels"
 }
