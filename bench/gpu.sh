@@ -19,7 +19,8 @@ trap 'rm -rf "$SCRATCH"' EXIT
 : >"$OUT/summary.txt"
 FAILED=0
 SECONDS=0
-LIMIT=530
+LIMIT=530 BUILD=150
+[[ $DRY == --dry-run ]] && LIMIT=3600 BUILD=600
 
 say() { echo "$*" | tee -a "$OUT/summary.txt"; }
 
@@ -56,12 +57,11 @@ export -f build
 export PYTHON
 
 : >"$OUT/log.txt"
-step "build" 150 bash -c "build cuda" || step "build without CUDA" 90 bash -c "build cpu" || link
+step "build" $BUILD bash -c "build cuda" || step "build without CUDA" $BUILD bash -c "build cpu" || link
 step "info" 30 "$PYTHON" -m pycoherence info
 cp "$SCRATCH/step" "$OUT/info.txt"
 
 if [[ $DRY == --dry-run ]]; then
-    LIMIT=3600
     step "kernels" 900 "$PYTHON" tests/aot.py --out "$OUT/kernels.jsonl"
     step "tests, collected" 120 "$PYTHON" -m pytest -q -m gpu --collect-only
     step "headline figures" 120 "$PYTHON" bench/headline.py --device cpu --quick --out "$OUT/headline.jsonl"
