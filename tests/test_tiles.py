@@ -78,3 +78,16 @@ def test_tuning_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="bench: torch sees no CUDA device"):
         cli.main(["bench", "--tune", "--out", str(tmp_path / "tiles.json")])
     assert not list(tmp_path.iterdir())
+
+
+def test_offsets_in_a_large_parameter_have_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have more than 2^31 numbers where the factors of an example have few."""
+    tl = pytest.importorskip("triton.language")
+    from pycoherence.triton_kernels import _factors
+
+    seen = []
+    monkeypatch.setattr(_factors, "launch", lambda *_, **given: seen.append(given["OFFSET"]))
+    for outputs in (16_000, 16_400):
+        x, g = (torch.empty(1, 2, size, device="meta") for size in (2**17, outputs))
+        _factors.reduce(_factors.Factors.of_linear(x, g), frozenset({"weighted_sum"}))
+    assert seen == [tl.int32, tl.int64]

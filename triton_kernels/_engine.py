@@ -86,7 +86,8 @@ def reduce_tiles(
     `dots` `[B, tiles]`, `weighted_sum`, `second_moment` and `sign_sum` `[parts, groups * O, K]`,
     all to be added up, and `gradients` `[B, groups * O, K]`. `CHUNK` is the number of steps after
     which the accumulator is emptied into another, so that long sums keep their digits, or 0 for
-    never. `OFFSET` is the type of offsets within an example, `ACC` that of sums.
+    never. `OFFSET` is the type of offsets within an example and within the parameter, `ACC` that of
+    sums.
     """
     K = I * TAPS
     rows, columns = tl.cdiv(O, BLOCK_O), tl.cdiv(K, BLOCK_K)

@@ -147,7 +147,7 @@ def reduce(
         BLOCK_K=tile.k,
         BLOCK_T=tile.t,
         CHUNK=LONG // tile.t if g.shape[2] > LONG else 0,
-        OFFSET=tl.int32 if max(map(_reach, (x, g))) < 2**31 else tl.int64,
+        OFFSET=tl.int32 if max(_reach(x), _reach(g), o * k) < 2**31 else tl.int64,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         PRECISION=precision(x.dtype),
         warps=tile.warps,

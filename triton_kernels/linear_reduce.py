@@ -50,17 +50,21 @@ def _without_sum(
     kind = kind_of(x.dtype, precision(x.dtype))
     chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None)
     found = one_pass(Factors.of_linear(x, g), chosen, coef, direction) if chosen else {}
-    rows = x.flatten(0, 1), g.flatten(0, 1)
     for name in wanted - chosen:
         if name == "sq_norms":
             found[name] = sq_norms_of_rank_one(x, g) if t == 1 else ghost_sq_norms(x, g)
         elif name == "dots" and direction is not None:
             found[name] = row_dots(x, g, direction.to(accumulate_dtype(x.dtype)))
         elif name == "weighted_sum" and coef is not None:
-            found[name] = sum_of_products(*rows, "scale", coef.repeat_interleave(t))
+            found[name] = sum_of_products(*_rows(x, g), "scale", coef.repeat_interleave(t))
         else:
-            found[name] = sum_of_products(*rows, _TRANSFORM[name])
+            found[name] = sum_of_products(*_rows(x, g), _TRANSFORM[name])
     return found
+
+
+def _rows(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """All positions of all examples in a row; copies if they do not lie so."""
+    return x.flatten(0, 1), g.flatten(0, 1)
 
 
 _TRANSFORM = {"weighted_sum": "plain", "second_moment": "square", "sign_sum": "sign"}
