@@ -117,6 +117,8 @@ def _triton_reason(op: str, device: str) -> str | None:
         return (
             "Triton kernels run on CUDA devices (on the CPU if TRITON_INTERPRET=1, to debug them)"
         )
+    if torch.version.hip is not None:
+        return "Triton kernels are written for NVIDIA GPUs, and torch is built for AMD's"
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return "Triton kernels need a GPU of compute capability 8.0 or more"
     return None

@@ -121,6 +121,12 @@ def test_triton_leaves_old_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "8.0" in str(_backends.unavailable("linear_reduce", "triton", "cuda"))
 
 
+@pytest.mark.usefixtures("kernel_in_triton")
+def test_triton_leaves_other_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "AMD" in str(_backends.unavailable("linear_reduce", "triton", "cuda"))
+
+
 def test_the_interpreter_has_to_be_asked_for(
     kernel_in_triton: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
