@@ -77,7 +77,7 @@ def add_products(
             g_tile = g_tile * c[None, :].to(DTYPE)
         elif TRANSFORM == "square":
             c = tl.load(coef + n, mask=in_n, other=1.0)
-            g_tile, x_tile = g_tile * c[None, :], x_tile / c[:, None]
+            g_tile, x_tile = g_tile * c[None, :], x_tile * (1.0 / c)[:, None]
             g_tile, x_tile = g_tile * g_tile, x_tile * x_tile
         elif TRANSFORM == "sign":
             if tl.max(tl.abs(g_tile)) == float("inf") or tl.max(tl.abs(x_tile)) == float("inf"):
@@ -115,7 +115,9 @@ def sum_of_products(
     # Scaled or squared, numbers of half precision have more digits than fit it.
     exact = transform in ("plain", "sign")
     dtype = x.dtype if exact else acc
-    how = "ieee" if transform == "sign" else precision(x.dtype)
+    # Signs have digits enough in TensorFloat-32.
+    signs = transform == "sign" and x.dtype == torch.float32
+    how = "tf32" if signs else precision(x.dtype)
     # Sums of signs are whole numbers, which lose nothing.
     device, long = device_of(x), n > LONG and transform != "sign"
     beside = 3 if transform == "sign" else int(long)
@@ -149,9 +151,11 @@ def _between(x: Tensor, g: Tensor) -> Tensor:
     Their squares then leave the range of the dtype no sooner than those of their products.
     """
     acc = accumulate_dtype(x.dtype)
-    most = [each.detach().abs().amax(1).to(acc).nan_to_num(1.0, 1.0) for each in (x, g)]
-    logs = [each.where(each > 0, 1.0).log2() for each in most]
-    return ((logs[0] - logs[1]) / 2).round().exp2()
+    most = [torch.linalg.vector_norm(each, torch.inf, 1, dtype=acc) for each in (x, g)]
+    logs = [each.where((each > 0) & each.isfinite(), 1.0).log2() for each in most]
+    # Neither a scale nor its reciprocal leaves the range.
+    limit = 1022 if acc == torch.float64 else 126
+    return ((logs[0] - logs[1]) / 2).round().clamp(-limit, limit).exp2()
 
 
 _TYPES = {

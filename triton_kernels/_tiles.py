@@ -10,7 +10,7 @@ import torch
 
 from pycoherence.triton_kernels._device import Device
 
-LONG = 2048
+LONG = 1024
 """Positions that the accumulator of a product may add up before its rounding shows."""
 
 

@@ -62,7 +62,7 @@ def affine_reduce(
     parts of the positions), or of the workspace or one example's factors (reference).
 
     Errors against float64, of the largest number of an output: 1e-5, or 1e-12 for float64. For
-    `gram` on a GPU where torch allows TensorFloat-32, 2e-3 (expected, not measured).
+    `gram` on a GPU where torch allows TensorFloat-32, 4e-3 (expected, not measured).
 
     Source: Gray et al. 2024, arXiv:2411.00999, for the norms of layer normalisation.
 

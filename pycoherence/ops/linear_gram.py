@@ -46,7 +46,7 @@ def linear_gram(
     and the memory of a few Gram matrices of the batch, whichever is cheaper.
 
     Errors against float64, of the largest number: 1e-5, or 1e-12 for float64. On a GPU where torch
-    allows TensorFloat-32 and gradients are multiplied, 2e-3 (expected, not measured).
+    allows TensorFloat-32 and gradients are multiplied, 4e-3 (expected, not measured).
 
     Source: Fort et al. 2019, arXiv:1901.09491, and Chatterjee 2020, arXiv:2002.10657, for its use.
 

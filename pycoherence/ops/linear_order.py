@@ -47,7 +47,7 @@ def linear_order(
     without a sort, unless values are dropped.
 
     Errors against float64, of the largest value: 1e-5, or 1e-12 for float64. For float32 on a GPU
-    where torch allows TensorFloat-32, 2e-3 (expected, not measured); in `sign_agreement` a sign, in
+    where torch allows TensorFloat-32, 4e-3 (expected, not measured); in `sign_agreement` a sign, in
     `phocas` and `meamed` what is near, may change where it is nearly a tie.
 
     Source: As `dense_order`.

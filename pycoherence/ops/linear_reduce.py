@@ -56,7 +56,7 @@ def linear_reduce(
     triton also for a copy of factors whose dtype is half.
 
     Errors against float64, of the largest number of an output: 1e-5, or 1e-12 for float64. For
-    float32 on a GPU where torch allows TensorFloat-32, 2e-3 (expected, not measured). The sign of a
+    float32 on a GPU where torch allows TensorFloat-32, 4e-3 (expected, not measured). The sign of a
     number that is as small as its error may differ.
 
     Source: Goodfellow 2015, arXiv:1510.01799, for the `T = 1` norms.

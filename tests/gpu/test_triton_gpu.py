@@ -143,9 +143,9 @@ def test_agrees_with_the_reference_in_float64(op: str, index: int, dtype: torch.
 
 @each_size
 def test_tf32_if_torch_allows_it(op: str, index: int) -> None:
-    """It rounds what it multiplies to 11 bits."""
+    """It cuts off what it multiplies after 11 bits."""
     with tf32():
-        assert_true(op, arguments(op, index, torch.float32), 2e-3)
+        assert_true(op, arguments(op, index, torch.float32), 4e-3)
 
 
 @each_dtype
@@ -218,4 +218,14 @@ def test_offsets_have_64_bits(dtype: torch.dtype) -> None:
     x.copy_(torch.randn(x.shape, device="cuda"))
     g = torch.randn(2, 8, 40, device="cuda").to(dtype)
     assert_true("linear_reduce", (x, g, None, None, mask(BOTH)), 1e-5)
+    assert_true("linear_gram", (x, g, None, None), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("positions", [1024, 1025, 5000])
+def test_sums_of_one_sign_keep_their_digits(positions: int, dtype: torch.dtype) -> None:
+    """Tensor cores cut off what an accumulator cannot hold, which never evens out here."""
+    x, g = (torch.rand(3, positions, n, device="cuda").to(dtype) for n in (64, 48))
+    for bits in (("sq_norms",), ("sq_norms", "weighted_sum")):
+        assert_true("linear_reduce", (x, g, None, None, mask(bits)), 1e-5)
     assert_true("linear_gram", (x, g, None, None), 1e-5)
