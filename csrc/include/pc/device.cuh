@@ -120,7 +120,7 @@ cudaError_t launch(void (*kernel)(Params...), int64_t blocks, int threads, int64
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream> > >(args...);
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args...);
   return cudaGetLastError();
 }
 
