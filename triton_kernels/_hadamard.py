@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.triton_kernels._cancelled import sq_norms_again
 from pycoherence.triton_kernels._device import Device, device_of, launch, precision
 
 
@@ -35,10 +36,6 @@ _BLOCKS = {
     "float32": {64: Block(16, 8), 0: Block(16, 4)},
     "float64": {64: Block(16, 8), 0: Block(16, 4)},
 }
-
-
-# Parts among which the tiles of one example that is done again are divided.
-_SLOTS = 32
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -170,70 +167,6 @@ def _ghost(
     tl.store(sizes + tl.program_id(0), weight * tl.sum(tl.abs(product)))
 
 
-@triton.jit
-def _cancelled(
-    x,
-    g,
-    counts,
-    sums,
-    B,
-    T,
-    I,
-    O,
-    slots,
-    x_strides,
-    g_strides,
-    HALVINGS: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Squared norms of the gradients of some examples, in `slots` parts of each.
-
-    The programs share the parts of these examples among them; there may be no examples. A part has
-    every tile that is a multiple of `slots` apart. `counts` `[B]` is how many there are up to each
-    example, itself included, and `HALVINGS` how often the batch is halved until one is left. `sums`
-    `[B, slots]` are written for these examples alone.
-    """
-    columns = tl.cdiv(I, BLOCK_I)
-    tiles = tl.cdiv(O, BLOCK_O) * columns
-    items = tl.load(counts + B - 1).to(tl.int64) * slots
-    for item in range(tl.program_id(0).to(tl.int64), items, tl.num_programs(0)):
-        low, high = 0, B - 1
-        for _ in range(HALVINGS):
-            middle = (low + high) // 2
-            found = tl.load(counts + middle) > item // slots
-            low, high = tl.where(found, low, middle + 1), tl.where(found, middle, high)
-            low = min(low, high)
-        b = high.to(tl.int64)
-        slot = (item % slots).to(tl.int32)
-        total = tl.zeros((), ACC)
-        for tile in range(slot, tiles, slots):
-            o = tile // columns * BLOCK_O + tl.arange(0, BLOCK_O)
-            i = tile % columns * BLOCK_I + tl.arange(0, BLOCK_I)
-            in_o, in_i = (o < O)[:, None], (i < I)[None, :]
-            of_g = g + b * g_strides[0] + o.to(tl.int64)[:, None] * g_strides[2]
-            of_x = x + b * x_strides[0] + i.to(tl.int64)[None, :] * x_strides[2]
-            grad = tl.zeros((BLOCK_O, BLOCK_I), ACC)
-            ones = tl.full((BLOCK_O, BLOCK_I), 1.0, ACC)
-            for start in range(0, T, BLOCK_T):
-                t = start + tl.arange(0, BLOCK_T)
-                in_t, t = t < T, t.to(tl.int64)
-                left = tl.load(
-                    of_g + t[None, :] * g_strides[1], mask=in_o & in_t[None, :], other=0.0
-                )
-                right = tl.load(
-                    of_x + t[:, None] * x_strides[1], mask=in_t[:, None] & in_i, other=0.0
-                )
-                part = tl.dot(left, right, input_precision=PRECISION, out_dtype=ACC)
-                grad = tl.fma(part, ones, grad)
-            grad = tl.where(in_o & in_i, grad, 0.0)
-            total += tl.sum(grad * grad)
-        tl.store(sums + b * slots + slot, total)
-
-
 def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
     """Squared norms of gradients without the gradients.
 
@@ -276,24 +209,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
     )
     value, size = sums.sum(1), sizes.sum(1)
     good = (value * LIMIT[acc] >= size) & (size <= torch.finfo(acc).max)
-    side = 32 if acc == torch.float64 else 64
-    tiles = triton.cdiv(i, side) * triton.cdiv(o, side)
-    slots = min(tiles, _SLOTS)
-    direct = x.new_empty((batch, slots), dtype=acc)
-    launch(
-        _cancelled,
-        (min(batch * slots, 2 * device.processors),),
-        *(x, g, (~good).cumsum(0, dtype=torch.int32), direct),
-        *(batch, positions, i, o, slots, x.stride(), g.stride()),
-        HALVINGS=(batch - 1).bit_length(),
-        BLOCK_O=side,
-        BLOCK_I=side,
-        BLOCK_T=32 if x.dtype.itemsize == 2 else 16,
-        warps=side // 8,
-        maxnreg=255,
-        **how,
-    )
-    return torch.where(good, value, direct.sum(1))
+    return torch.where(good, value, sq_norms_again(x, g, ~good))
 
 
 def _rows_for(device: Device, dtype: torch.dtype, batch: int, positions: int) -> int:
