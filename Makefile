@@ -1,7 +1,9 @@
-# `make help` lists what there is. Settings: PYTHON, TORCH (a version of torch), ARGS (for the demo).
+# `make help` lists what there is. Settings: PYTHON, TORCH (a version of torch), ARGS (for the demo),
+# WORKERS (processes that run the tests).
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/torch-$(TORCH).installed
 BENCH := .venv/bench-$(TORCH).installed
@@ -22,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/python -m pycoherence demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -118,10 +118,11 @@ def commands(kind: str) -> tuple[list[str], list[str]]:
     include = ["-isystem", f"{torch}/include"]
     link = ["-shared", f"-L{torch}/lib", "-Xlinker", "--no-as-needed", "-ltorch_cpu"]
     if kind == "cpu":
-        cxx += shlex.split(os.environ.get("CXXFLAGS", ""))
+        # Last, so that they have the last word.
+        asked = shlex.split(os.environ.get("CXXFLAGS", ""))
         link += ["-Xlinker", "--no-undefined", *shlex.split(os.environ.get("LDFLAGS", ""))]
         host = ["-Wall", "-Wno-psabi", "-fPIC", "-fvisibility=hidden"]
-        return [*cxx, *FLAGS, *host, *include], [*cxx, *link]
+        return [*cxx, *FLAGS, *host, *include, *asked], [*cxx, *asked, *link]
     nvcc = [find_nvcc()]
     # nvcc takes a program for its host compiler, not a command line such as "ccache g++".
     if "CXX" in os.environ and len(cxx) == 1:

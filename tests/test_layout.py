@@ -17,7 +17,7 @@ from pycoherence.ops._backends import NATIVE_NAMESPACE
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pycoherence"
 
-OPS = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
+OPS = sorted(path.stem for path in (PACKAGE / "ops").glob("[!_]*.py"))
 CAPTURES = sorted(path.stem for path in (PACKAGE / "capture").glob("[!_]*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [
@@ -48,7 +48,7 @@ def level(part: str) -> int:
 
 
 def test_every_op_file_registers_the_op_of_its_name() -> None:
-    assert set(pc.ops.specs) == OPS
+    assert set(pc.ops.specs) == set(OPS)
     for name, spec in pc.ops.specs.items():
         module = importlib.import_module(f"pycoherence.ops.{name}")
         assert module.SPEC is spec
@@ -108,7 +108,7 @@ def test_every_op_has_samples_of_every_kind(op: str) -> None:
 @pytest.mark.parametrize("folder", ["csrc/cpu/*.cpp", "csrc/cuda/*.cu", "triton_kernels/[!_]*.py"])
 def test_every_kernel_is_named_after_an_op(folder: str) -> None:
     settings = {"workspace"}  # what all kernels share
-    assert {path.stem for path in ROOT.glob(folder)} <= OPS | settings
+    assert {path.stem for path in ROOT.glob(folder)} <= {*OPS, *settings}
 
 
 @pytest.mark.parametrize("name", CAPTURES)
