@@ -1,6 +1,5 @@
 """linear_reduce: every way an output can come, against the reference in float64."""
 
-import os
 from typing import Any
 
 import pytest
@@ -10,10 +9,6 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
-
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in Triton's interpreter"
-)
 
 SPEC = pc.ops.specs["linear_reduce"]
 DTYPES = [torch.float16, torch.float32, torch.float64]
