@@ -33,7 +33,7 @@ class Tile(NamedTuple):
 
 
 # By what is multiplied, and by how many tiles are kept beside the product: 0, 1, 2, more.
-# Every row compiles without spills for sm_80, sm_90 and sm_100.
+# No row spills for want of registers on sm_80, sm_90 and sm_100.
 _TABLE = {
     "half": ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 64, 64, 8, 3)),
     "tf32": ((128, 128, 32, 8, 3), (128, 128, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 8, 3)),
