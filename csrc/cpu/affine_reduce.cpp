@@ -168,7 +168,7 @@ Outputs affine_reduce(const Tensor& g, const std::optional<Tensor>& x,
                       int64_t want) {
   const int64_t batch = g.size(0), positions = g.size(1), channels = g.size(2);
   const pc::ReduceOp<T> op(g, {channels}, coef, direction, want);
-  if (std::min({batch, positions, channels}) == 0) return op.zeros();
+  if (std::min({batch, positions, channels}) == 0) return pc::zeros(op.outputs);
   // What a [B, C, T] layer has transposed is used as it lies in memory.
   const bool channels_last =
       positions == 1 || g.stride(1) != 1 || (g.stride(2) == 1 && channels > 1);

@@ -152,7 +152,7 @@ Outputs conv_reduce(const Tensor& x, const Tensor& g, const pc::ConvOptions& opt
   shape.insert(shape.end(), options.kernel_size.begin(), options.kernel_size.end());
   const pc::ReduceOp<T> op(g, shape, coef, direction, want);
   const pc::ConvBatch<T> batch(x, g, options);
-  if (batch.empty()) return op.zeros();
+  if (batch.empty()) return pc::zeros(op.outputs);
   pc::reduce_conv(batch.patches(), op.pointers());
   return op.outputs;
 }

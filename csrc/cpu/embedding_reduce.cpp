@@ -251,7 +251,7 @@ Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddi
   const Tensor wide = pc::prepare_ids(ids);
   const int64_t* found = wide.const_data_ptr<int64_t>();
   const int64_t high = pc::check_ids("embedding_reduce", found, wide.numel(), num_embeddings);
-  if (std::min({batch, positions, width}) == 0) return op.zeros();
+  if (std::min({batch, positions, width}) == 0) return pc::zeros(op.outputs);
   const Tensor rows = pc::prepare<T>(g);
   const T* g_rows = pc::read<T>(rows);
   const Reduction<T> to = op.pointers();

@@ -48,7 +48,7 @@ Outputs linear_reduce(const Tensor& x, const Tensor& g, const std::optional<Tens
                       const std::optional<Tensor>& direction, int64_t want) {
   const int64_t batch = x.size(0), positions = x.size(1), in = x.size(2), out = g.size(2);
   const pc::ReduceOp<T> op(g, {out, in}, coef, direction, want);
-  if (std::min({batch, positions, in, out}) == 0) return op.zeros();
+  if (std::min({batch, positions, in, out}) == 0) return pc::zeros(op.outputs);
   const Tensor x_rows = pc::prepare<T>(x), g_rows = pc::prepare<T>(g);
   pc::reduce_linear(
       pc::Linear<T>(pc::read<T>(x_rows), pc::read<T>(g_rows), in, out, batch, positions),

@@ -1,31 +1,24 @@
 // The template op on CUDA, a contiguous copy: pycoherence_native::identity(Tensor x) -> Tensor.
 // To add a kernel, copy this file and identity.cuh; setup.py builds whatever lies here.
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "binding.h"
 #include "identity.cuh"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using pc::ScalarType;
+using pc::Tensor;
 
 Tensor identity_cuda(const Tensor& x) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-
+  const pc::Gpu gpu(x);
   const Tensor source = torch::stable::contiguous(x);
   const Tensor out = torch::stable::empty_like(source);
   THO_DISPATCH_V2(x.scalar_type(), "identity", AT_WRAP([&] {
-                    STD_CUDA_CHECK(pc::launch_identity(
-                        source.const_data_ptr<scalar_t>(), out.mutable_data_ptr<scalar_t>(),
-                        source.numel(), static_cast<cudaStream_t>(stream)));
+                    STD_CUDA_CHECK(pc::launch_identity(source.const_data_ptr<scalar_t>(),
+                                                       out.mutable_data_ptr<scalar_t>(),
+                                                       source.numel(), gpu.stream()));
                   }),
                   AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
   return out;

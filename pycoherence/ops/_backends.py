@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pycoherence.ops._spec import OpSpec
 
-BACKENDS = ("triton", "native", "reference")
-"""In order of preference."""
+BACKENDS = ("native", "triton", "reference")
+"""In order of preference: what is native on CUDA is what Triton cannot do as well."""
 
 NATIVE_NAMESPACE = "pycoherence_native"
 

@@ -1,0 +1,73 @@
+// Tensors as the bindings of ops take and make them, on any device.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+namespace pc {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Bits of `want`, in the order of the outputs.
+enum Want : int64_t {
+  kSqNorms = 1,
+  kDots = 2,
+  kSum = 4,
+  kMoment = 8,
+  kSign = 16,
+  kSumDots = 32,
+  kGram = 64
+};
+
+template <typename T>
+constexpr ScalarType kDtype = sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
+
+// The tensor in the dtype T, contiguous; itself if it is so already.
+template <typename T>
+inline Tensor prepare(const Tensor& x) {
+  return torch::stable::contiguous(x.scalar_type() == kDtype<T> ? x
+                                                                : torch::stable::to(x, kDtype<T>));
+}
+
+// Ids in int64, contiguous.
+inline Tensor prepare_ids(const Tensor& ids) {
+  return torch::stable::contiguous(
+      ids.scalar_type() == ScalarType::Long ? ids : torch::stable::to(ids, ScalarType::Long));
+}
+
+template <typename T>
+inline const T* read(const Tensor& x) {
+  return x.const_data_ptr<T>();
+}
+
+// The outputs of a *_reduce op, without values yet, empty where not wanted.
+template <typename T>
+inline Outputs new_outputs(const Tensor& g, const std::vector<int64_t>& shape, int64_t want) {
+  const auto output = [&](int64_t flag, const std::vector<int64_t>& size) {
+    return want & flag ? torch::stable::new_empty(g, size, kDtype<T>)
+                       : torch::stable::new_empty(g, std::vector<int64_t>{0});
+  };
+  const std::vector<int64_t> batch = {g.size(0)};
+  return {output(kSqNorms, batch),
+          output(kDots, batch),
+          output(kSum, shape),
+          output(kMoment, shape),
+          output(kSign, shape),
+          output(kSumDots, batch),
+          output(kGram, {batch[0], batch[0]})};
+}
+
+// Sums of nothing.
+inline Outputs zeros(const Outputs& outputs) {
+  std::apply([](auto... output) { (torch::stable::zero_(output), ...); }, outputs);
+  return outputs;
+}
+
+}  // namespace pc
