@@ -106,6 +106,11 @@ def _more_conv_gram(new: Source) -> Iterator[Call]:
     yield op.conv_gram(new, None, (16, 64, 1000), 96, ((5,), (1,), (2,), (1,)))
 
 
+def _dense_gram(new: Source) -> Iterator[Call]:
+    yield op.dense_gram(new, 128, 10**6)
+    yield op.dense_gram(new, 32, 10**5, 64)
+
+
 def _linear_order(new: Source) -> Iterator[Call]:
     yield op.linear_order(new, "median_of_means", 3.0, 32, 512, 768, 768)
     yield op.linear_order(new, "winsorized_mean", 2.0, 32, 512, 768, 768)
@@ -125,6 +130,7 @@ _CALLS = {
     "conv_gram": (_conv_gram, _more_conv_gram),
     "conv_order": (_conv_order, _no_more),
     "conv_reduce": (_conv_reduce, _more_conv_reduce),
+    "dense_gram": (_dense_gram, _no_more),
     "linear_gram": (_linear_gram, _more_linear_gram),
     "linear_order": (_linear_order, _no_more),
     "linear_reduce": (_linear_reduce, _more_linear_reduce),

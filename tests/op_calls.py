@@ -93,6 +93,11 @@ def linear_gram(new: Source, b: int, t: int, i: int, o: int, others: int | None 
     return f"{b},{t},{i},{o} others={others}", (new(b, t, i), new(b, t, o), *other)
 
 
+def dense_gram(new: Source, b: int, p: int, others: int | None = None) -> Call:
+    other = None if others is None else new(others, p)
+    return f"{b},{p} others={others}", (new(b, p), other)
+
+
 def conv_gram(new: Source, others: int | None, *args: Any, **options: Any) -> Call:
     label, x, g, window = _conv(new, *args, **options)
     other = [None] * 2 if others is None else [new(others, *y.shape[1:]) for y in (x, g)]

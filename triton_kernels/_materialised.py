@@ -10,7 +10,7 @@ from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._factors import Factors, materialise
 
 # A product of matrices adds up each number in one go: longer rows would lose digits.
-_PIECE = 2**15
+PIECE = 2**15
 
 # Slices of so many rows start where their neighbours do, seen in blocks of 16 bytes.
 _ALIGNED = 16
@@ -59,6 +59,16 @@ def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:
     for part in row_parts(one, examples * out.itemsize):
         left = materialise(rows_of(one, part)).flatten(1)
         right = left if two is None else materialise(rows_of(two, part)).flatten(1)
-        for a, b in zip(left.split(_PIECE, 1), right.split(_PIECE, 1), strict=True):
-            out.addmm_(a, b.mT)
-    return out if two is not None else out.triu() + out.triu(1).mT
+        add_dots(out, left, right)
+    return out if two is not None else symmetric(out)
+
+
+def add_dots(out: Tensor, left: Tensor, right: Tensor, piece: int = PIECE) -> None:
+    """Add the dot products of the rows of `[B1, P]` and `[B2, P]` to `[B1, B2]`."""
+    for a, b in zip(left.split(piece, 1), right.split(piece, 1), strict=True):
+        out.addmm_(a, b.mT)
+
+
+def symmetric(gram: Tensor) -> Tensor:
+    """Exactly so: what is above the diagonal, on both sides."""
+    return gram.triu() + gram.triu(1).mT

@@ -30,7 +30,9 @@ def dense_gram(a: Tensor, b: Tensor | None = None) -> Tensor:
         ValueError: Shapes disagree.
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
-    Cost: `2 B1 B2 P`, and on the reference path a workspace full of each matrix.
+    Cost: `2 B1 B2 P`, and on the reference path a workspace full of each matrix. On a GPU (triton)
+    nothing is converted; partial sums, or what torch copies of rows that lie apart, fit the
+    workspace, with at least one `[B1, B2]` or 64 columns.
 
     Source: As `linear_gram`.
 

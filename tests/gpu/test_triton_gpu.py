@@ -71,6 +71,11 @@ CALLS: dict[str, list[Callable[[Source], Call]]] = {
         lambda new: make.conv_gram(new, None, (17, 19, 33, 31), 37),
         lambda new: make.conv_gram(new, 9, (17, 130, 7, 7), 257),
     ],
+    "dense_gram": [
+        lambda new: make.dense_gram(new, 5, 33),
+        lambda new: make.dense_gram(new, 130, 100_003),
+        lambda new: make.dense_gram(new, 20, 70_001, 77),
+    ],
     "linear_order": [
         lambda new: make.linear_order(new, "median_of_means", 3.0, 7, 5, 33, 20),
         lambda new: make.linear_order(new, "median_of_means", 3.0, 33, 129, 300, 513),
