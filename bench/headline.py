@@ -1,160 +1,46 @@
-"""Measures the kernels that matter most beside what the GPU does anyway: cuBLAS and cuDNN.
+"""Measures the kernels that matter most beside what the GPU does anyway: cuBLAS, cuDNN and sorts.
 
     python bench/headline.py [--device cpu] [--quick] [--out FILE]
 
-Each is the time of an op as a multiple of that of one call in torch on the same numbers: norms with
-the weight gradient against the weight gradient alone, the Gram matrix of rank-one gradients against
-the Grams of their factors. What is wrong is not timed. Results are JSON lines.
+Each is the time of an op as a multiple of what torch takes on the same numbers: norms with the
+weight gradient against the weight gradient alone, the Gram matrix of rank-one gradients against the
+Grams of their factors, order statistics against materialised gradients that are sorted. Beside it
+stands the least that the GPU allows, for bytes and for minima and maxima. What is wrong is not
+timed. Results are JSON lines.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import environment
 import torch
 from clock import seconds_of
+from products import Figure, conv, gram, linear, norms
+from selections import embedding, order
 from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops._backends import choice
 
-Run = Callable[[], Any]
-
 LIMIT = 1e-5
 """Allowed error over the largest value."""
 
 TURNS = 15
-"""Of both, one after the other; figures are medians."""
+"""Of both, one after the other; figures are medians. Fewer, but three, if they take `LONG`."""
+
+LONG = 3.0
+"""Seconds."""
+
+EXTREMES = 64
+"""Minima and maxima of float32 in a cycle of one processor of a GPU."""
 
 
-@dataclass(frozen=True)
-class Headline:
-    """Something to time.
-
-    Attributes:
-        op: Its name.
-        what: The shape, for people.
-        args: Of the op.
-        ours: Gives what is checked.
-        theirs: What torch does on the same numbers.
-        truth: What `ours` should give, in float64.
-        flops: Of what torch does.
-        goal: The ratio to reach, if there is one.
-    """
-
-    op: str
-    what: str
-    args: tuple[Any, ...]
-    ours: Run
-    theirs: Run
-    truth: Callable[[], tuple[Tensor, ...]]
-    flops: float
-    goal: float | None = None
-
-
-def linear(
-    new: Callable[..., Tensor], b: int, t: int, size: int, goal: float | None = None
-) -> Headline:
-    """Norms and weight gradient of a square layer against the weight gradient."""
-    x, g = new(b, t, size), new(b, t, size)
-    flat_x, flat_g = x.flatten(0, 1), g.flatten(0, 1)
-    args = (x, g, None, None, 5)
-
-    def ours() -> tuple[Tensor, ...]:
-        out = torch.ops.pycoherence.linear_reduce(*args)
-        return out[0], out[2]
-
-    def truth() -> tuple[Tensor, ...]:
-        norms, total = [], torch.zeros(size, size, dtype=torch.float64, device=x.device)
-        for one_x, one_g in zip(x, g, strict=True):  # all gradients at once may not fit
-            row = one_g.double().mT @ one_x.double()
-            norms.append(row.square().sum())
-            total += row
-        return torch.stack(norms), total
-
-    what = f"norms + weight gradient, B={b} T={t} {size}x{size}"
-    flops = 2.0 * b * t * size**2
-    return Headline(
-        "linear_reduce", what, args, ours, lambda: flat_g.T @ flat_x, truth, flops, goal
-    )
-
-
-def norms(new: Callable[..., Tensor], b: int, t: int, size: int) -> Headline:
-    """Norms alone against the weight gradient, which has as many numbers to read."""
-    found = linear(new, b, t, size)
-    args = (*found.args[:-1], 1)
-    return Headline(
-        found.op,
-        f"norms alone, B={b} T={t} {size}x{size}",
-        args,
-        lambda: torch.ops.pycoherence.linear_reduce(*args)[:1],
-        found.theirs,
-        lambda: found.truth()[:1],
-        found.flops,
-    )
-
-
-def gram(new: Callable[..., Tensor], b: int, size: int, goal: float | None = None) -> Headline:
-    """The Gram matrix of rank-one gradients against the two Grams of their factors."""
-    x, g = new(b, 1, size), new(b, 1, size)
-    args = (x, g, None, None)
-    rows = x[:, 0], g[:, 0]
-
-    def truth() -> tuple[Tensor, ...]:
-        one, other = (row.double() @ row.double().T for row in rows)
-        return (one * other,)
-
-    return Headline(
-        "linear_gram",
-        f"B={b} T=1 {size}x{size}",
-        args,
-        lambda: (torch.ops.pycoherence.linear_gram(*args),),
-        lambda: [row @ row.T for row in rows],
-        truth,
-        4.0 * b**2 * size,
-        goal,
-    )
-
-
-def conv(new: Callable[..., Tensor], b: int, channels: int, size: int) -> Headline:
-    """Norms and weight gradient of a 3x3 convolution against the weight gradient."""
-    x, g = new(b, channels, size, size), new(b, channels, size, size)
-    weight = new(channels, channels, 3, 3)
-    window = ([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    args = (x, g, *window, None, None, 5)
-    options = ([0], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
-
-    def ours() -> tuple[Tensor, ...]:
-        out = torch.ops.pycoherence.conv_reduce(*args)
-        return out[0], out[2]
-
-    def truth() -> tuple[Tensor, ...]:
-        rows = [
-            torch.ops.aten.convolution_backward(
-                one_g[None].double(), one_x[None].double(), weight.double(), *options
-            )[1]
-            for one_x, one_g in zip(x, g, strict=True)
-        ]
-        return torch.stack([row.square().sum() for row in rows]), sum(rows[1:], rows[0])
-
-    return Headline(
-        "conv_reduce",
-        f"norms + weight gradient, B={b} {channels} channels 3x3 {size}x{size}",
-        args,
-        ours,
-        lambda: torch.ops.aten.convolution_backward(g, x, weight, *options),
-        truth,
-        2.0 * b * (size * channels) ** 2 * 9,
-    )
-
-
-def headlines(device: str, quick: bool) -> Iterator[Headline]:
+def headlines(device: str, quick: bool) -> Iterator[Figure]:
     """The most valuable first."""
 
     def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -167,11 +53,20 @@ def headlines(device: str, quick: bool) -> Iterator[Headline]:
         yield linear(new, 3, 5, 16, 1 / 0.75)
         yield norms(new, 3, 1, 16)
         yield gram(new, 5, 16, 2)
+        yield order(new, "winsorized_mean", 2, 7, 1, 16)
+        yield order(new, "median", 0, 7, 1, 16)
+        yield order(new, "sign_agreement", 0.5, 7, 1, 16)
+        yield embedding(new, 3, 9, 11, 8)
         yield conv(new32, 2, 4, 6)
+        yield conv(new32, 2, 4, 6, 4)
         return
     yield linear(new, 32, 512, 4096, 1 / 0.75)
     yield linear(new, 32, 512, 768, 1 / 0.6)
     yield gram(new, 2048, 4096, 2)
+    yield order(new, "winsorized_mean", 2, 128, 1, 4096, 3.5e-3)
+    yield order(new, "median", 0, 128, 1, 4096, 5e-3)
+    yield order(new, "sign_agreement", 0.5, 128, 1, 4096, 1e-4)
+    yield embedding(new, 32, 1024, 50257, 768)
     for batch, positions, size in (
         (32, 512, 4096),
         (32, 512, 768),
@@ -181,14 +76,16 @@ def headlines(device: str, quick: bool) -> Iterator[Headline]:
         yield norms(new, batch, positions, size)
     for channels, size in ((64, 56), (128, 28), (256, 14), (512, 7)):
         yield conv(new, 128, channels, size)
+    yield conv(new, 128, 144, 56, 144)
+    yield order(new, "winsorized_mean", 2, 32, 128, 1024)
     yield linear(new32, 32, 512, 768)
     yield gram(new32, 2048, 1024)
 
 
-def measure(found: Headline) -> dict[str, Any]:
+def measure(found: Figure) -> dict[str, Any]:
     """A row of results."""
     row: dict[str, Any] = {"op": found.op, "what": found.what, "goal": found.goal}
-    dtype = found.args[0].dtype
+    dtype = next(x.dtype for x in found.args if isinstance(x, Tensor) and x.is_floating_point())
     row["dtype"] = str(dtype).removeprefix("torch.")
     row["backend"] = choice(pc.ops.specs[found.op], found.args[0].device.type, found.args)
     try:
@@ -198,22 +95,43 @@ def measure(found: Headline) -> dict[str, Any]:
     row["error"] = max(((o - t).abs().max() / t.abs().max()).item() for o, t in pairs)
     row["check"] = "ok" if row["error"] <= LIMIT else "failed"
     if row["check"] == "ok":
-        for run in (found.ours, found.theirs):
-            seconds_of(run, 3)
-        turns = [(seconds_of(found.ours), seconds_of(found.theirs)) for _ in range(TURNS)]
-        ours, theirs = (statistics.median(times) for times in zip(*turns, strict=True))
+        slowest = max(seconds_of(run, 3) for run in (found.ours, found.theirs))
+        turns = max(3, min(TURNS, int(LONG / slowest)))
+        times = [(seconds_of(found.ours), seconds_of(found.theirs)) for _ in range(turns)]
+        ours, theirs = (statistics.median(some) for some in zip(*times, strict=True))
         row |= {"seconds": ours, "torch_seconds": theirs, "ratio": ours / theirs}
-        row["torch_tflops"] = found.flops / theirs / 1e12
+        row |= {"goal_seconds": found.seconds, "floors": floors(found)}
+        row["torch_tflops"] = None if found.flops is None else found.flops / theirs / 1e12
     return row
+
+
+def floors(found: Figure) -> dict[str, float]:
+    """The least seconds that this GPU allows, by what limits it, where that is known."""
+    if not found.bytes or not torch.cuda.is_available():
+        return {}
+    gpu = torch.cuda.get_device_properties(found.args[0].device)
+    cycles = getattr(gpu, "clock_rate", 0) * 1e3 * gpu.multi_processor_count
+    # Memory moves numbers at both ends of a cycle.
+    per_second = getattr(gpu, "memory_clock_rate", 0) * 2e3 * getattr(gpu, "memory_bus_width", 0)
+    limits = {
+        "bytes": (found.bytes, per_second / 8),
+        "minima and maxima": (found.extremes, cycles * EXTREMES),
+    }
+    return {what: many / rate for what, (many, rate) in limits.items() if many and rate}
 
 
 def say(row: dict[str, Any]) -> str:
     name = f"{row['op']} {row['dtype']} {row['what']}, {row['backend']}"
     if row["check"] != "ok":
         return f"{name}: FAILED, error {row['error']}"
-    times = f"{row['seconds'] * 1e3:.3f} ms, {row['ratio']:.2f}x of torch"
-    goal = "" if row["goal"] is None else f", goal {row['goal']:.2f}x"
-    return f"{name}: {times} ({row['torch_tflops']:.0f} TFLOP/s){goal}"
+    time, ratio = f"{row['seconds'] * 1e3:.3f} ms", f"{row['ratio']:.3g}x of torch"
+    if row["goal_seconds"] is not None:
+        time += f" (goal {row['goal_seconds'] * 1e3:g} ms)"
+    if row["goal"] is not None:
+        ratio += f" (goal {row['goal']:.3g}x)"
+    flops = "" if row["torch_tflops"] is None else f" at {row['torch_tflops']:.0f} TFLOP/s"
+    least = "".join(f", {what} {t * 1e3:.3f} ms" for what, t in row["floors"].items())
+    return f"{name}: {time}, {ratio}{flops}{least and ', floor of' + least[1:]}"
 
 
 def main() -> int:

@@ -39,10 +39,11 @@ def growth_on_gpu(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def in_new_process(model: str, case: str, threads: int) -> int | None:
+def in_new_process(model: str, case: str, threads: int, batch: int) -> int | None:
     """`growth` of a case."""
     script = Path(__file__).with_name("training.py")
-    command = [sys.executable, str(script), "--threads", str(threads), "--peak", model, case]
+    options = ["--threads", str(threads), "--batch", str(batch), "--peak", model, case]
+    command = [sys.executable, str(script), *options]
     # Large blocks go back to the system when freed, so that the peak is that of live tensors and
     # does not depend on how the allocator cuts its heap.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}

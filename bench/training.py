@@ -1,7 +1,7 @@
 """Measures statistics in training: each as a multiple of a plain forward and backward pass.
 
     python bench/training.py [--device cuda] [--models MLP ...] [--cases SqNorms ...] [--rounds N]
-                             [--quick] [--out FILE]
+                             [--batch B] [--quick] [--out FILE]
 
 Every case gets a copy of the model of its own and is checked against autograd, one example at a
 time. Then all cases take turns, in another order in every round; the figures are
@@ -46,7 +46,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     if options.peak:
         model, case = options.peak
-        print(memory.growth(CASES[case].prepare(make(model))))
+        print(memory.growth(CASES[case].prepare(make(model, options.batch))))
         return 0
     device = options.device
     options.out = options.out or environment.RESULTS / f"training-{environment.slug(device)}.json"
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def _model(name: str, options: argparse.Namespace) -> Row:
-    batch = 8 if options.quick else None
+    batch = 8 if options.quick else options.batch
     new = functools.partial(make, name, batch, options.device, options.dtype)
     task = new()
     size = sum(p.numel() for p in task.model.parameters())
@@ -92,7 +92,9 @@ def _model(name: str, options: argparse.Namespace) -> Row:
         if options.device == "cuda":
             row["peak_bytes"] = memory.growth_on_gpu(steps[row["name"]])
         elif not options.quick:
-            row["peak_bytes"] = memory.in_new_process(name, row["name"], options.threads)
+            row["peak_bytes"] = memory.in_new_process(
+                name, row["name"], options.threads, len(task.y)
+            )
         print(f"    {row['name']:<24} {row['ratio']:7.2f}x", flush=True)
     return {"parameters": size, "batch": len(task.y), "plain_seconds": plain, "cases": rows}
 
@@ -167,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=DTYPES_HELP)
     parser.add_argument("--models", nargs="+", choices=TASKS, help="default: those for the device")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all")
+    parser.add_argument("--batch", type=int, metavar="B", help="default: each model's own")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="tiny batches, no memory: to try it")

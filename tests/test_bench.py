@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import headline
 import pytest
 import run
+import selections
 import torch
 from cases import PLAIN, Case, has_plain
 from harness import Row, measure
@@ -125,6 +127,25 @@ def test_headline_figures_are_true() -> None:
         row = headline.measure(found)
         assert row["check"] == "ok", headline.say(row)
         assert row["ratio"] == row["seconds"] / row["torch_seconds"]
+        assert found.what in headline.say(row)
+
+
+def test_headline_figures_have_the_floors_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def new(*shape: int) -> torch.Tensor:
+        return torch.ones(shape)
+
+    found = selections.order(new, "winsorized_mean", 2, 128, 1, 32)
+    assert headline.floors(found) == {} or torch.cuda.is_available()
+    gpu = SimpleNamespace(
+        clock_rate=10**6, multi_processor_count=100, memory_clock_rate=10**6, memory_bus_width=4000
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    floors = headline.floors(found)
+    assert floors["minima and maxima"] == pytest.approx(32**2 * 128 * 12 / 6.4e12)
+    assert floors["bytes"] == pytest.approx((2 * 128 * 32 * 4 + 32**2 * 4) / 1e12)
+    median = selections.order(new, "median", 0, 128, 1, 1)
+    assert median.extremes == 2 * 1471  # of Batcher's network
 
 
 def test_script_for_a_gpu_explains_itself() -> None:
