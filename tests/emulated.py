@@ -26,7 +26,8 @@ FLAGS = ["-std=c++20", "-O1", "-g1", "-pthread", "-Wall", "-Werror"]
 HEADERS = {"emulation.so": "binding.h", "thread": "drive.h", "address": "drive.h"}
 """What all files of a target include first, compiled once."""
 
-FOLDERS = ["csrc/include", "csrc/cuda", "tests/emulation"]
+# The first one first: a binding.h is in csrc/cuda too, which needs CUDA.
+FOLDERS = ["tests/emulation", "csrc/include", "csrc/cuda"]
 PYTHON = [sysconfig.get_path("include"), pybind11.get_include()]
 TARGETS: dict[str, tuple[list[Path], list[str], list[str]]] = {
     "emulation.so": (
