@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from pycoherence.ops._backends import chosen
 from pycoherence.ops._order import BYTES_BESIDE, order_fake
-from pycoherence.ops._rules import aggregate
+from pycoherence.ops.dense_order import SPEC
 from pycoherence.triton_kernels._factors import Factors, materialise, reduce
 from pycoherence.triton_kernels._materialised import row_parts, rows_of
 
@@ -17,7 +18,8 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
 
     Two rules take sums from the engine and no single gradient: the median of means, whose groups
     are the engine's parts, and sign agreement. For the others, and where values are left out, the
-    gradients are materialised, as many rows of the parameter at a time as the workspace holds.
+    gradients are materialised, as many rows of the parameter at a time as the workspace holds, and
+    handed to `dense_order`.
 
     Args:
         factors: Of the batch.
@@ -35,7 +37,9 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
     if means:
         groups, rule, k = int(k), "median", 0
     shares = _shares(factors, groups)
-    for part in row_parts(factors, groups * (out.itemsize + BYTES_BESIDE)):
+    aggregate = chosen(SPEC, out.device.type, (factors.g, rule, k, drop))
+    beside = BYTES_BESIDE if aggregate is SPEC.reference else 0
+    for part in row_parts(factors, groups * (out.itemsize + beside)):
         rows = rows_of(factors, part)
         values = _sums(rows, shares, groups) if means else materialise(rows)
         out[part] = aggregate(values.flatten(1), rule, k, drop).view_as(out[part])

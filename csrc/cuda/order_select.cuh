@@ -2,6 +2,9 @@
 // a rank is found by bisection between floating-point numbers, exactly.
 #pragma once
 
+#include <stdexcept>
+#include <string>
+
 #include "order_ways.cuh"
 
 namespace pc {
@@ -114,6 +117,11 @@ struct Streams {
 // run(Way{}, asked) with the way that suits a rule and a batch.
 template <typename T, typename Run>
 auto with_way(const Order& order, int64_t batch, const Run& run) {
+  constexpr int64_t most = int64_t{1} << 30;
+  if (batch > most) {
+    throw std::length_error("order statistics on CUDA: expected a batch of at most 2^30, got " +
+                            std::to_string(batch));
+  }
   Asked<T> asked{order.rule, static_cast<int>(order.k), static_cast<T>(order.k), order.drop};
   const int k = asked.k;
   if (order.rule == Rule::kSignAgreement) return run(Sums{}, asked);

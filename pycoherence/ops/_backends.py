@@ -189,13 +189,22 @@ def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]
             f"{spec.name}: backend {_forced!r} was asked for but cannot run this call: "
             f"{found}. Use pc.backend(None) to let the library choose."
         )
-    name = choice(spec, device, args)
-    if name != "reference":
-        return _kernel(spec.name, name)
-    missing = load_native(device) if device in ("cpu", "cuda") else None
+    found = chosen(spec, device, args)
+    missing = None
+    if found is spec.reference and device in ("cpu", "cuda"):
+        missing = load_native(device)
     if missing is not None:
         _report_missing_library(device, missing)
-    return spec.reference
+    return found
+
+
+def chosen(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """The implementation of `choice`, for kernels that leave a part of their work to another op.
+
+    A backend that is forced need not have that op too.
+    """
+    name = choice(spec, device, args)
+    return spec.reference if name == "reference" else _kernel(spec.name, name)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """What every `*_order` op shares: checks, reference, fake kernel and samples."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ def order_spec(
     like: Callable[..., tuple[Tensor, Sequence[int]]],
     reference: Callable[..., Tensor],
     heads: Callable[[torch.device | str, torch.dtype], Iterable[tuple[Any, ...]]],
+    supports: Mapping[str, Callable[..., str | None]] = MappingProxyType({}),
 ) -> OpSpec:
     """The `OpSpec` of a `*_order` op.
 
@@ -99,6 +101,7 @@ def order_spec(
             parameter.
         reference: As in `OpSpec`.
         heads: Samples of the head, from device and dtype.
+        supports: As in `OpSpec`.
     """
     name = head.partition("(")[0]
 
@@ -115,4 +118,4 @@ def order_spec(
             for tail in _tails(len(like(*sample)[0])):
                 yield (*sample, *tail)
 
-    return OpSpec(f"{head}, {_TAIL}", check_all, reference, fake, samples)
+    return OpSpec(f"{head}, {_TAIL}", check_all, reference, fake, samples, supports)

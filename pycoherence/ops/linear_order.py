@@ -1,6 +1,7 @@
 """Robust aggregates of per-example gradients of a linear layer's weight."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,13 +43,16 @@ def linear_order(
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
     Cost: On the reference path the FLOPs of the weight gradient and a sort of `B` values for each
-    of `O I` coordinates, some output features at a time (the workspace, or one). On a GPU (triton)
-    the same; `sign_agreement` and `median_of_means` keep sums in place of gradients, the former
-    without a sort, unless values are dropped.
+    of `O I` coordinates, some output features at a time (the workspace, or one). On a GPU with one
+    position (native) no gradient is stored: values are products of factors in shared memory, made
+    anew whenever `dense_order` would read them. With more (triton) the gradients are materialised
+    likewise, and `dense_order` takes them; `sign_agreement` and `median_of_means` keep sums in
+    place of gradients, the former without a sort, unless values are dropped.
 
-    Errors against float64, of the largest value: 1e-5, or 1e-12 for float64. For float32 on a GPU
-    where torch allows TensorFloat-32, 4e-3 (expected, not measured); in `sign_agreement` a sign, in
-    `phocas` and `meamed` what is near, may change where it is nearly a tie.
+    Errors against float64, of the largest value: 1e-5, or 1e-12 for float64. For float32 and more
+    than one position on a GPU where torch allows TensorFloat-32, 4e-3 (expected, not measured); in
+    `sign_agreement` a sign, in `phocas` and `meamed` what is near, may change where it is nearly a
+    tie.
 
     Source: As `dense_order`.
 
@@ -75,6 +79,12 @@ def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Ten
         yield x, randn(b, t, o, device=device, dtype=dtype, seed=2)
 
 
+def _native(x: Tensor, *_: Any) -> str | None:
+    if x.is_cuda and x.shape[1] > 1:
+        return f"the CUDA kernel takes one position, got {x.shape[1]}"
+    return None
+
+
 SPEC = register(
     order_spec(
         "linear_order(Tensor x, Tensor g",
@@ -82,5 +92,6 @@ SPEC = register(
         like=like,
         reference=_reference,
         heads=_heads,
+        supports={"native": _native},
     )
 )
