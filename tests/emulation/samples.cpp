@@ -15,6 +15,11 @@ void lanes(const py::array_t<T>& x, py::array_t<T> out, py::array_t<int> negativ
                out.mutable_data(), negative.mutable_data(), mask));
 }
 
+void votes(const py::array_t<float>& x, py::array_t<uint32_t> which, py::array_t<int> first) {
+  check(launch(votes_kernel, 1, static_cast<int>(x.size()), 0, nullptr, x.data(),
+               which.mutable_data(), first.mutable_data()));
+}
+
 // Of halves, or of bfloat16.
 template <typename F>
 void with_half(const py::array& array, const F& f) {
@@ -42,6 +47,7 @@ const Binding binding([](py::module_& m) {
   m.def("sum_order", sum<Plant::order>);
   m.def("lanes", lanes<float>);
   m.def("lanes", lanes<double>);
+  m.def("votes", votes);
   m.def("mma", mma);
   m.def("to_float", to_float);
 });

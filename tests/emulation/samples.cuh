@@ -69,6 +69,13 @@ PC_KERNEL void lanes_kernel(const T* x, T* out, int* negative, int mask) {
   negative[thread()] = any(x[thread()] < 0);
 }
 
+// Which lanes of the warp have a negative number, and which is the first of them.
+// x, which, first: [threads]
+PC_KERNEL void votes_kernel(const float* x, uint32_t* which, int* first) {
+  which[thread()] = ballot(x[thread()] < 0);
+  first[thread()] = which[thread()] == 0 ? -1 : lowest_bit(which[thread()]);
+}
+
 // out = a b, of one warp.
 // a: [16, 16], b: [16, 8], out: [16, 8]
 template <typename T>

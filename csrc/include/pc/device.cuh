@@ -60,6 +60,18 @@ PC_DEVICE T shuffle_down(T value, int by) {
 // Whether it is true for any lane of the warp.
 PC_DEVICE bool any(bool value) { return __any_sync(kAllLanes, value); }
 
+// A bit for each lane of the warp, the first lane's the lowest: whether it is true there.
+PC_DEVICE uint32_t ballot(bool value) { return __ballot_sync(kAllLanes, value); }
+
+// Of the lowest bit that is set, of which there is one.
+PC_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+
+// Fails on the device unless it is true, as torch does for an index out of range: the host learns
+// of it when it next waits.
+PC_DEVICE void expect(bool fine, const char* what) {
+  if (!fine) __assert_fail(what, "pycoherence", 0, "kernel");
+}
+
 // Copies 4, 8 or 16 aligned bytes at some time before wait_copies.
 template <int bytes>
 PC_DEVICE void copy_async(void* shared, const void* global) {

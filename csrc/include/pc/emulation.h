@@ -76,6 +76,19 @@ inline bool any(bool value, Site site = Site::current()) {
   return found;
 }
 
+inline uint32_t ballot(bool value, Site site = Site::current()) {
+  const auto of = emulation::lane->exchange(value, site.line());
+  uint32_t bits = 0;
+  for (int i = 0; i < emulation::kWarp; ++i) bits |= static_cast<uint32_t>(of(i)) << i;
+  return bits;
+}
+
+inline int lowest_bit(uint32_t bits) { return std::countr_zero(bits); }
+
+inline void expect(bool fine, const char* what) {
+  if (!fine) emulation::lane->team.fail(what);
+}
+
 template <int bytes>
 void copy_async(void* shared, const void* global) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
