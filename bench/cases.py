@@ -96,6 +96,8 @@ def named(wanted: tuple[str, ...], outputs: Tensor | tuple[Tensor, ...]) -> Outp
     """The outputs of an op, by name; of a `*_reduce` op, those that were wanted."""
     if isinstance(outputs, Tensor):
         return {wanted[0]: outputs}
+    if len(outputs) < len(Reduced._fields):
+        return {wanted[0]: outputs[0]}  # the others tell about it
     found = dict(zip(Reduced._fields, outputs, strict=True))
     return {name: found[name] for name in wanted}
 

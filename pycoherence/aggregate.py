@@ -18,7 +18,7 @@ from pycoherence.capture import (
 )
 from pycoherence.errors import UnsupportedError
 from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
-from pycoherence.robust import CoordinateRule, Decision, GramRule, Report, Rule, decide
+from pycoherence.robust import Choice, CoordinateRule, Decision, GramRule, Report, Rule, decide
 from pycoherence.statistics import Batch
 
 NonFinite = Literal["nan", "drop"]
@@ -165,7 +165,9 @@ class aggregate:
             )
         size = capture.batch_size
         if not isinstance(self._rule, CoordinateRule):
-            return Report(size, self._filler.decisions, self._filler.network)
+            network = self._filler.network
+            by_name = {name: choice.decision for name, choice in self._filler.choices.items()}
+            return Report(size, by_name, None if network is None else network.decision)
         clipped = self._rule.clipped(size) if size else None
         by_parameter = {
             name: Decision(clipped=clipped, kept=_share(count, capture.parameters[name]))
@@ -180,15 +182,15 @@ class _Filler:
     """What happens around a backward pass: checks before, and `.grad` after.
 
     Attributes:
-        decisions: What a rule over whole examples did, by parameter.
+        choices: What a rule over whole examples did, by parameter.
         network: The same for all together, if it was.
         done: Whether a backward pass has run.
     """
 
     def __init__(self, rule: Rule, is_mean: bool, drop: bool) -> None:
         self._rule, self._is_mean, self._drop = rule, is_mean, drop
-        self.decisions: dict[str, Decision] = {}
-        self.network: Decision | None = None
+        self.choices: dict[str, Choice] = {}
+        self.network: Choice | None = None
         self.done = False
 
     @contextmanager
@@ -206,7 +208,7 @@ class _Filler:
         yield
         if isinstance(self._rule, GramRule) and capture.kept.factors:
             self._fill(capture, self._rule)
-        self.done |= bool(capture.kept.ordered) or bool(self.decisions)
+        self.done |= bool(capture.kept.ordered) or bool(self.choices)
 
     @torch.no_grad()
     def _fill(self, capture: Capture, rule: GramRule) -> None:
@@ -239,14 +241,15 @@ class _Filler:
         for group in groups:
             mine = {name: factors.pop(name) for name in group if name in factors}
             point = {name: centre[name] for name in group if name in centre}
-            decision, carried = decide(rule, mine, point, Batch(size, share), self._drop)
-            self.network = decision if rule.per == "network" else None
+            choice = decide(rule, mine, point, Batch(size, share), self._drop)
+            self.network = choice if rule.per == "network" else None
             for name in group:
-                self.decisions[name] = decision
+                self.choices[name] = choice
                 if name in mine:
-                    means[name] = rule.mean(mine.pop(name), share, decision)
+                    means[name] = rule.mean(mine.pop(name), share, choice, self._drop)
                 if name in point:
-                    v = point[name] * carried
+                    assert choice.carried is not None
+                    v = point[name] * choice.carried.to(point[name].device)
                     means[name] = means[name] + v if name in means else v
         return means
 

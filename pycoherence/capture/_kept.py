@@ -28,6 +28,11 @@ class Factors:
         detached = {name: x.detach() for name, x in tensors.items()}
         return cls(replace(site, **detached), {name: x._version for name, x in detached.items()})
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(getattr(self.site, name).device for name in self.versions)
+
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Site:
         """The site of other factors, each made of one of these."""
         return replace(self.site, **{n: change(getattr(self.site, n)) for n in self.versions})

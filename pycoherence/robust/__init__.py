@@ -1,6 +1,6 @@
 """Rules that replace the mean of per-example gradients by something robust, one in each file."""
 
-from pycoherence.robust._gram_rule import GramRule, decide
+from pycoherence.robust._gram_rule import Choice, GramRule, decide
 from pycoherence.robust._rule import CoordinateRule, Decision, Report, Rule
 from pycoherence.robust.bulyan import Bulyan
 from pycoherence.robust.centered_clip import CenteredClip
@@ -22,6 +22,7 @@ __all__ = [
     "Bulyan",
     "CenteredClip",
     "Centre",
+    "Choice",
     "CoordinateRule",
     "Decision",
     "GeometricMedian",

@@ -2,7 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,19 +16,37 @@ from pycoherence.robust.centre import Centre
 from pycoherence.statistics import Batch
 
 
-class Choice(NamedTuple):
-    """What a rule makes of `n` examples; its other fields as those of `Decision`.
+@dataclass(frozen=True, eq=False)  # tensors have no single truth
+class Choice:
+    """What a rule makes of the examples, where their gradients are.
 
     Attributes:
-        weights: `[n]`, float64.
-        carried: Weight of the centre.
+        weights: `[B]`, float64; NaN where there is no choice.
+        carried: Weight of the centre, of no dimension.
+        chosen: Indices of examples; those below zero do not count.
+        iterations: How many, of no dimension.
+        clipped: As `Decision` has it, of no dimension.
     """
 
     weights: Tensor
-    carried: float = 0.0
+    carried: Tensor | None = None
     chosen: Tensor | None = None
-    iterations: int | None = None
-    clipped: float | None = None
+    iterations: Tensor | int | None = None
+    clipped: Tensor | None = None
+
+    @cached_property
+    def decision(self) -> Decision:
+        """For people: what is read of it waits for the device."""
+        weights = self.weights.cpu()
+        if weights.isnan().any():
+            return Decision(weights)
+        chosen = None if self.chosen is None else self.chosen.cpu()
+        return Decision(
+            weights,
+            None if chosen is None else chosen[chosen >= 0],
+            None if self.iterations is None else int(self.iterations),
+            None if self.clipped is None else float(self.clipped),
+        )
 
 
 class GramRule(Rule):
@@ -39,25 +59,34 @@ class GramRule(Rule):
     needs: ClassVar[Needs]
     per: Per
 
+    @property
+    def least(self) -> int:
+        """How many examples it needs."""
+        return 1
+
     @abstractmethod
     def choose(self, space: Space) -> Choice:
-        """Weigh the examples of a space, one or more, all of them finite."""
+        """Weigh the examples of a space, one or more.
+
+        No step may wait for the device. Weights of examples that the space leaves out do not
+        count, nor does anything if it keeps fewer than `least`.
+        """
 
     @property
     def carries(self) -> Centre | None:
         """What it keeps from one batch to the next."""
         return None
 
-    def mean(self, factors: Factors, share: float, decision: Decision) -> Tensor:
+    def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
         """The robust mean of one parameter, but for centre and noise.
 
         Args:
             factors: Of its gradients.
             share: The gradient `g_b` over its share in the gradient of the loss.
-            decision: As `decide` gave it.
+            choice: As `decide` gave it.
+            drop: As `decide` had it.
         """
-        assert decision.weights is not None
-        return factors.weighted_sum(decision.weights * share)
+        return factors.weighted_sum((choice.weights * share).to(factors.device))
 
     def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
         """What is added to the mean, of the parameter's shape, in accumulation dtype.
@@ -76,7 +105,7 @@ def decide(
     centre: Mapping[str, Tensor],
     batch: Batch,
     drop: bool,
-) -> tuple[Decision, float]:
+) -> Choice:
     """Apply a rule to the gradients of some parameters together.
 
     Args:
@@ -85,19 +114,16 @@ def decide(
         centre: What the rule carries of these parameters.
         batch: Its size and share.
         drop: Whether to leave examples out that are not finite; else all weights are NaN.
-
-    Returns:
-        What it did, and the weight of the centre.
     """
     space = measure(factors, batch, rule.needs, None if rule.carries is None else centre)
-    weights = torch.zeros(batch.size, dtype=torch.float64)
     if not batch.size:
-        return Decision(weights), 1.0
-    finite = space.sq_norms.isfinite().nonzero().flatten()
-    n = len(finite)
-    if not n or (n < batch.size and not drop) or rule.refusal(n) is not None:
-        return Decision(weights.fill_(torch.nan)), torch.nan
-    choice = rule.choose(space if n == batch.size else space.only(finite))
-    weights[finite] = choice.weights
-    chosen = None if choice.chosen is None else finite[choice.chosen]
-    return Decision(weights, chosen, choice.iterations, choice.clipped), choice.carried
+        return Choice(space.sq_norms, torch.ones_like(space.n))
+    choice = rule.choose(space)
+    enough = space.n >= (rule.least if drop else batch.size)
+    weights = torch.where(space.kept, choice.weights, 0.0)
+    carried = choice.carried
+    return replace(
+        choice,
+        weights=torch.where(enough, weights, torch.nan),
+        carried=None if carried is None else torch.where(enough, carried, torch.nan),
+    )

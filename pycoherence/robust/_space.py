@@ -1,6 +1,7 @@
 """Examples as points whose dot products are all that is known of them."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -18,22 +19,35 @@ _CANCELS = 2.0**-10
 
 
 class Space:
-    """Points in float64 on the CPU: the examples, and behind them the centre if there is one.
+    """Points in float64, where the gradients are: the examples, and behind them a centre if any.
+
+    Examples that are not finite are left out: they lie at the origin, and `kept` says so. Nothing
+    here waits for the device.
 
     Attributes:
-        gram: Dot products of all points, `[n, n]` or `[n + 1, n + 1]`; or squared norms of the
-            examples, `[n]`.
-        n: Number of examples.
-        batch_size: `B`, with those that are not among them.
+        gram: Dot products of all points, `[B, B]` or `[B + 1, B + 1]`; or squared norms of the
+            examples, `[B]`.
+        kept: Which examples are not left out, `[B]`.
+        n: How many these are, of no dimension.
+        batch_size: `B`.
     """
 
-    def __init__(self, gram: Tensor, n: int, batch_size: int) -> None:
-        self.gram, self.n, self.batch_size = gram, n, batch_size
+    def __init__(self, gram: Tensor, batch_size: int) -> None:
+        self.batch_size = batch_size
+        norms = gram if gram.dim() == 1 else gram.diagonal()
+        self.kept = norms[:batch_size].isfinite()
+        self.n = self.kept.sum().double()
+        points = self.kept
+        if gram.dim() == 2:
+            points = torch.cat([points, torch.ones_like(norms[batch_size:], dtype=torch.bool)])
+            points = points[:, None] & points
+        self.gram = torch.where(points, gram, 0.0)
 
     @property
     def sq_norms(self) -> Tensor:
-        """Of the examples, `[n]`."""
-        return (self.gram if self.gram.dim() == 1 else self.gram.diagonal())[: self.n]
+        """Of the examples, `[B]`."""
+        norms = self.gram if self.gram.dim() == 1 else self.gram.diagonal()
+        return norms[: self.batch_size]
 
     @property
     def sq_distances(self) -> Tensor:
@@ -43,29 +57,22 @@ class Space:
         return found.fill_diagonal_(0)
 
     def distances_to(self, a: Tensor) -> Tensor:
-        """From the examples to the point `sum_i a_i p_i`, `[n]`."""
+        """From the examples to the point `sum_i a_i p_i`, `[B]`."""
         products = self.times(a)
         norm = (a * products).sum()
-        return (self.gram.diagonal() - 2 * products + norm).clamp(min=0).sqrt()[: self.n]
+        found = (self.gram.diagonal() - 2 * products + norm).clamp(min=0).sqrt()
+        return found[: self.batch_size]
 
     def times(self, a: Tensor) -> Tensor:
         """Dot products of all points with `sum_i a_i p_i`; the same for any number of threads."""
         return (self.gram * a).sum(1)
 
-    def only(self, examples: Tensor) -> "Space":
-        """Without the other examples."""
-        if self.gram.dim() == 1:
-            return Space(self.gram[examples], len(examples), self.batch_size)
-        points = torch.cat([examples, torch.arange(self.n, len(self.gram))])
-        return Space(self.gram[points][:, points], len(examples), self.batch_size)
-
     @property
-    def cancels(self) -> bool:
+    def cancels(self) -> Tensor:
         """Whether points are so close together that float32 products cannot tell how close."""
         norms = self.gram.diagonal()
         scale = norms[:, None] + norms
-        close = (self.sq_distances < _CANCELS * scale).fill_diagonal_(False)
-        return bool(close.any())
+        return (self.sq_distances < _CANCELS * scale).fill_diagonal_(False).any()
 
 
 def measure(
@@ -83,48 +90,59 @@ def measure(
         centre: Another point, by parameter, those left out being zero; `None` for no such point.
     """
     if needs == "sq_norms":
-        total = torch.zeros(batch.size, dtype=torch.float64)
+        total = torch.zeros(batch.size, dtype=torch.float64, device=_device(factors, centre))
         for kept in factors.values():
-            total += _read(kept.site.reduce(("sq_norms",)).sq_norms) * batch.share**2
-        return Space(total, batch.size, batch.size)
-    space = _products(((name, kept.site) for name, kept in factors.items()), batch, centre)
-    if needs == "distances" and any(_is_short(kept) for kept in factors.values()):
-        finite = space.sq_norms.isfinite().nonzero().flatten()
-        if space.only(finite).cancels:
-            # One at a time, since copies in float64 are twice as much to hold.
-            sites = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
-            space = _products(sites, batch, centre)
+            total += _like(total, kept.site.reduce(("sq_norms",)).sq_norms) * batch.share**2
+        return Space(total, batch.size)
+    device = _device(factors, centre)
+    sites = ((name, kept.site) for name, kept in factors.items())
+    space = _products(sites, batch, centre, device)
+    short = needs == "distances" and any(_is_short(kept) for kept in factors.values())
+    # All that the host waits for: what it starts next depends on it.
+    if short and bool(space.cancels):
+        # One at a time, since copies in float64 are twice as much to hold.
+        sites = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
+        space = _products(sites, batch, centre, device)
     return space
 
 
 def _products(
-    sites: Iterable[tuple[str, Site]], batch: Batch, centre: Mapping[str, Tensor] | None
+    sites: Iterable[tuple[str, Site]],
+    batch: Batch,
+    centre: Mapping[str, Tensor] | None,
+    device: torch.device,
 ) -> Space:
     n = batch.size
     points = n + (centre is not None)
-    total = torch.zeros(points, points, dtype=torch.float64)
+    total = torch.zeros(points, points, dtype=torch.float64, device=device)
     for name, site in sites:
         v = None if centre is None else centre.get(name)
         found = site.reduce(("gram",) if v is None else ("gram", "dots"), direction=v)
-        total[:n, :n] += _read(found.gram) * batch.share**2
+        total[:n, :n] += _like(total, found.gram) * batch.share**2
         if v is not None:
-            dots = _read(found.dots) * batch.share
+            dots = _like(total, found.dots) * batch.share
             total[:n, n] += dots
             total[n, :n] += dots
     if centre is not None:
-        total[n, n] = sum(_sq_norm(v) for v in centre.values())
-    return Space(total, n, n)
+        for v in centre.values():
+            total[n, n] += _like(total, _sq_norm(v))
+    return Space(total, n)
 
 
-def _sq_norm(v: Tensor) -> float:
+def _sq_norm(v: Tensor) -> Tensor:
     # In rows, since torch splits a longer sum by the number of threads.
     rows = torch.stack([part.double().square().sum() for part in v.flatten().split(2**14)])
-    return rows.sum().item()
+    return rows.sum()
 
 
-def _read(found: Tensor | None) -> Tensor:
+def _device(factors: Mapping[str, Factors], centre: Mapping[str, Tensor] | None) -> torch.device:
+    """Where the points are: with the first parameter, if these are in several places."""
+    return next(x.device for x in chain(factors.values(), (centre or {}).values()))
+
+
+def _like(total: Tensor, found: Tensor | None) -> Tensor:
     assert found is not None
-    return found.double().cpu()
+    return found.to(total.device, torch.float64)
 
 
 def _is_short(kept: Factors) -> bool:

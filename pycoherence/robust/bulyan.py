@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pycoherence.capture import Factors
 from pycoherence.robust._gram_rule import Choice, GramRule
-from pycoherence.robust._rule import Decision, Per, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
 from pycoherence.robust.krum import Neighbours
 
@@ -65,26 +65,33 @@ class Bulyan(GramRule):
 
     def refusal(self, n: int) -> str | None:
         """As `Rule.refusal`."""
-        least = 4 * self.f + 3
-        return None if n >= least else f"needs a batch of 4f + 3 = {least} examples or more"
+        if n >= self.least:
+            return None
+        return f"needs a batch of 4f + 3 = {self.least} examples or more"
+
+    @property
+    def least(self) -> int:
+        """As `GramRule.least`."""
+        return 4 * self.f + 3
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""
-        left, chosen = Neighbours.of(space.sq_distances), list[int]()
-        while True:
-            scores = left.scores(self.f)
-            chosen.append(int(left.rows[scores.argsort(stable=True)[0]]))
-            if len(chosen) == space.n - 2 * self.f:
-                break
-            left = left.without(chosen[-1])
-        indices = torch.tensor(chosen)
-        weights = torch.zeros(space.n, dtype=torch.float64)
-        return Choice(weights.index_fill_(0, indices, 1 / len(chosen)), chosen=indices)
+        left, chosen = Neighbours.of(space), list[Tensor]()
+        for _ in range(space.batch_size - 2 * self.f):
+            if chosen:
+                left = left.without(chosen[-1])
+            chosen.append(left.scores(self.f).argmin())
+        rounds, count = torch.stack(chosen), space.n - 2 * self.f
+        runs = torch.arange(len(rounds), device=rounds.device) < count
+        weights = torch.zeros_like(space.sq_norms).index_add_(0, rounds, runs / count)
+        return Choice(weights, chosen=torch.where(runs, rounds, -1))
 
-    def mean(self, factors: Factors, share: float, decision: Decision) -> Tensor:
+    def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
         """As `GramRule.mean`."""
-        chosen = decision.chosen
+        # How many rows are ordered the host has to know, which it does unless some were left out.
+        chosen = choice.decision.chosen if drop else choice.chosen
         if chosen is None:
-            return super().mean(factors, share, decision)
+            return super().mean(factors, share, choice, drop)
         site = factors.with_tensors(lambda x: x[chosen.to(x.device)])
-        return site.order("meamed", 2 * self.f, False) * share
+        found = site.order("meamed", 2 * self.f, False)
+        return found * torch.where(choice.weights[0].isnan(), torch.nan, share).to(found.device)

@@ -82,15 +82,13 @@ class CenteredClip(GramRule):
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""
-        n = space.n
-        weights = torch.zeros(n + 1, dtype=torch.float64)
-        weights[n] = 1
-        distances = weights[:n]
+        weights = torch.zeros_like(space.gram[-1])
+        weights[-1] = 1
+        distances = weights[:-1]
         for _ in range(self.iterations):
             distances = space.distances_to(weights)
-            pull = (self.radius / distances).clamp(max=1) / n
+            pull = (self.radius / distances).clamp(max=1) * space.kept / space.n
             weights = weights * (1 - pull.sum())
-            weights[:n] += pull
-        clipped = (distances > self.radius).double().mean().item()
-        carried = weights[n].item()
-        return Choice(weights[:n], carried, iterations=self.iterations, clipped=clipped)
+            weights[:-1] += pull
+        clipped = ((distances > self.radius) & space.kept).sum() / space.n
+        return Choice(weights[:-1], weights[-1], iterations=self.iterations, clipped=clipped)

@@ -66,5 +66,9 @@ class Centre:
 
     def move(self, value: Mapping[str, Tensor]) -> None:
         """Carry a new value on; one that is not finite would never leave, so it does not count."""
-        if all(bool(torch.isfinite(v).all()) for v in value.values()):
-            self.value = dict(value)
+        finite = [torch.isfinite(v).all() for v in value.values()]
+        counts = torch.stack([x.to(finite[0].device) for x in finite]).all()
+        self.value = {
+            name: torch.where(counts.to(v.device), v, self.value.get(name, 0.0))
+            for name, v in value.items()
+        }

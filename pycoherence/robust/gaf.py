@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
@@ -66,18 +67,21 @@ class GAF(GramRule):
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""
-        gram, norms = space.gram, space.sq_norms.sqrt().tolist()
-        weights = torch.zeros(space.n, dtype=torch.float64)
-        weights[0] = 1
-        products, sq_norm, chosen = gram[0].clone(), norms[0] ** 2, [0]
-        for b in range(1, space.n):
-            product, scale = products[b].item(), sq_norm**0.5 * norms[b]
-            if 1 - (product / scale if scale else 0.0) <= self.threshold:
-                weights /= 2
-                weights[b] = 0.5
-                products = (products + gram[b]) / 2
-                sq_norm = (sq_norm + 2 * product + norms[b] ** 2) / 4
-                chosen.append(b)
-        if len(chosen) == 1:
-            return Choice(torch.zeros_like(weights), chosen=torch.tensor([], dtype=torch.long))
-        return Choice(weights, chosen=torch.tensor(chosen))
+        gram, norms = space.gram, space.sq_norms.sqrt()
+        first = space.kept.byte().argmax(0, keepdim=True)
+        others = space.kept.scatter(0, first, False)
+        products, sq_norm = gram[first][0], norms[first][0] ** 2
+        taken = list[Tensor]()
+        for b in range(space.batch_size):
+            product, scale = products[b], sq_norm.sqrt() * norms[b]
+            cosine = torch.where(scale > 0, product / scale, 0.0)
+            takes = others[b] & (1 - cosine <= self.threshold)
+            products = torch.where(takes, (products + gram[b]) / 2, products)
+            sq_norm = torch.where(takes, (sq_norm + 2 * product + norms[b] ** 2) / 4, sq_norm)
+            taken.append(takes)
+        # Each that is taken in weighs half, and halves those before.
+        agree = torch.stack(taken)
+        weights = torch.where(agree, 0.5, torch.ones_like(norms)).flip(0).cumprod(0).flip(0)
+        chosen = agree.scatter(0, first, True) & agree.any()
+        indices = torch.arange(space.batch_size, device=gram.device)
+        return Choice(torch.where(chosen, weights, 0.0), chosen=torch.where(chosen, indices, -1))

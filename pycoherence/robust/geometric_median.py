@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
+from pycoherence.ops.gram_median import gram_median
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
@@ -68,14 +67,7 @@ class GeometricMedian(GramRule):
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""
-        weights = torch.full((space.n,), 1 / space.n, dtype=torch.float64)
-        distances = space.distances_to(weights)
-        done = 0
-        while done < self.iterations:
-            beta = 1 / distances.clamp(min=self.nu)
-            weights = beta / beta.sum()
-            before, distances = distances.sum(), space.distances_to(weights)
-            done += 1
-            if (before - distances.sum()).abs() <= self.tolerance * before:
-                break
-        return Choice(weights, iterations=done)
+        weights, iterations = gram_median(
+            space.gram, space.kept, self.nu, self.tolerance, self.iterations
+        )
+        return Choice(weights, iterations=iterations)

@@ -65,16 +65,20 @@ class Krum(GramRule):
 
     def refusal(self, n: int) -> str | None:
         """As `Rule.refusal`."""
-        least = 2 * self.f + 3
-        if n >= max(least, self.m):
+        if n >= self.least:
             return None
-        if self.m > least:
+        if self.m > 2 * self.f + 3:
             return f"averages the m = {self.m} best, for which a batch needs as many examples"
-        return f"needs a batch of 2f + 3 = {least} examples or more"
+        return f"needs a batch of 2f + 3 = {self.least} examples or more"
+
+    @property
+    def least(self) -> int:
+        """As `GramRule.least`."""
+        return max(2 * self.f + 3, self.m)
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""
-        scores = Neighbours.of(space.sq_distances).scores(self.f)
+        scores = Neighbours.of(space).scores(self.f)
         chosen = scores.argsort(stable=True)[: self.m]
         weights = torch.zeros_like(scores).index_fill_(0, chosen, 1 / self.m)
         return Choice(weights, chosen=chosen)
@@ -85,34 +89,42 @@ class Neighbours:
     """Of each example the others, the nearest first.
 
     Attributes:
-        sq_distances: `[n, n - 1]`.
-        examples: Who they are, `[n, n - 1]`.
-        rows: Whose neighbours they are, `[n]`.
+        sq_distances: `[B, B - 1]`, infinite to those that are left out.
+        examples: Who they are, `[B, B - 1]`.
+        left: Which examples there are, `[B]`; the rows of the others do not count.
+        n: How many these are, of no dimension.
     """
 
     sq_distances: Tensor
     examples: Tensor
-    rows: Tensor
+    left: Tensor
+    n: Tensor
 
     @classmethod
-    def of(cls, sq_distances: Tensor) -> "Neighbours":
-        """From the distances between all, `[n, n]`."""
-        n = len(sq_distances)
-        others = sq_distances.clone().fill_diagonal_(-1)  # so that each comes first in its own row
+    def of(cls, space: Space) -> "Neighbours":
+        """From the distances between all."""
+        others = torch.where(space.kept, space.sq_distances, torch.inf)
+        others.fill_diagonal_(-1)  # so that each comes first in its own row
         distances, examples = others.sort(dim=1, stable=True)
-        return cls(distances[:, 1:], examples[:, 1:], torch.arange(n))
+        return cls(distances[:, 1:], examples[:, 1:], space.kept, space.n)
 
     def scores(self, f: int) -> Tensor:
         """Krum's, the sums over `n - f - 2` neighbours, or over one where these are fewer."""
-        return self.sq_distances[:, : max(1, len(self.rows) - f - 2)].sum(1)
+        most = max(1, self.sq_distances.shape[1] - f - 1)
+        nearest = self.sq_distances[:, :most]
+        first = torch.arange(most, device=nearest.device) < (self.n - f - 2).clamp(min=1)
+        # A last example has no neighbours.
+        counts = first[: nearest.shape[1]] & (nearest < torch.inf)
+        return torch.where(counts, nearest, 0.0).sum(1).masked_fill(~self.left, torch.inf)
 
-    def without(self, example: int) -> "Neighbours":
+    def without(self, example: Tensor) -> "Neighbours":
         """Without one of several examples."""
-        n = len(self.rows)
-        stays = self.rows != example
-        others = self.examples[stays] != example  # all but one in each row
+        at = (self.examples == example).byte().argmax(1, keepdim=True)
+        others = torch.arange(self.examples.shape[1] - 1, device=at.device)
+        others = others + (others >= at)
         return Neighbours(
-            self.sq_distances[stays][others].view(n - 1, n - 2),
-            self.examples[stays][others].view(n - 1, n - 2),
-            self.rows[stays],
+            self.sq_distances.gather(1, others),
+            self.examples.gather(1, others),
+            self.left.scatter(0, example[None], False),
+            self.n - 1,
         )

@@ -81,7 +81,7 @@ class NormClip(GramRule):
         """As `GramRule.choose`."""
         norms = space.sq_norms.sqrt()
         weights = (self.max_norm / norms).clamp(max=1) / space.batch_size
-        clipped = (norms > self.max_norm).sum().item() / space.batch_size
+        clipped = (norms > self.max_norm).double().sum() / space.batch_size
         return Choice(weights, clipped=clipped)
 
     def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
