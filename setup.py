@@ -237,16 +237,17 @@ class BuildNative(build_ext):
 if MODE not in LIBRARIES:
     raise SystemExit(f"PYCOHERENCE_BUILD: expected auto, cpu, cuda or none, got {MODE!r}")
 
-# Free-threaded Python takes no abi3 wheels.
-wheel = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp310"}
-triton = "pycoherence.triton_kernels"
-setup(
-    packages=[*find_packages(include=["pycoherence", "pycoherence.*"]), triton],
-    package_dir={"pycoherence": "pycoherence", triton: "triton_kernels"},
-    ext_modules=[
-        Extension(f"pycoherence._C_{kind}", sorted(glob.glob(SOURCES[kind])))
-        for kind in LIBRARIES[MODE]
-    ],
-    cmdclass={"build": Build, "build_ext": BuildNative},
-    options={"bdist_wheel": wheel},
-)
+if __name__ == "__main__":
+    # Free-threaded Python takes no abi3 wheels.
+    wheel = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp310"}
+    triton = "pycoherence.triton_kernels"
+    setup(
+        packages=[*find_packages(include=["pycoherence", "pycoherence.*"]), triton],
+        package_dir={"pycoherence": "pycoherence", triton: "triton_kernels"},
+        ext_modules=[
+            Extension(f"pycoherence._C_{kind}", sorted(glob.glob(SOURCES[kind])))
+            for kind in LIBRARIES[MODE]
+        ],
+        cmdclass={"build": Build, "build_ext": BuildNative},
+        options={"bdist_wheel": wheel},
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import venv
 import zipfile
 from pathlib import Path
 
+import compiled
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
+SYSTEM = {"libstdc++", "libm", "libgcc_s", "libc", "ld-linux-x86-64", "ld-linux-aarch64"}
 SETTINGS = ("PYCOHERENCE_", "PYTHON", "CXX", "TORCH_CUDA_ARCH_LIST")
 
 
@@ -35,22 +39,40 @@ def check(*command, cwd, **env):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    """The folder with the sdist and the wheel that `build` makes from it."""
-    out = tmp_path_factory.mktemp("dist")
-    # What is built counts here, not how fast it is: -O1 takes half the time to compile.
-    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
-    check(*command, cwd=out, CXXFLAGS="-O1")
-    return out
+def build(kind, folder, out):
+    command = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", out)
+    check(*command, folder, cwd=out)
 
 
 @pytest.fixture(scope="module")
-def source(dist, tmp_path_factory):
-    """The sdist, unpacked."""
-    folder = tmp_path_factory.mktemp("source")
-    check("tar", "-xf", *dist.glob("*.tar.gz"), cwd=folder)
+def sdist(tmp_path_factory):
+    """What users get as sources."""
+    out = tmp_path_factory.mktemp("sdist")
+    build("sdist", ROOT, out)
+    return next(out.glob("*.tar.gz"))
+
+
+def unpacked(sdist, folder):
+    check("tar", "-xf", sdist, cwd=folder)
     return next(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def source(sdist, tmp_path_factory):
+    """The sdist, unpacked."""
+    return unpacked(sdist, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """What the sdist makes; what an installation has compiled of the same sources is taken over."""
+    tree = unpacked(sdist, tmp_path_factory.mktemp("tree"))
+    with compiled.locked():
+        if compiled.BUILD.exists():
+            shutil.copytree(compiled.BUILD, tree / "build/native")
+    out = tmp_path_factory.mktemp("wheel")
+    build("wheel", tree, out)
+    return next(out.glob("*.whl"))
 
 
 class Environment:
@@ -106,8 +128,7 @@ def test_sdist_holds_the_sources_and_nothing_built(source):
     assert not [p for p in source.rglob("*") if p.suffix in (".so", ".pyc")]
 
 
-def test_wheel_holds_the_package_and_nothing_else(dist):
-    [wheel] = dist.glob("*.whl")
+def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert "-cp310-abi3-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     name_and_version = "-".join(wheel.name.split("-")[:2])
@@ -117,12 +138,36 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
         assert f"pycoherence/triton_kernels/{module.name}" in names
     assert "pycoherence/py.typed" in names
     assert "pycoherence/_build.json" in names
-    assert "pycoherence/_C_cpu.abi3.so" in names
-    assert "pycoherence/_C_cuda.abi3.so" in names or not shutil.which("nvcc")
 
 
-def test_installed_wheel_passes_selftest(dist, environment):
-    environment.install(next(dist.glob("*.whl")))
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_libraries_of_the_wheel_need_only_the_stable_abi(wheel, tmp_path, kind):
+    """Of torch functions in C, so that one build serves every torch; of Python nothing."""
+    if kind == "cuda":
+        compiled.require_nvcc()
+    library = zipfile.ZipFile(wheel).extract(f"pycoherence/_C_{kind}.abi3.so", tmp_path)
+    system = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[0-9.]+$")
+    names = [line.split()[1] for line in symbols("--undefined-only", library) if " U " in line]
+    others = {name for name in names if not system.search(name)}
+    assert "aoti_torch_abi_version" in others
+    assert not [name for name in others if not re.fullmatch(r"(aoti_)?torch_\w+", name)]
+    # What torch for CPUs lacks must be about CUDA: it can come with one torch only.
+    torch_cpu = symbols("--defined-only", f"{Path(torch.__file__).parent}/lib/libtorch_cpu.so")
+    missing = others - {line.split()[-1] for line in torch_cpu}
+    assert not [name for name in missing if kind == "cpu" or "_cuda_" not in name]
+    loaded = check("readelf", "--dynamic", library, cwd=tmp_path)
+    needed = {name.split(".so")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", loaded)}
+    assert "libtorch_cpu" in needed
+    assert needed <= {"libtorch_cpu", "libtorch", *SYSTEM}
+    assert "PATH" not in loaded  # of the machine that built it
+
+
+def symbols(which, library):
+    return check("nm", "--dynamic", which, library, cwd=ROOT).splitlines()
+
+
+def test_installed_wheel_passes_selftest(wheel, environment):
+    environment.install(wheel)
     assert environment.record()["cpu"] == {"built": True, "reason": None}
     done = environment.pycoherence("selftest")
     assert done.returncode == 0, done.stdout
