@@ -1,4 +1,4 @@
-"""The picture of docs/kernels.md, three families of kernels; `python docs/kernels.py` draws it."""
+"""The picture of docs/kernels.md, four families of kernels; `python docs/kernels.py` draws it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ SIZE = 11
 
 def main() -> None:
     """Draw it beside this file."""
-    figure = Figure(figsize=(13, 5.4))
-    grid = figure.add_gridspec(1, 3, left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.04)
-    for i, draw in enumerate((tile_engine, products_of_grams, rows)):
-        axes = figure.add_subplot(grid[0, i])
+    figure = Figure(figsize=(9, 10.8))
+    grid = figure.add_gridspec(
+        2, 2, left=0.01, right=0.99, top=0.99, bottom=0.01, wspace=0.04, hspace=0.06
+    )
+    for i, draw in enumerate((tile_engine, products_of_grams, rows, order_statistics)):
+        axes = figure.add_subplot(grid[divmod(i, 2)])
         axes.set(xlim=(0, 10), ylim=(0, 12), aspect="equal")
         axes.set_axis_off()
         draw(axes)
@@ -89,6 +91,38 @@ def rows(axes: Axes) -> None:
     note(axes, (5, 1.9), "biases, scales and shifts of normalisation;")
     note(axes, (5, 1.25), "norms of one position, $\\|x_b\\|^2\\,\\|g_b\\|^2$")
     foot(axes, "one read of $g$ and $x$")
+
+
+def order_statistics(axes: Axes) -> None:
+    """The values of one coordinate, multiplied out and put in order."""
+    head(axes, "O  Order statistics", "the $B$ values of a coordinate meet in one thread")
+    for y, of, name, length, width, at in (
+        (7.2, OF_X, "x", "I", 3.0, 2.3),
+        (3.5, OF_G, "g", "O", 2.3, 1.5),
+    ):
+        block(axes, (0.7, y), width, 2.1, of)
+        axes.add_patch(Rectangle((at, y), 0.35, 2.1, color=of))
+        note(axes, (0.45, y + 1.05), "$B$", ha="right")
+        note(axes, (0.7 + width / 2, y - 0.4), f"${length}$")
+        note(axes, (0.7 + width / 2, y + 2.4), f"${name}$")
+        arrow(axes, (at + 0.35, y + 1.05), (5.05, 6.4 + (y - 5.35) / 3))
+    values = (5, 2, 7, 0, 3, 6, 1, 4)
+    for x, ranks in ((5.2, values), (7.2, sorted(values))):
+        for i, rank in enumerate(ranks):
+            at, shade = (x, 8.4 - 0.6 * i), str(0.1 + 0.12 * rank)
+            axes.add_patch(Rectangle(at, 0.6, 0.6, facecolor=shade, edgecolor=GREY))
+    note(axes, (5.5, 9.4), "$g_{bo}\\,x_{bi}$")
+    arrow(axes, (5.9, 6.6), (7.1, 6.6))
+    for y, height, what in (
+        (7.85, 1.1, "clipped"),
+        (5.45, 2.3, "added up"),
+        (4.25, 1.1, "clipped"),
+    ):
+        axes.plot([7.9, 8.1, 8.1, 7.9], [y, y, y + height, y + height], color=INK, linewidth=1.2)
+        note(axes, (8.2, y + height / 2), what, ha="left", fontsize=9)
+    note(axes, (5, 1.9), "few are clipped: the ends stay in registers, in one pass;")
+    note(axes, (5, 1.25), "medians and others: a sorting network, or a search")
+    foot(axes, "$4\\,(k+1)$ minima and maxima for each value")
 
 
 def head(axes: Axes, title: str, text: str) -> None:
