@@ -22,6 +22,9 @@ KINDS = {
 THOROUGH = ("bfloat16", 90)
 
 
+LARGE = ((7, 7), (1, 1), (3, 3), (1, 1))
+
+
 def calls(name: str, kind: str, capability: int) -> Iterator[Call]:
     """The calls of an op to compile."""
     new = Source("meta", KINDS[kind])
@@ -55,6 +58,7 @@ def _conv_reduce(new: Source) -> Iterator[Call]:
     yield op.conv_reduce(new, BOTH, (128, 64, 56, 56), 64)
     yield op.conv_reduce(new, BOTH, (128, 256, 14, 14), 256, last=True)
     yield op.conv_reduce(new, NORMS, (128, 512, 7, 7), 512)
+    yield op.conv_reduce(new, BOTH, (32, 128, 28, 28), 128, CONV2D, 128)
 
 
 def _more_conv_reduce(new: Source) -> Iterator[Call]:
@@ -63,7 +67,13 @@ def _more_conv_reduce(new: Source) -> Iterator[Call]:
     yield op.conv_reduce(new, BOTH, (128, 3, 224, 224), 64, stem)
     yield op.conv_reduce(new, BOTH, (128, 64, 56, 56), 128, point)
     yield op.conv_reduce(new, ALL, (32, 128, 28, 28), 128, CONV2D, 4)
-    yield op.conv_reduce(new, BOTH, (32, 128, 28, 28), 128, CONV2D, 128)
+    yield op.conv_reduce(new, BOTH, (32, 128, 28, 28), 128, CONV2D, 128, last=True)
+    yield op.conv_reduce(new, ALL, (1, 8, 1000, 1000), 16, CONV2D, 8)
+    yield op.conv_reduce(new, BOTH, (32, 384, 14, 14), 384, LARGE, 384)
+    yield op.conv_reduce(new, BOTH, (32, 384, 14, 14), 384, LARGE, 384, last=True)
+    yield op.conv_reduce(
+        new, SUM, (4, 16, 16, 32, 32), 16, ((3,) * 3, (1,) * 3, (1,) * 3, (1,) * 3), 16
+    )
     yield op.conv_reduce(new, BOTH, (16, 64, 1000), 96, ((5,), (1,), (2,), (1,)))
     yield op.conv_reduce(
         new, BOTH, (4, 16, 16, 32, 32), 32, ((3,) * 3, (1,) * 3, (1,) * 3, (1,) * 3)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _coordinates(t, size, DIMS: tl.constexpr):
+def coordinates(t, size, DIMS: tl.constexpr):
     """Coordinates of flat positions `t` of a grid of `size`, the last one fastest."""
     if DIMS == 1:
         return (t,)
@@ -106,7 +106,7 @@ def reduce_tiles(
         channel, tap = k, k * 0
     in_group = o.to(OFFSET)[:, None] * K + (channel * TAPS + tap)[None, :]
 
-    taps = _coordinates(tap, KERNEL, DIMS)
+    taps = coordinates(tap, KERNEL, DIMS)
     g_o = o.to(OFFSET) * g_channel
     x_k = channel.to(OFFSET) * x_channel
     for d in tl.static_range(DIMS):
@@ -128,7 +128,7 @@ def reduce_tiles(
     for _ in range(examples * steps):
         t = step * BLOCK_T + tl.arange(0, BLOCK_T)
         in_t = t < T
-        at = _coordinates(t, out_size, DIMS)
+        at = coordinates(t, out_size, DIMS)
         x_t = tl.zeros((BLOCK_T,), OFFSET)
         seen = in_t[:, None] & in_k[None, :]
         for d in tl.static_range(DIMS):

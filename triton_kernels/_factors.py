@@ -15,6 +15,9 @@ from pycoherence.triton_kernels._device import device_of, launch, precision
 from pycoherence.triton_kernels._engine import reduce_tiles
 from pycoherence.triton_kernels._tiles import LONG, Tile, parts_of, tile_for
 
+# Outputs that share an input channel: with more of them a tile of the engine is worth it.
+_FEW = 4
+
 
 class Factors(NamedTuple):
     """The gradients `G_b = sum_p g_bp patch_p(x_b)^T` of a convolution's weight, as factors.
@@ -48,20 +51,36 @@ class Factors(NamedTuple):
     def of_conv(cls, x: Tensor, g: Tensor, *options: Any) -> "Factors":
         """Those of a convolution, from the arguments of its op, with neighbours in memory.
 
-        What lies otherwise is copied to channels last. A kernel of one sees positions in a row.
+        What lies otherwise is copied to channels last, unless it is `narrow`. A kernel of one sees
+        positions in a row.
         """
         *window, groups = options
         kernel, stride, padding, dilation = map(tuple, window)
-        out_size = tuple(g.shape[2:])
-        g = _vectorised(g.flatten(2))
-        if set(kernel) == {1} == set(stride) and set(padding) == {0}:
-            return cls(_vectorised(x.flatten(2)), g, (g.shape[2],), (1,), (1,), (0,), (1,), groups)
-        return cls(_channels_last(x), g, out_size, kernel, stride, padding, dilation, groups)
+        flat, out_size = g.flatten(2), tuple(g.shape[2:])
+        factors = cls(x, flat, out_size, kernel, stride, padding, dilation, groups)
+        return factors if factors.narrow else factors._vectorised()
+
+    def _vectorised(self) -> "Factors":
+        """The same as the engine reads them best."""
+        x, g = self.x, _vectorised(self.g)
+        if set(self.kernel) == {1} == set(self.stride) and set(self.padding) == {0}:
+            one = (1,), (1,), (0,), (1,)
+            return Factors(_vectorised(x.flatten(2)), g, (g.shape[2],), *one, self.groups)
+        return self._replace(x=_channels_last(x), g=g)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of the parameter, `[O, I / groups * taps]`."""
         return self.g.shape[1], self.x.shape[1] // self.groups * prod(self.kernel)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether an output has one input channel and few neighbours that share it.
+
+        A tile of the engine would be all but empty. Such gradients are small beside the factors,
+        and are made as rows.
+        """
+        return self.x.shape[1] == self.groups and self.g.shape[1] <= _FEW * self.groups
 
     @property
     def empty(self) -> bool:
@@ -147,7 +166,7 @@ def reduce(
         BLOCK_K=tile.k,
         BLOCK_T=tile.t,
         CHUNK=LONG // tile.t if g.shape[2] > LONG else 0,
-        OFFSET=tl.int32 if max(_reach(x), _reach(g), o * k) < 2**31 else tl.int64,
+        OFFSET=tl.int32 if max(reach(x), reach(g), o * k) < 2**31 else tl.int64,
         ACC=tl.float64 if acc == torch.float64 else tl.float32,
         PRECISION=precision(x.dtype),
         warps=tile.warps,
@@ -182,17 +201,8 @@ def _layout(factors: Factors) -> tuple[tuple[int, ...] | int, ...]:
     )
 
 
-def _reach(x: Tensor) -> int:
+def reach(x: Tensor) -> int:
     """How far the numbers of one example lie apart, padding and blocks past the edge included."""
     return sum(
         (size + 2048) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
     )
-
-
-def materialise(factors: Factors) -> Tensor:
-    """The gradients themselves, `[B, O, K]`."""
-    if factors.empty:
-        shape = (len(factors.x), *factors.shape)
-        return factors.x.new_zeros(shape, dtype=accumulate_dtype(factors.x.dtype))
-    parts = min(len(factors.x), 65535)
-    return reduce(factors, frozenset({"gradients"}), parts=parts)["gradients"]

@@ -1,4 +1,4 @@
-"""Gradients of some rows of a parameter at a time, materialised by the tile engine."""
+"""Gradients of some rows of a parameter at a time, materialised, and their products."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,10 @@ from torch import Tensor
 
 from pycoherence.ops._chunks import row_slices
 from pycoherence.ops._gram import gram_fake
+from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
-from pycoherence.triton_kernels._factors import Factors, materialise
+from pycoherence.triton_kernels._depthwise import gradients_in_parts
+from pycoherence.triton_kernels._factors import Factors, reduce
 
 # A product of matrices adds up each number in one go: longer rows would lose digits.
 PIECE = 2**15
@@ -37,6 +39,22 @@ def row_parts(factors: Factors, size: int) -> Iterator[slice]:
     if step > _ALIGNED:
         step -= step % _ALIGNED
     return row_slices(rows, rows // factors.groups, step)
+
+
+def materialise(factors: Factors) -> Tensor:
+    """The gradients themselves, `[B, O, K]`."""
+    shape = len(factors.x), *factors.shape
+    if factors.empty:
+        return factors.x.new_zeros(shape, dtype=accumulate_dtype(factors.x.dtype))
+    if factors.narrow:
+        return added(gradients_in_parts(factors), 1).view(shape)
+    parts = min(len(factors.x), 65535)
+    return reduce(factors, frozenset({"gradients"}), parts=parts)["gradients"]
+
+
+def added(partial: Tensor, dim: int) -> Tensor:
+    """The sum over a dimension, without a copy where there is one term."""
+    return partial.squeeze(dim) if partial.shape[dim] == 1 else partial.sum(dim)
 
 
 def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:

@@ -6,8 +6,8 @@ from torch import Tensor
 from pycoherence.ops._backends import chosen
 from pycoherence.ops._order import BYTES_BESIDE, order_fake
 from pycoherence.ops.dense_order import SPEC
-from pycoherence.triton_kernels._factors import Factors, materialise, reduce
-from pycoherence.triton_kernels._materialised import row_parts, rows_of
+from pycoherence.triton_kernels._factors import Factors, reduce
+from pycoherence.triton_kernels._materialised import materialise, row_parts, rows_of
 
 # A grid has no more programs in its second dimension.
 _MOST_PARTS = 65535
@@ -17,9 +17,9 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
     """The aggregate of a batch of gradients, `[O, K]`.
 
     Two rules take sums from the engine and no single gradient: the median of means, whose groups
-    are the engine's parts, and sign agreement. For the others, and where values are left out, the
-    gradients are materialised, as many rows of the parameter at a time as the workspace holds, and
-    handed to `dense_order`.
+    are the engine's parts, and sign agreement. For the others, where values are left out, and for
+    gradients that are `narrow`, these are materialised, as many rows of the parameter at a time as
+    the workspace holds, and handed to `dense_order`.
 
     Args:
         factors: Of the batch.
@@ -27,13 +27,14 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
         k: Number of the rule.
         drop: Whether values that are not finite are left out.
     """
-    if not drop and rule == "sign_agreement" and not factors.empty:
+    from_sums = not (drop or factors.narrow)
+    if from_sums and rule == "sign_agreement" and not factors.empty:
         return _sign_agreement(factors, k)
     out = order_fake(factors.g, factors.shape).zero_()
     if factors.empty:
         return out
     groups = len(factors.x)
-    means = not drop and rule == "median_of_means" and k <= _MOST_PARTS
+    means = from_sums and rule == "median_of_means" and k <= _MOST_PARTS
     if means:
         groups, rule, k = int(k), "median", 0
     shares = _shares(factors, groups)

@@ -1,11 +1,16 @@
-"""From the partial results of the tile engine to the outputs of a `*_reduce` op."""
+"""From the partial results of the tile engine, or from rows, to the outputs of a `*_reduce` op."""
 
 from collections.abc import Set
 
+import torch
 from torch import Tensor
 
 from pycoherence.ops._reduce import Reduced, reduce_fake
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.triton_kernels._depthwise import gradients_in_parts
 from pycoherence.triton_kernels._factors import Factors, reduce
+from pycoherence.triton_kernels._materialised import added, row_parts, rows_of
+from pycoherence.triton_kernels._reduce_rows import reduce_rows
 
 GRAM = 1 << Reduced._fields.index("gram")
 _SUMS = ("weighted_sum", "second_moment", "sign_sum")
@@ -16,6 +21,8 @@ def reduced(
     factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
 ) -> list[Tensor]:
     """All outputs but the Gram, in one pass over the factors, or two if `sum_dots` are wanted.
+
+    Gradients that are `narrow` are made as rows, in one pass.
 
     Args:
         factors: Of one batch.
@@ -29,6 +36,8 @@ def reduced(
     want &= ~GRAM
     if factors.empty:
         return [out.zero_() for out in reduce_fake(factors.g, factors.shape, want)]
+    if factors.narrow:
+        return _of_rows(factors, coef, direction, want)
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     first = wanted & _ONE_PASS | ({"weighted_sum"} if "sum_dots" in wanted else set())
     found = one_pass(factors, first, coef, direction) if first else {}
@@ -54,9 +63,29 @@ def one_pass(
         direction: Parameter-shaped.
     """
     partial = reduce(factors, frozenset(wanted), coef, direction)
-    return {name: _added(each, int(name not in _SUMS)) for name, each in partial.items()}
+    return {name: added(each, int(name not in _SUMS)) for name, each in partial.items()}
 
 
-def _added(partial: Tensor, dim: int) -> Tensor:
-    """The sum over a dimension, without a copy where there is one term."""
-    return partial.squeeze(dim) if partial.shape[dim] == 1 else partial.sum(dim)
+def _of_rows(
+    factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
+) -> list[Tensor]:
+    """What `reduced` gives, from gradients that are rows, as many as the workspace holds."""
+    size = len(factors.x) * accumulate_dtype(factors.x.dtype).itemsize
+    along = None if direction is None else direction.reshape(factors.shape)
+    found = [
+        reduce_rows(
+            gradients_in_parts(rows_of(factors, part)),
+            factors.g,
+            coef,
+            None if along is None else along[part].flatten(),
+            want,
+        )
+        for part in row_parts(factors, size)
+    ]
+    out = []
+    for name, each in zip(Reduced._fields, zip(*found, strict=True), strict=True):
+        if name in _SUMS and each[0].numel():
+            out.append((each[0] if len(each) == 1 else torch.cat(each)).view(factors.shape))
+        else:
+            out.append(added(torch.stack(each), 0))
+    return out

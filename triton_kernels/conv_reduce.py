@@ -1,5 +1,6 @@
 """Reductions over the per-example gradients of a convolution's weight, by the tile engine.
 
+Depthwise convolutions, which would leave its tiles all but empty, are rows: see `Factors.narrow`.
 Patches are gathered as they are multiplied, so nothing is unfolded. There is no route by the Grams
 of positions, even where these are few: it would save time for norms alone, and a training step
 wants the weight gradient from the same pass.
@@ -27,9 +28,9 @@ def conv_reduce(
 ) -> tuple[Tensor, ...]:
     """The outputs of `conv_reduce`, as its schema says.
 
-    What is wanted comes from one pass over the factors, `sum_dots` from a second one, the Gram
-    from materialised rows of the weight. Errors stay below 1e-5 of the largest number of an
-    output, 1e-12 for float64; with TensorFloat-32 allowed, of its rounding.
+    What is wanted comes from one pass over the factors, `sum_dots` from a second one if gradients
+    are not rows, the Gram from materialised rows of the weight. Errors stay below 1e-5 of the
+    largest number of an output, 1e-12 for float64; with TensorFloat-32 allowed, of its rounding.
     """
     options = (kernel_size, stride, padding, dilation, groups)
     factors = Factors.of_conv(x, g, *options)

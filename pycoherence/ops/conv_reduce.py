@@ -67,7 +67,8 @@ def conv_reduce(
     Cost: The FLOPs of the ordinary weight gradient. The reference path unfolds a bounded chunk of
     the batch (the workspace, or one example). On a GPU (triton) nothing is unfolded: partial sums
     within the workspace, a number for each example and tile of the weight, and copies of `x` and
-    `g` that do not lie channels last.
+    `g` that do not lie channels last. Depthwise convolutions have nothing copied, but their
+    gradients within the workspace.
 
     Errors against float64: as `linear_reduce`. The setting is torch's for products of matrices.
 

@@ -49,6 +49,8 @@ CALLS: dict[str, list[Callable[[Source], Call]]] = {
         lambda new: make.conv_reduce(new, MOMENTS, (4, 40, 25, 30), 70, WINDOWS["2d"], 2),
         lambda new: make.conv_reduce(new, BOTH, (3, 8, 9, 12, 11), 24, WINDOWS["3d"]),
         lambda new: make.conv_reduce(new, BOTH, (6, 66, 20, 20), 66, CONV2D, 66),
+        lambda new: make.conv_reduce(new, NO_SIGNS, (6, 66, 20, 20), 132, CONV2D, 66, last=True),
+        lambda new: make.conv_reduce(new, BOTH, (2, 3, 300, 301), 3, CONV2D, 3),
         lambda new: make.conv_reduce(new, NORMS, (6, 130, 7, 7), 257),
     ],
     "affine_reduce": [
@@ -70,6 +72,7 @@ CALLS: dict[str, list[Callable[[Source], Call]]] = {
         lambda new: make.conv_gram(new, None, (3, 6, 9, 8), 10, CONV2D, 2),
         lambda new: make.conv_gram(new, None, (17, 19, 33, 31), 37),
         lambda new: make.conv_gram(new, 9, (17, 130, 7, 7), 257),
+        lambda new: make.conv_gram(new, 9, (17, 130, 7, 7), 130, CONV2D, 130),
     ],
     "dense_gram": [
         lambda new: make.dense_gram(new, 5, 33),
@@ -84,6 +87,7 @@ CALLS: dict[str, list[Callable[[Source], Call]]] = {
     "conv_order": [
         lambda new: make.conv_order(new, "median_of_means", 3.0, (7, 6, 9, 8), 10),
         lambda new: make.conv_order(new, "winsorized_mean", 2.0, (9, 19, 33, 31), 37),
+        lambda new: make.conv_order(new, "winsorized_mean", 2.0, (9, 66, 20, 20), 66, CONV2D, 66),
     ],
 }
 

@@ -14,7 +14,8 @@ from pycoherence.ops import Reduced
 from pycoherence.ops._conv import positions_out
 from pycoherence.ops._reduce import mask, randn
 from pycoherence.ops.conv_reduce import materialise as gradients
-from pycoherence.triton_kernels._factors import Factors, materialise, reduce
+from pycoherence.triton_kernels._factors import Factors, reduce
+from pycoherence.triton_kernels._materialised import materialise
 
 SUMS = ("weighted_sum", "second_moment", "sign_sum")
 ALL = mask(Reduced._fields)
