@@ -51,11 +51,11 @@ def test_lanes_see_those_of_their_warp(emulation, dtype):
 
 def test_votes_of_a_warp(emulation):
     x = np.ones(64, np.float32)
-    x[[3, 31]] = -1
-    which, first = np.zeros(64, np.uint32), np.zeros(64, np.int32)
+    x[[3, 31]] = -7, -1
+    which, first = np.zeros(64, np.uint32), np.zeros(64, np.float32)
     emulation.votes(x, which, first)
     np.testing.assert_array_equal(which, [2**3 + 2**31] * 32 + [0] * 32)
-    np.testing.assert_array_equal(first, [3] * 32 + [-1] * 32)
+    np.testing.assert_array_equal(first, [-7] * 32 + [0] * 32)
 
 
 def bits(x, dtype):

@@ -6,6 +6,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <array>
+#include <optional>
+#include <utility>
+
+#include "pc/device.cuh"
 #include "pc/tensors.h"
 
 namespace pc {
@@ -25,5 +30,30 @@ class Gpu {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
+
+// Calls f with a zero of the tensor's dtype, as kernels have it.
+template <typename F>
+auto with_type(const Tensor& x, const F& f) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Half:
+      return f(Half{});
+    default:
+      return f(BFloat16{});
+  }
+}
+
+// The numbers in order along the last dimension, and the places they had; equal ones stay in order.
+inline std::pair<Tensor, Tensor> sort(const Tensor& x) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(x), from(std::optional<bool>(true)), from(int64_t{-1}),
+                                    from(false)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
 
 }  // namespace pc

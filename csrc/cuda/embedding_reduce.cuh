@@ -28,6 +28,8 @@ struct TableReduction {
 
   // Whether examples meet in the rows of the table.
   bool meet() const { return sum || moment || sign || sum_dots; }
+  bool any() const { return meet() || sq_norms || dots; }
+
   int64_t per_example() const {
     return (sq_norms != nullptr) + (dots != nullptr) + (sum_dots != nullptr);
   }
@@ -199,43 +201,27 @@ PC_KERNEL void embedding_examples_kernel(const T* parts, T* out, int64_t tiles, 
     const T* own = parts + (tile * blocks() + block()) * positions;
     for (int64_t t = thread(); t < positions; t += threads()) sum += own[t];
   }
-  PC_UNROLL
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-  auto* shared = shared_memory<double>();
-  if (thread() % kLanes == 0) shared[thread() / kLanes] = sum;
-  sync();
-  if (thread() != 0) return;
-  for (int warp = 1; warp < threads() / kLanes; ++warp) sum += shared[warp];
-  out[block()] = static_cast<T>(sum);
+  sum = block_sum(sum);
+  if (thread() == 0) out[block()] = static_cast<T>(sum);
 }
 
-// Whether columns can be loaded `owned` at a time from rows that begin here.
-template <int owned, typename T>
-bool aligned(const T* rows, int64_t width) {
-  return width % owned == 0 && reinterpret_cast<uintptr_t>(rows) % (owned * sizeof(T)) == 0;
-}
-
-// Columns that a lane takes: 16 bytes of sums where rows are long and allow it.
+// Columns that a lane takes.
 template <typename scalar_t, typename T>
-int lookup_columns(const Lookups<scalar_t>& in, const T* direction) {
-  constexpr int most = 16 / sizeof(T);
-  const bool wide =
-      in.width > 2 * kLanes && aligned<most>(in.g, in.width) && aligned<most>(direction, in.width);
-  return wide ? most : 1;
+int columns_of_lane(const Lookups<scalar_t>& in, const TableReduction<T>& to) {
+  return takes_wide<T>(in.g, in.width) && takes_wide<T>(to.direction, in.width) ? kWide<T> : 1;
 }
 
+// How many `parts` a launch needs.
 template <typename scalar_t, typename T>
-int64_t column_tiles(const Lookups<scalar_t>& in, const T* direction) {
-  const int64_t columns = kLanes * lookup_columns(in, direction);
-  return (in.width + columns - 1) / columns;
+int64_t parts_of(const Lookups<scalar_t>& in, const TableReduction<T>& to) {
+  return to.per_example() * tiles_of(in.width, columns_of_lane(in, to)) * in.count;
 }
 
 template <int owned, typename scalar_t, typename T>
 cudaError_t launch_runs(const Lookups<scalar_t>& in, const TableReduction<T>& to,
                         cudaStream_t stream) {
   constexpr int kThreads = 128;
-  const int64_t tiles = column_tiles(in, to.direction);
-  const int64_t warps = in.count * tiles, blocks = (warps * kLanes + kThreads - 1) / kThreads;
+  const int64_t tiles = tiles_of(in.width, owned), blocks = blocks_of(in.count * tiles, kThreads);
   if (!to.meet()) {
     return launch(embedding_segments_kernel<owned, scalar_t, T>, blocks, kThreads, 0, stream, in,
                   to, tiles);
@@ -255,21 +241,22 @@ bool needs_no_order(const TableReduction<T>& to, int64_t positions) {
   return !to.meet() && (positions == 1 || to.sq_norms == nullptr);
 }
 
-// Without `gram`. No size is zero; parts: [to.per_example(), column_tiles, count], zeros.
+// Without `gram`. No size is zero; parts: [parts_of], zeros.
 template <typename scalar_t, typename T>
 cudaError_t launch_embedding_reduce(Lookups<scalar_t> in, const TableReduction<T>& to, T* parts,
                                     cudaStream_t stream) {
-  const int64_t tiles = column_tiles(in, to.direction), positions = in.positions;
+  const int owned = columns_of_lane(in, to);
+  const int64_t tiles = tiles_of(in.width, owned), positions = in.positions;
   TableReduction<T> part = to;
   for (T** each : {&part.sq_norms, &part.dots, &part.sum_dots}) {
     if (*each == nullptr) continue;
     *each = parts;
     parts += tiles * in.count;
   }
+  // A lookup is then a segment by itself.
   if (in.places == nullptr) in.positions = 1;
-  cudaError_t status = lookup_columns(in, to.direction) == 1
-                           ? launch_runs<1>(in, part, stream)
-                           : launch_runs<16 / sizeof(T)>(in, part, stream);
+  cudaError_t status =
+      owned == 1 ? launch_runs<1>(in, part, stream) : launch_runs<kWide<T>>(in, part, stream);
   const auto add_up = [&](const T* from, T* out) {
     if (status != cudaSuccess || out == nullptr) return;
     const int threads = tiles * positions > 1024 ? 256 : kLanes;

@@ -54,6 +54,18 @@ PC_DEVICE T warp_dot(const Columns<T, owned>& a, const Columns<T, owned>& b) {
   return sum;
 }
 
+// The sum over the threads of a block, in its first one. Shared memory: [warps].
+PC_DEVICE double block_sum(double sum) {
+  PC_UNROLL
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  auto* shared = shared_memory<double>();
+  if (thread() % kLanes == 0) shared[thread() / kLanes] = sum;
+  sync();
+  if (thread() != 0) return 0;
+  for (int warp = 1; warp < threads() / kLanes; ++warp) sum += shared[warp];
+  return sum;
+}
+
 // A sum in blocks, which are added up in double so that it does not drift.
 template <typename T>
 struct Blocked {
@@ -111,6 +123,27 @@ struct Lookups {
     }
   }
 };
+
+// Columns that a lane takes of long rows: 16 bytes of sums.
+template <typename T>
+constexpr int kWide = 16 / sizeof(T);
+
+// Whether it can.
+template <typename T, typename scalar_t>
+bool takes_wide(const scalar_t* rows, int64_t width) {
+  return width > 2 * kLanes && width % kWide<T> == 0 &&
+         reinterpret_cast<uintptr_t>(rows) % (kWide<T> * sizeof(scalar_t)) == 0;
+}
+
+// How often the warps take `owned` columns of each lane.
+inline int64_t tiles_of(int64_t columns, int owned) {
+  return (columns + kLanes * owned - 1) / (kLanes * owned);
+}
+
+// Blocks of some threads for this many warps.
+inline int64_t blocks_of(int64_t warps, int threads) {
+  return (warps * kLanes + threads - 1) / threads;
+}
 
 // Calls use(place, example, sum) for each segment of begin .. end, which are in one run and begin
 // and end with segments: its first row of g, its example, and what its rows add up to in the

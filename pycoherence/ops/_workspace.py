@@ -34,8 +34,9 @@ def set_workspace(size: int) -> None:
     if size < 1:
         raise ValueError(f"expected a workspace of one or more bytes, got {size}")
     _bytes = size
-    if load_native("cpu") is None:
-        getattr(torch.ops, NATIVE_NAMESPACE).set_workspace(size)
+    for device, setter in (("cpu", "set_workspace"), ("cuda", "set_cuda_workspace")):
+        if load_native(device) is None:
+            getattr(getattr(torch.ops, NATIVE_NAMESPACE), setter)(size)
 
 
 def workspace() -> int:

@@ -47,10 +47,14 @@ def embedding_gram(
         ValueError: Shapes disagree, `padding_idx` is negative, or one of `ids2` and `g2` is
             missing.
         TypeError: A dtype or device does not fit.
-        IndexError: An id is negative.
+        IndexError: An id is negative. On a GPU (native) an assertion on the device fails, as for
+            torch's own lookups.
 
     Cost: On the reference path `2 B1 B2 U D`, where `U` rows are touched by any example, and a
-    workspace full of gradients `[U, D]` of each batch.
+    workspace full of gradients `[U, D]` of each batch. On a GPU (native) ids are sorted, each pair
+    of examples takes `O(T log T)` to find the ids that both look up and `2 D` for each of these
+    (half the pairs for a batch with itself), and the workspace is full of `[B, T, D]`, some columns
+    at a time.
 
     Source: As `linear_gram`.
 

@@ -52,10 +52,15 @@ def embedding_reduce(
         ValueError: Shapes disagree, `padding_idx` is out of range, `want` names no output, or
             `coef`/`direction` do not fit it.
         TypeError: A dtype or device does not fit.
-        IndexError: An id is out of range.
+        IndexError: An id is out of range. On a GPU (native) an assertion on the device fails, as
+            for torch's own lookups.
 
     Cost: `O(BTD)` time, plus `O(B U D)` on the reference path, where `U <= BT` rows are touched by
-    the batch; `[V, D]` is only written for parameter-shaped outputs.
+    the batch; `[V, D]` is only written for parameter-shaped outputs. On a GPU (native) ids are
+    sorted, and `g` is read once, for `sum_dots` once more: a warp takes the lookups of an id, or of
+    an id by an example where only `sq_norms` or `dots` are wanted, and a block those of an id with
+    more than 64. The workspace is `[B, T]`, for each output per example `B T D / 128`, and that of
+    `embedding_gram` for `gram`.
 
     Source: Kong and Munoz Medina 2023 (NeurIPS), for the norms.
 

@@ -1,4 +1,5 @@
 #include "drive.h"
+#include "embedding_gram.cuh"
 #include "embedding_reduce.cuh"
 
 namespace pc::tests {
@@ -34,14 +35,34 @@ void reduce(int64_t rows, int64_t batch, int64_t positions, int64_t width, bool 
     to.sign = sign.data();
     to.sum_dots = sum_dots.data();
   }
-  std::vector<float> parts(to.per_example() * column_tiles(in, to.direction) * in.count);
+  std::vector<float> parts(parts_of(in, to));
   launch_embedding_reduce(in, to, parts.data(), nullptr);
+}
+
+// Of B examples that look up the same rows, with twice as many others.
+void gram(int64_t batch, int64_t positions, int64_t width, bool same) {
+  const auto g = numbers<float>(2 * batch * positions * width);
+  std::vector<int64_t> ids, places;
+  for (int64_t b = 0; b < 2 * batch; ++b) {
+    for (int64_t t = 0; t < positions; ++t) {
+      ids.push_back(t / 2);
+      places.push_back(t);
+    }
+  }
+  const ExampleLookups<float> one = {ids.data(), places.data(), g.data(), batch, positions, width};
+  ExampleLookups<float> two = one;
+  two.batch = 2 * batch;
+  std::vector<float> sums(3 * batch * positions * width), out(batch * 2 * batch);
+  launch_embedding_gram(one, same ? nullptr : &two, positions, 1, std::min<int64_t>(width, 32),
+                        sums.data(), out.data(), nullptr);
 }
 
 const Driven driven[] = {
     {"embedding_segments", [] { reduce(3, 2, 5, 33, false); }},
     {"embedding_runs", [] { reduce(3, 2, 5, 68, true); }},
     {"embedding_long_runs", [] { reduce(1, 10, 7, 3, true); }},
+    {"embedding_gram", [] { gram(2, 70, 35, true); }},
+    {"embedding_gram_of_two", [] { gram(1, 3, 72, false); }},
 };
 
 }  // namespace pc::tests

@@ -15,7 +15,7 @@ void lanes(const py::array_t<T>& x, py::array_t<T> out, py::array_t<int> negativ
                out.mutable_data(), negative.mutable_data(), mask));
 }
 
-void votes(const py::array_t<float>& x, py::array_t<uint32_t> which, py::array_t<int> first) {
+void votes(const py::array_t<float>& x, py::array_t<uint32_t> which, py::array_t<float> first) {
   check(launch(votes_kernel, 1, static_cast<int>(x.size()), 0, nullptr, x.data(),
                which.mutable_data(), first.mutable_data()));
 }

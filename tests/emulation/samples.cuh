@@ -69,11 +69,12 @@ PC_KERNEL void lanes_kernel(const T* x, T* out, int* negative, int mask) {
   negative[thread()] = any(x[thread()] < 0);
 }
 
-// Which lanes of the warp have a negative number, and which is the first of them.
+// Which lanes of the warp have a negative number, and the first such number, zero if there is none.
 // x, which, first: [threads]
-PC_KERNEL void votes_kernel(const float* x, uint32_t* which, int* first) {
+PC_KERNEL void votes_kernel(const float* x, uint32_t* which, float* first) {
   which[thread()] = ballot(x[thread()] < 0);
-  first[thread()] = which[thread()] == 0 ? -1 : lowest_bit(which[thread()]);
+  const float found = shuffle(x[thread()], which[thread()] ? lowest_bit(which[thread()]) : 0);
+  first[thread()] = which[thread()] ? found : 0;
 }
 
 // out = a b, of one warp.

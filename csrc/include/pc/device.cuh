@@ -51,6 +51,12 @@ PC_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kAllLanes, value, mask);
 }
 
+// That of lane `from`.
+template <typename T>
+PC_DEVICE T shuffle(T value, int from) {
+  return __shfl_sync(kAllLanes, value, from);
+}
+
 // The last lanes keep their own.
 template <typename T>
 PC_DEVICE T shuffle_down(T value, int by) {

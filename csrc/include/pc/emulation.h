@@ -64,6 +64,11 @@ T shuffle_xor(T value, int mask, Site site = Site::current()) {
 }
 
 template <typename T>
+T shuffle(T value, int from, Site site = Site::current()) {
+  return emulation::lane->exchange(value, site.line())(from);
+}
+
+template <typename T>
 T shuffle_down(T value, int by, Site site = Site::current()) {
   const int own = emulation::lane->index(), from = own + by;
   return emulation::lane->exchange(value, site.line())(from < emulation::kWarp ? from : own);
