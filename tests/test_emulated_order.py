@@ -5,15 +5,24 @@ import torch
 from emulated import build, load
 from torch import Tensor
 
+import pycoherence as pc
 from pycoherence.ops._rules import RULES, aggregate
 
 KINDS = ["plain", "ties", "nonfinite"]
+ORDERS = ["forward", "reversed", "shuffled"]
 
 
 @pytest.fixture(scope="module")
 def emulation():
     build()
     return load()
+
+
+@pytest.fixture(params=ORDERS)
+def ordered(emulation, request):
+    emulation.set_order(ORDERS.index(request.param))
+    yield emulation
+    emulation.set_order(0)
 
 
 def sample(batch: int, size: int, kind: str, dtype: torch.dtype) -> Tensor:
@@ -41,7 +50,10 @@ def numbers(rule: str, batch: int) -> list[float]:
 
 
 def check(found: Tensor, values: Tensor, rule: str, k: float, drop: bool) -> None:
-    want = aggregate(values, rule, k, drop)
+    compare(found, aggregate(values, rule, k, drop))
+
+
+def compare(found: Tensor, want: Tensor) -> None:
     scale = want.nan_to_num().abs().max().item()
     error = scale * (1e-12 if found.dtype == torch.float64 else 1e-5)
     torch.testing.assert_close(found.double(), want, rtol=0, atol=error, equal_nan=True)
@@ -77,3 +89,29 @@ def test_linear_order(emulation, rule, batch, drop, dtype):
         out = torch.empty(5, 35, dtype=dtype)
         emulation.linear_order(x.numpy(), g.numpy(), rule, k, drop, out.numpy())
         check(out.flatten(), values, rule, k, drop)
+
+
+def lookups(batch: int, positions: int, width: int, rows: int, dtype: torch.dtype):
+    """Row 0 for all examples, some of them often, others for some; the last row for none."""
+    made = torch.Generator().manual_seed(batch)
+    ids = torch.randint(rows - 1, (batch, positions), generator=made)
+    ids[:, 0] = 0
+    return ids, sample(batch * positions, width, "nonfinite", dtype).view(batch, positions, width)
+
+
+def check_embedding(emulation, ids: Tensor, g: Tensor, rows: int, padding: int, *tail) -> None:
+    table = torch.zeros(rows, g.shape[2], dtype=g.dtype)
+    ordered, places = (x.numpy() for x in ids.flatten().sort(stable=True))
+    emulation.embedding_order(ordered, places, g.numpy(), padding, *tail, table.numpy())
+    reference = pc.ops.specs["embedding_order"].reference
+    compare(table, reference(ids, g.double(), rows, padding, *tail))
+
+
+@pytest.mark.parametrize(("batch", "dtype"), CASES, ids=str)
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_embedding_order(emulation, rule, batch, drop, dtype):
+    for positions, width, padding in ((1, 35, -1), (7, 3, 2)):
+        ids, g = lookups(batch, positions, width, 5, dtype)
+        for k in numbers(rule, batch)[:2]:
+            check_embedding(emulation, ids, g, 5, padding, rule, k, drop)

@@ -62,11 +62,7 @@ struct LinearSource {
 
   template <typename Use>
   PC_DEVICE void each(int first, int last, const Use& use) {
-    for (int start = first; start < last; start += held) {
-      const int stop = start + held < last ? start + held : last;
-      stage(start, stop);
-      for (int b = start; b < stop; ++b) use(b, at(b));
-    }
+    each_held(*this, held, first, last, use);
   }
 };
 

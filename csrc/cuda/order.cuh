@@ -1,7 +1,7 @@
 // Order statistics on CUDA: what a thread makes of the values that its coordinates have in the
 // examples of a batch. A source gives the values: `batch()`, `each(first, last, use)` for
 // use(b, values) in order, and, in between `stage(first, last)`, `at(b)`. All threads of a block
-// call it alike, for it may wait for them.
+// call it alike, for it may wait for them; `again` says whether it does, or the thread wants to.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +46,16 @@ struct Values {
   T of[size];
 };
 
+// `each` of a source that holds some examples at a time.
+template <typename Source, typename Use>
+PC_DEVICE void each_held(Source& source, int held, int first, int last, const Use& use) {
+  for (int start = first; start < last; start += held) {
+    const int stop = start + held < last ? start + held : last;
+    source.stage(start, stop);
+    for (int b = start; b < stop; ++b) use(b, source.at(b));
+  }
+}
+
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
@@ -87,52 +97,41 @@ template <typename T, typename Column>
 PC_DEVICE T mean_near(const Column& column, T centre, int count, int k) {
   const int size = count - k;
   int start = 0, end = k;
+  T low, high;
   for (int left = k; left > 0; left /= 2) {
     const int middle = (start + end) / 2;
-    T low, high;
     column.at(middle, middle + size, low, high);
     const bool moves = start < end && T(0.5) * low + T(0.5) * high < centre;
     start = moves ? middle + 1 : start;
     end = moves ? end : middle;
   }
-  return column.sum(start, start + size) / static_cast<T>(size);
-}
-
-template <typename T, typename Column>
-PC_DEVICE T median_of(const Column& column, int count) {
-  T low, high;
-  column.at((count - 1) / 2, count / 2, low, high);
-  return T(0.5) * low + T(0.5) * high;
+  column.at(start, start + size - 1, low, high);
+  return column.sum(start, start + size, low, high) / static_cast<T>(size);
 }
 
 // What the rule makes of `count` values that a column has in order: `at(i, j, low, high)` those of
-// two ranks, `sum(first, last)` over ranks.
+// two ranks, `sum(first, last, low, high)` over ranks, of which the first and the last value are
+// known. There is one call for all rules, since each is a lot of code.
 template <typename T, typename Column>
 PC_DEVICE T of_sorted(const Column& column, int count, const Asked<T>& asked) {
   const int k = asked.k;
-  switch (asked.rule) {
-    case Rule::kWinsorizedMean: {
-      T low, high;
-      column.at(k, count - 1 - k, low, high);
-      const T ends = static_cast<T>(k) * low + static_cast<T>(k) * high;
-      return (column.sum(k, count - k) + ends) / static_cast<T>(count);
-    }
-    case Rule::kTrimmedMean:
-      return column.sum(k, count - k) / static_cast<T>(count - 2 * k);
-    case Rule::kPhocas: {
-      const T centre = column.sum(k, count - k) / static_cast<T>(count - 2 * k);
-      return mean_near(column, centre, count, k);
-    }
-    case Rule::kMeaMed:
-      return mean_near(column, median_of<T>(column, count), count, k);
-    case Rule::kLowerMedian: {
-      T low, high;
-      column.at((count - 1) / 2, (count - 1) / 2, low, high);
-      return low;
-    }
-    default:
-      return median_of<T>(column, count);
+  const bool clips = asked.rule == Rule::kWinsorizedMean || asked.rule == Rule::kTrimmedMean;
+  const bool inner = clips || asked.rule == Rule::kPhocas;
+  const bool lower = asked.rule == Rule::kLowerMedian;
+  const int first = inner ? k : (count - 1) / 2;
+  const int last = inner ? count - 1 - k : lower ? first : count / 2;
+  T low, high;
+  column.at(first, last, low, high);
+  if (lower) return low;
+  T centre = T(0.5) * low + T(0.5) * high;
+  if (inner) {
+    const T sum = column.sum(first, last + 1, low, high);
+    const T ends = static_cast<T>(k) * low + static_cast<T>(k) * high;
+    centre = asked.rule == Rule::kWinsorizedMean ? (sum + ends) / static_cast<T>(count)
+                                                 : sum / static_cast<T>(count - 2 * k);
   }
+  const bool near = asked.rule == Rule::kPhocas || asked.rule == Rule::kMeaMed;
+  return near ? mean_near(column, centre, count, k) : centre;
 }
 
 // values[rank], of registers: a tree of choices.
@@ -165,7 +164,7 @@ struct Sorted {
     low = pick<size>(values, i);
     high = i == j ? low : pick<size>(values, j);
   }
-  PC_DEVICE T sum(int first, int last) const { return sum_ranks<size>(values, first, last); }
+  PC_DEVICE T sum(int first, int last, T, T) const { return sum_ranks<size>(values, first, last); }
 };
 
 }  // namespace pc

@@ -69,9 +69,7 @@ class Stream {
   }
 
   // Of equal values at either end as many as there are ranks.
-  PC_DEVICE T sum(int first, int last) const {
-    T low, high;
-    at(first, last - 1, low, high);
+  PC_DEVICE T sum(int first, int last, T low, T high) const {
     Sum<T> inner = {};
     int under = -below_, over = -below_;
     each([&](int b, T value) {
