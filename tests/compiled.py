@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/native"
-COMPILE = "import glob, setup; setup.compile_library('cuda', sorted(glob.glob('csrc/cuda/*.cu')))"
+COMPILE = "import glob, setup; setup.compile_library('{kind}', sorted(glob.glob('{sources}')))"
+SOURCES = {"cpu": "csrc/cpu/*.cpp", "cuda": "csrc/cuda/*.cu"}
 
 
 @contextmanager
@@ -29,20 +30,21 @@ def locked() -> Iterator[None]:
         yield
 
 
-def require_nvcc() -> None:
-    """Skips where there is none, except in CI."""
+def has_nvcc() -> bool:
+    """Whether there is one; in CI there must be."""
     folder = f"{os.environ.get('CUDA_HOME', '')}/bin"
-    if not (shutil.which("nvcc", path=folder) or shutil.which("nvcc")):
-        assert os.environ.get("CI") != "true", "CI must have nvcc: no CUDA kernel was compiled"
+    found = shutil.which("nvcc", path=folder) or shutil.which("nvcc")
+    assert found or os.environ.get("CI") != "true", "CI must have nvcc: no CUDA kernel was compiled"
+    return found is not None
+
+
+def library(kind: str) -> Path:
+    """The folder of a library and its objects, as setup.py makes them of the sources here."""
+    if kind == "cuda" and not has_nvcc():
         pytest.skip("needs nvcc")
-
-
-def cuda() -> Path:
-    """The folder of _C_cuda and its objects, as setup.py makes them of the sources here."""
-    require_nvcc()
     with locked():
         done = subprocess.run(
-            [sys.executable, "-c", COMPILE],
+            [sys.executable, "-c", COMPILE.format(kind=kind, sources=SOURCES[kind])],
             cwd=ROOT,
             env={k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"},
             stdout=subprocess.PIPE,
@@ -50,4 +52,4 @@ def cuda() -> Path:
             text=True,
         )
     assert done.returncode == 0, done.stdout
-    return BUILD / "cuda"
+    return BUILD / kind

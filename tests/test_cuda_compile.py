@@ -48,7 +48,7 @@ def problems(kernel: Kernel) -> list[str]:
 @pytest.fixture(scope="module")
 def objects() -> Path:
     """What `_C_cuda` is linked from; that it links is part of it."""
-    return compiled.cuda()
+    return compiled.library("cuda")
 
 
 @pytest.mark.slow
@@ -88,4 +88,4 @@ def test_ci_does_not_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
     with pytest.raises(AssertionError, match="CI must have nvcc"):
-        compiled.cuda()
+        compiled.library("cuda")
