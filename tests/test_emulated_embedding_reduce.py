@@ -98,22 +98,27 @@ def test_each_alone(emulation, want):
 
 
 # One segment of a long run, segments of several lengths in one, and runs that end beside it.
-LONG = [(1, 150, 1), (2, 100, 1), (90, 2, 1), (150, 1, 2), (16, 17, 3), (64, 1, 1), (65, 1, 1)]
+LONG = [(1, 150, 1), (2, 100, 1), (40, 2, 1), (75, 1, 1), (16, 17, 3), (64, 1, 1), (65, 1, 1)]
 
 
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("size", LONG, ids=str)
-def test_long_runs(emulation, size, order):
+def test_long_runs(emulation, size):
+    ids, g, coef, direction = sample(*size, 3, torch.float32)
+    check(emulation, ids, g, size[2], -1, coef, direction)
+    check(emulation, ids, g, size[2], 0, coef, direction)
+
+
+@pytest.mark.parametrize("order", ORDERS[1:])
+def test_blocks_in_any_order(emulation, order):
+    ids, g, coef, direction = sample(10, 17, 2, 35, torch.float32)
     emulation.set_order(ORDERS.index(order))
     try:
-        ids, g, coef, direction = sample(*size, 3, torch.float32)
-        check(emulation, ids, g, size[2], -1, coef, direction)
-        check(emulation, ids + 1, g, size[2] + 1, 1, coef, torch.cat([direction[:1], direction]))
+        check(emulation, ids, g, 2, -1, coef, direction)
     finally:
         emulation.set_order(0)
 
 
-@pytest.mark.parametrize("shape", [(1, 5000), (900, 1), (50, 100)])
+@pytest.mark.parametrize("shape", [(1, 3000), (300, 1), (20, 100)])
 def test_long_sums_do_not_drift(emulation, shape):
     ids, g = torch.zeros(shape, dtype=torch.int64), torch.full((*shape, 1), 0.1)
     check(emulation, ids, g, 1, -1, None, None, want=("sq_norms", "weighted_sum", "second_moment"))
