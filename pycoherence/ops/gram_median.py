@@ -9,7 +9,7 @@ from pycoherence.ops._reduce import check_factors, randn
 from pycoherence.ops._register import invoke, register
 from pycoherence.ops._spec import OpSpec, accumulate_dtype
 
-# What two numbers for each take of the shared memory of any GPU.
+# Two numbers for each fit into the shared memory of any GPU.
 _MOST_ON_CUDA = 6000
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from backends import places_of
 from raising import raising
+from settings import threads
 from torch import Tensor
 
 import pycoherence as pc
@@ -53,6 +54,15 @@ def test_stops_when_little_changes(backend: str) -> None:
     again, same = run(backend, rows, kept, 1e-6, 0.0, ran)
     assert torch.equal(found, again)
     assert same == ran
+
+
+def test_threads_change_nothing() -> None:
+    rows, kept = points(300, 6), torch.ones(300, dtype=torch.bool)
+    gram, found = rows @ rows.mT, []
+    for n in (1, 3):
+        with threads(n):
+            found.append(pc.ops.gram_median(gram, kept, 1e-6, 1e-6, 20)[0])
+    assert torch.equal(*found)
 
 
 @each_backend
