@@ -71,13 +71,13 @@ class GAF(GramRule):
         first = space.kept.byte().argmax(0, keepdim=True)
         others = space.kept.scatter(0, first, False)
         products, sq_norm = gram[first][0], norms[first][0] ** 2
-        taken = list[Tensor]()
-        for b in range(space.batch_size):
+        taken, squares, zero = list[Tensor](), norms**2, torch.zeros_like(space.n)
+        for b, row in enumerate(gram):
             product, scale = products[b], sq_norm.sqrt() * norms[b]
-            cosine = torch.where(scale > 0, product / scale, 0.0)
+            cosine = torch.where(scale > 0, product / scale, zero)
             takes = others[b] & (1 - cosine <= self.threshold)
-            products = torch.where(takes, (products + gram[b]) / 2, products)
-            sq_norm = torch.where(takes, (sq_norm + 2 * product + norms[b] ** 2) / 4, sq_norm)
+            products = torch.where(takes, (products + row) / 2, products)
+            sq_norm = torch.where(takes, (sq_norm + 2 * product + squares[b]) / 4, sq_norm)
             taken.append(takes)
         # Each that is taken in weighs half, and halves those before.
         agree = torch.stack(taken)
