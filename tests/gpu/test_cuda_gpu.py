@@ -50,6 +50,28 @@ def gram_median(new: Source, b: int, iterations: int, tolerance: float = 0.0) ->
     return (rows @ rows.mT).to(new.dtype), kept, 1e-3, tolerance, iterations
 
 
+def orders(factors: Callable[[Source, int], Args]) -> list[Callable[[Source], Args]]:
+    """A rule for every way, of as many examples as it is for."""
+
+    def call(rule: str, k: float, batch: int) -> Callable[[Source], Args]:
+        return lambda new: (*factors(new, batch), rule, k, False)
+
+    rules = (
+        ("winsorized_mean", 2.0, 7),
+        ("winsorized_mean", 12.0, 200),
+        ("trimmed_mean", 4.0, 33),
+        ("median", 0.0, 100),
+        ("median", 0.0, 300),
+        ("median_of_means", 5.0, 40),
+        ("sign_agreement", 0.25, 33),
+    )
+    return [call(*rule) for rule in rules]
+
+
+def table(new: Source, b: int) -> Args:
+    return torch.randint(50, (b, 9), device=new.device), whole(new, b, 9, 70), 50, 3
+
+
 # The first is small.
 CALLS: dict[str, list[Callable[[Source], Args]]] = {
     "embedding_reduce": [
@@ -68,6 +90,9 @@ CALLS: dict[str, list[Callable[[Source], Args]]] = {
         lambda new: embedding_gram(new, 33, 129, 1000, 65, 17, 1000),
         lambda new: embedding_gram(new, 5, 3000, 2, 30),
     ],
+    "linear_order": orders(lambda new, b: (new(b, 1, 130), new(b, 1, 75))),
+    "dense_order": orders(lambda new, b: (new(b, 5, 301),)),
+    "embedding_order": orders(table),
     "gram_median": [
         lambda new: gram_median(new, 9, 3),
         lambda new: gram_median(new, 257, 100, 1e-4),
