@@ -129,8 +129,7 @@ PC_KERNEL void embedding_runs_kernel(Lookups<scalar_t> in, TableReduction<T> to,
   expect(0 <= id && id < to.rows, "embedding_reduce: an id is out of range");
   if (id == to.padding || !in.begins_run(i)) return;
   if (i + kShortRun < in.count && in.ids[i + kShortRun] == id) return;
-  const int64_t end = first_of(i, i + kShortRun < in.count ? i + kShortRun : in.count,
-                               [&](int64_t j) { return in.ids[j] != id; });
+  const int64_t end = in.run_end(i);
   Totals<T, owned> totals = {};
   reduce_part<owned>(in, to, id, i, end, tile, totals);
   const auto finish = [&](T* table, const Blocked<T>(&sums)[owned]) {

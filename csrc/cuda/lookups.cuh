@@ -98,6 +98,15 @@ PC_DEVICE int64_t first_of(int64_t begin, int64_t end, const Test& test) {
   return begin;
 }
 
+// The same from `begin` on, by a warp together: for ends that are near.
+template <typename Test>
+PC_DEVICE int64_t first_near(int64_t begin, const Test& test) {
+  for (;; begin += kLanes) {
+    const uint32_t found = ballot(test(begin + thread() % kLanes));
+    if (found != 0) return begin + lowest_bit(found);
+  }
+}
+
 template <typename scalar_t>
 struct Lookups {
   const int64_t* ids;     // [count]
@@ -113,14 +122,16 @@ struct Lookups {
     return begins_run(i) || place(i - 1) < example(i) * positions;
   }
 
-  // Where the segment ends that begins at i.
+  // Where the run ends, or the segment, that begins at i.
+  PC_DEVICE int64_t run_end(int64_t i) const {
+    const int64_t id = ids[i];
+    return first_near(i, [&](int64_t j) { return j >= count || ids[j] != id; });
+  }
+
   PC_DEVICE int64_t segment_end(int64_t i) const {
     const int64_t id = ids[i], limit = (example(i) + 1) * positions;
-    for (int64_t end = i;; end += kLanes) {
-      const int64_t own = end + thread() % kLanes;
-      const uint32_t inside = ballot(own < count && ids[own] == id && place(own) < limit);
-      if (~inside != 0) return end + lowest_bit(~inside);
-    }
+    return first_near(i,
+                      [&](int64_t j) { return j >= count || ids[j] != id || place(j) >= limit; });
   }
 };
 
