@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pycoherence.ops import BACKENDS, backend, specs
 from pycoherence.ops._backends import reasons
@@ -48,7 +49,7 @@ def _error(spec: OpSpec, args: tuple[Any, ...], name: str) -> float:
     """Largest error over the largest value, the worst of the outputs."""
     with backend(name):
         got = getattr(torch.ops.pycoherence, spec.name)(*args)
-    true = spec.reference(*(_widen(x) for x in args))
+    true = spec.reference(*tree_map_only(Tensor, _widen, args))
     pairs = zip(_tuple(got), _tuple(true), strict=True)
     return max(_output_error(ours, truth) for ours, truth in pairs)
 
@@ -65,8 +66,8 @@ def _output_error(ours: Tensor, truth: Tensor) -> float:
     return error / scale if error else 0.0
 
 
-def _widen(x: Any) -> Any:
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+def _widen(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -74,4 +75,5 @@ def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _shapes(args: tuple[Any, ...]) -> str:
-    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else str(x) for x in args)
+    shapes = tree_map_only(Tensor, lambda x: tuple(x.shape), args)
+    return ", ".join(map(str, shapes))

@@ -1,11 +1,12 @@
 """Which implementations there are to test, and how close to the truth they must come."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import pycoherence as pc
 from pycoherence.ops import BACKENDS, Reduced
@@ -66,17 +67,20 @@ def op_cases() -> Iterator[Any]:
                         )
 
 
+def each_tensor(change: Callable[[Tensor], Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments, tensors changed, those in lists too."""
+    return tree_map_only(Tensor, change, args)
+
+
 def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same arguments, floating tensors in float64 on the CPU."""
-    return tuple(
-        (x.double() if x.is_floating_point() else x).cpu() if isinstance(x, Tensor) else x
-        for x in args
-    )
+    return each_tensor(lambda x: (x.double() if x.is_floating_point() else x).cpu(), args)
 
 
 def describe(args: tuple[Any, ...]) -> str:
     """Shapes and numbers of some arguments, for messages."""
-    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in args)
+    shapes = tree_map_only(Tensor, lambda x: tuple(x.shape), args)
+    return ", ".join(map(repr, shapes))
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:

@@ -13,6 +13,7 @@ import torch
 import pycoherence as pc
 from pycoherence.capture._registry import guards, handlers
 from pycoherence.ops._backends import NATIVE_NAMESPACE
+from pycoherence.ops._spec import tensors_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pycoherence"
@@ -98,7 +99,7 @@ def test_every_op_documents_itself(op: str) -> None:
 def test_every_op_has_samples_of_every_kind(op: str) -> None:
     """Empty, single, strided and odd ones, or a backend could hide behind easy shapes."""
     samples = list(pc.ops.specs[op].samples("cpu", torch.float32))
-    tensors = [[x for x in args if isinstance(x, torch.Tensor)] for args in samples]
+    tensors = [list(tensors_of(args)) for args in samples]
     assert any(x.numel() == 0 for args in tensors for x in args)
     assert any(x.numel() == 1 for args in tensors for x in args)
     assert any(not x.is_contiguous() for args in tensors for x in args)

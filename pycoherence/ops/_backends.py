@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pycoherence.ops._spec import OpSpec
+from pycoherence.ops._spec import OpSpec, tensors_of
 
 BACKENDS = ("native", "triton", "reference")
 """In order of preference: what is native on CUDA is what Triton cannot do as well."""
@@ -130,7 +129,7 @@ def interpreted() -> bool:
 
 
 def _interpreter_reason(args: tuple[Any, ...]) -> str | None:
-    if any(isinstance(x, Tensor) and x.dtype == torch.bfloat16 for x in args):
+    if any(x.dtype == torch.bfloat16 for x in tensors_of(args)):
         return "Triton's interpreter computes bfloat16 wrongly"
     return None
 

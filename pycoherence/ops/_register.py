@@ -1,5 +1,6 @@
 """From an `OpSpec` to `torch.ops.pycoherence.<op>`."""
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from pycoherence.ops._backends import NATIVE_NAMESPACE, pick
-from pycoherence.ops._spec import OpSpec, Outputs
+from pycoherence.ops._spec import OpSpec, Outputs, tensors_of
 
 NAMESPACE = "pycoherence"
 
@@ -19,6 +20,12 @@ _public = torch.library.Library(NAMESPACE, "FRAGMENT")
 _native = torch.library.Library(NATIVE_NAMESPACE, "FRAGMENT")
 
 
+def _device_type(args: tuple[Any, ...]) -> str:
+    """Of the first tensor, which an op has as its first argument or in it."""
+    first = args[0]
+    return (first if isinstance(first, Tensor) else first[0]).device.type
+
+
 def register(spec: OpSpec) -> OpSpec:
     """Define the op for torch: schemas, picker, fake kernel, and a backward that raises."""
     for library in (_public, _native):
@@ -27,7 +34,7 @@ def register(spec: OpSpec) -> OpSpec:
 
     def run(*args: Any) -> Outputs:
         spec.check(*args)
-        return pick(spec, args[0].device.type, args)(*args)
+        return pick(spec, _device_type(args), args)(*args)
 
     def fake(*args: Any) -> Outputs:
         spec.check(*args)
@@ -37,7 +44,10 @@ def register(spec: OpSpec) -> OpSpec:
     def autograd(*args: Any) -> Outputs:
         backward = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
         if backward or forward_ad._current_level >= 0:
-            return _NotDifferentiable.apply(op, *args)
+            # A list hides its tensors from torch.
+            sizes = [len(x) if isinstance(x, list) else None for x in args]
+            flat = [y for x in args for y in (x if isinstance(x, list) else [x])]
+            return _NotDifferentiable.apply(op, sizes, *flat)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
@@ -61,7 +71,7 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
-        or any(isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta) for x in args)
+        or any(type(x) not in _PLAIN or x.is_meta for x in tensors_of(args))
     )
 
 
@@ -72,7 +82,7 @@ def invoke(op: str, *args: Any) -> Any:
     spec = specs[op]
     spec.check(*args)
     with torch._C._AutoDispatchBelowAutograd():
-        return pick(spec, args[0].device.type, args)(*args)
+        return pick(spec, _device_type(args), args)(*args)
 
 
 def execute(op: str, *args: Any) -> Any:
@@ -80,13 +90,14 @@ def execute(op: str, *args: Any) -> Any:
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     if traced or type(args[0]) is not Tensor:
         return invoke(op, *args)
-    return pick(specs[op], args[0].device.type, args)(*args)
+    return pick(specs[op], _device_type(args), args)(*args)
 
 
 class _NotDifferentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: Any, *args: Any) -> Outputs:
-        ctx.op = op
+    def forward(ctx: Any, op: Any, sizes: list[int | None], *flat: Any) -> Outputs:
+        ctx.op, rest = op, iter(flat)
+        args = [next(rest) if n is None else list(islice(rest, n)) for n in sizes]
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 

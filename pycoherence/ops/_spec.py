@@ -1,6 +1,6 @@
 """What an op is: its schema, its slow truth, and what its fast paths accept."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,15 @@ class OpSpec:
     @property
     def name(self) -> str:
         return self.schema.partition("(")[0]
+
+
+def tensors_of(args: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among the arguments of an op, those in lists too."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from tensors_of(arg)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

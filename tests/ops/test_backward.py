@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from backends import backends_of
+from backends import backends_of, each_tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import pycoherence as pc
 
@@ -15,10 +16,7 @@ CASES = [(op, backend) for op in pc.ops.specs for backend in backends_of(op)]
 
 def differentiable(op: str) -> tuple[Any, ...]:
     args = next(iter(pc.ops.specs[op].samples("cpu", torch.float32)))
-    return tuple(
-        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in args
-    )
+    return each_tensor(lambda x: x.requires_grad_() if x.is_floating_point() else x, args)
 
 
 def total(outputs: Any) -> torch.Tensor:
@@ -38,10 +36,11 @@ def test_backward_raises(op: str, backend: str) -> None:
 @pytest.mark.parametrize("op", pc.ops.specs)
 def test_each_differentiable_argument_raises_alone(op: str) -> None:
     args = next(iter(pc.ops.specs[op].samples("cpu", torch.float32)))
-    for i, x in enumerate(args):
+    leaves, tree = tree_flatten(args)
+    for i, x in enumerate(leaves):
         if isinstance(x, torch.Tensor) and x.is_floating_point():
-            alone = [*args[:i], x.clone().requires_grad_(), *args[i + 1 :]]
-            loss = total(getattr(torch.ops.pycoherence, op)(*alone))
+            alone = [*leaves[:i], x.clone().requires_grad_(), *leaves[i + 1 :]]
+            loss = total(getattr(torch.ops.pycoherence, op)(*tree_unflatten(alone, tree)))
             with pytest.raises(RuntimeError, match="not differentiable"):
                 loss.backward()
 

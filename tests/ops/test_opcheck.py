@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from backends import DEVICES, DTYPES
+from backends import DEVICES, DTYPES, each_tensor
 
 import pycoherence as pc
+from pycoherence.ops._spec import tensors_of
 
 CASES = [(op, dtype) for op, spec in pc.ops.specs.items() for dtype in spec.dtypes]
 IDS = [f"{op}-{label}" for op, spec in pc.ops.specs.items() for label in DTYPES]
@@ -16,12 +17,8 @@ IDS = [f"{op}-{label}" for op, spec in pc.ops.specs.items() for label in DTYPES]
 def few_samples(op: str, device: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     """All outputs and one alone of the first sample, then an empty one; each check is slow."""
     samples = list(pc.ops.specs[op].samples(device, dtype))
-    empty = (args for args in samples if any(_is_empty(x) for x in args))
+    empty = (args for args in samples if any(x.numel() == 0 for x in tensors_of(args)))
     return [*samples[:2], *islice(empty, 1)]
-
-
-def _is_empty(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.numel() == 0
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -44,7 +41,7 @@ def test_compiles_without_a_graph_break(op: str) -> None:
 @pytest.mark.parametrize("op", pc.ops.specs)
 def test_runs_on_meta_tensors(op: str) -> None:
     args = next(iter(pc.ops.specs[op].samples("cpu", torch.float32)))
-    meta = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in args]
+    meta = each_tensor(lambda x: x.to("meta"), args)
     real, fake = (getattr(torch.ops.pycoherence, op)(*a) for a in (args, meta))
     for one, other in zip(_listed(real), _listed(fake), strict=True):
         assert other.is_meta
