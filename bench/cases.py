@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from ways import Outputs, Shape, Source, Way
 
 from pycoherence.ops import Reduced
@@ -157,14 +158,15 @@ def _truth(
 
     @functools.cache
     def truth() -> Outputs:
-        double = (_double(arguments[name]) for name in argument_names(spec))
+        own = [arguments[name] for name in argument_names(spec)]
+        double = tree_map_only(Tensor, _double, own)
         return named(wanted, spec.reference(*double))
 
     return truth
 
 
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def _parameter_shape(spec: OpSpec, head: Mapping[str, Any]) -> torch.Size:

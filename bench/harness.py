@@ -15,6 +15,7 @@ from ways import Outputs
 
 import pycoherence as pc
 from pycoherence.ops._backends import BACKENDS, reasons
+from pycoherence.ops._spec import tensors_of
 
 WORKSPACE = 2 * 2**30
 """Plain torch may take this many bytes beside inputs and outputs."""
@@ -56,7 +57,7 @@ Times = dict[Candidate, tuple[float, int]]
 def candidates(case: Case) -> tuple[list[Candidate], dict[str, str]]:
     """Backends and ways that can compute a case; for the ways that cannot, why."""
     args = case.positional()
-    device = next(value.device.type for value in args if isinstance(value, Tensor))
+    device = next(value.device.type for value in tensors_of(args))
     op = getattr(torch.ops.pycoherence, case.spec.name).default
     found = [
         Candidate("backend", name, lambda: op(*args), case.named, lambda n=name: pc.backend(n))
@@ -159,7 +160,7 @@ def tolerance(case: Case) -> float:
 
 def _dtype(case: Case) -> torch.dtype:
     values = case.arguments.values()
-    return next(v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point())
+    return next(v.dtype for v in tensors_of(values) if v.is_floating_point())
 
 
 def check(case: Case, candidate: Candidate) -> tuple[float, float]:
