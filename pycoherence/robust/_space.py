@@ -1,14 +1,18 @@
 """Examples as points whose dot products are all that is known of them."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.sites import Site
+from pycoherence.ops._backends import choice, forced_backend
+from pycoherence.ops._register import execute
+from pycoherence.ops.row_sq_norms import SPEC
+from pycoherence.sites import Site, norm_rows
 from pycoherence.statistics import Batch
 
 Needs = Literal["sq_norms", "gram", "distances"]
@@ -91,9 +95,8 @@ def measure(
     """
     if needs == "sq_norms":
         total = torch.zeros(batch.size, dtype=torch.float64, device=_device(factors, centre))
-        for kept in factors.values():
-            total += _like(total, kept.site.reduce(("sq_norms",)).sq_norms) * batch.share**2
-        return Space(total, batch.size)
+        _add_sq_norms(total, (kept.site for kept in factors.values()))
+        return Space(total * batch.share**2, batch.size)
     device = _device(factors, centre)
     sites = ((name, kept.site) for name, kept in factors.items())
     space = _products(sites, batch, centre, device)
@@ -104,6 +107,26 @@ def measure(
         sites = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
         space = _products(sites, batch, centre, device)
     return space
+
+
+def _add_sq_norms(total: Tensor, sites: Iterable[Site]) -> None:
+    """Add those of all sites; of rows, in one launch for all of a device and dtype."""
+    grouped = defaultdict[Any, list[tuple[Tensor, ...]]](list)
+    for site in sites:
+        rows = norm_rows(site)
+        if rows and _is_native(rows):
+            grouped[len(rows), rows[0].device, rows[0].dtype].append(rows)
+        else:
+            total += _like(total, site.reduce(("sq_norms",)).sq_norms)
+    for found in grouped.values():
+        norms = execute("row_sq_norms", [row for rows in zip(*found, strict=True) for row in rows])
+        total += _like(total, norms.unflatten(0, (-1, len(found))).prod(0).sum(0))
+
+
+def _is_native(rows: tuple[Tensor, ...]) -> bool:
+    """Whether one launch takes many; otherwise the op of each site is the faster one."""
+    free = forced_backend() in (None, "native")
+    return free and choice(SPEC, rows[0].device.type, (list(rows),)) == "native"
 
 
 def _products(

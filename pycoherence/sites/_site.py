@@ -35,6 +35,12 @@ class Site(Protocol):
         ...
 
 
+def norm_rows(site: Site) -> tuple[Tensor, ...]:
+    """Rows `[B, n]` of which the norms, multiplied, are those of `G_b`; none if it has no such."""
+    own = getattr(site, "norm_rows", None)
+    return () if own is None else own()
+
+
 def reduce(
     op: str, want: Sequence[str], *head: Any, coef: Tensor | None, direction: Tensor | None
 ) -> Reduced:

@@ -49,6 +49,10 @@ class AffineSite:
         out = order("dense_order", len(rows), rows, rule=rule, k=k, drop=drop)
         return out if self.shape is None else out.view(*self.shape)
 
+    def norm_rows(self) -> tuple[Tensor, ...]:
+        """As `norm_rows` of all sites: a shift that sees one position."""
+        return (self.g[:, 0],) if self.x is None and self.g.shape[1] == 1 else ()
+
     def grouped(self, n: int) -> "AffineSite":
         """As `Site.grouped`."""
         factors = {name: getattr(self, name) for name in ("g", "x", "mean", "rstd")}

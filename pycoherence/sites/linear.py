@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
@@ -36,6 +37,10 @@ class LinearSite:
         """As `Site.order`."""
         x, g = positions_last(self.x), positions_last(self.g)
         return order("linear_order", len(g), x, g, rule=rule, k=k, drop=drop)
+
+    def norm_rows(self) -> tuple[Tensor, ...]:
+        """As `norm_rows` of all sites; in float64 squares of rows would leave the range alone."""
+        return () if self.x.dim() > 2 or self.x.dtype == torch.float64 else (self.x, self.g)
 
     def grouped(self, n: int) -> "LinearSite":
         """As `Site.grouped`."""
