@@ -59,6 +59,13 @@ def compare(found: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(found.double(), want, rtol=0, atol=error, equal_nan=True)
 
 
+def check_linear(emulation, x: Tensor, g: Tensor, *tail) -> None:
+    values = (g.double().unsqueeze(2) * x.double().unsqueeze(1)).flatten(1)
+    out = torch.empty(g.shape[1], x.shape[1], dtype=x.dtype)
+    emulation.linear_order(x.numpy(), g.numpy(), *tail, out.numpy())
+    check(out.flatten(), values, *tail)
+
+
 # Every way that a batch of this size takes; float64 has the same code and fewer registers.
 CASES = [
     *((batch, torch.float32) for batch in (1, 3, 16, 33, 64, 128, 129)),
@@ -84,11 +91,8 @@ def test_dense_order(emulation, rule, batch, drop, dtype):
 def test_linear_order(emulation, rule, batch, drop, dtype):
     x = sample(batch, 35, "plain", dtype)
     g = sample(batch, 5, "nonfinite", dtype)
-    values = (g.double().unsqueeze(2) * x.double().unsqueeze(1)).flatten(1)
     for k in numbers(rule, batch)[:2]:
-        out = torch.empty(5, 35, dtype=dtype)
-        emulation.linear_order(x.numpy(), g.numpy(), rule, k, drop, out.numpy())
-        check(out.flatten(), values, rule, k, drop)
+        check_linear(emulation, x, g, rule, k, drop)
 
 
 def lookups(batch: int, positions: int, width: int, rows: int, dtype: torch.dtype):
@@ -115,3 +119,61 @@ def test_embedding_order(emulation, rule, batch, drop, dtype):
         ids, g = lookups(batch, positions, width, 5, dtype)
         for k in numbers(rule, batch)[:2]:
             check_embedding(emulation, ids, g, 5, padding, rule, k, drop)
+
+
+LARGER = [("median", 0.0), ("winsorized_mean", 2.0), ("meamed", 30.0), ("median_of_means", 40.0)]
+
+
+@pytest.mark.parametrize(("rule", "k"), LARGER)
+def test_batches_that_do_not_fit_shared_memory(emulation, rule, k):
+    x, g = sample(400, 3, "plain", torch.float32), sample(400, 2, "nonfinite", torch.float32)
+    ids, rows = lookups(400, 2, 3, 4, torch.float32)
+    for drop in (False, True):
+        check_linear(emulation, x, g, rule, k, drop)
+        check_embedding(emulation, ids, rows, 4, -1, rule, k, drop)
+
+
+@pytest.mark.parametrize(("rule", "k"), LARGER[:2])
+def test_blocks_in_any_order(ordered, rule, k):
+    dense = sample(9, 700, "plain", torch.float32)
+    out = torch.empty(700)
+    ordered.dense_order(dense.numpy(), rule, k, False, out.numpy())
+    check(out, dense.double(), rule, k, False)
+    check_linear(ordered, dense[:, :70].contiguous(), dense[:, 70:105].contiguous(), rule, k, False)
+    check_embedding(ordered, *lookups(9, 5, 150, 20, torch.float32), 20, 3, rule, k, False)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rule", "k"), LARGER[:3])
+def test_halves_as_the_bindings_convert_them(emulation, rule, k, half):
+    """They have many ties, and denormals."""
+    rows = sample(33, 131, "plain", half) * torch.logspace(-8, 1, 131).to(half)
+    out = torch.empty(131)
+    emulation.dense_order(rows.float().numpy(), rule, k, False, out.numpy())
+    check(out, rows.double(), rule, k, False)
+
+
+@pytest.mark.parametrize("groups", [3, 8, 20, 33])
+@pytest.mark.parametrize("drop", [False, True])
+def test_means_of_groups_that_leave_the_range(emulation, groups, drop):
+    rows = 3e38 * sample(66, 40, "plain", torch.float32).abs().clamp(0.2, 1)
+    rows[:44, ::2] *= -1
+    out = torch.empty(40)
+    emulation.dense_order(rows.numpy(), "median_of_means", groups, drop, out.numpy())
+    want = aggregate(rows, "median_of_means", groups, drop)
+    assert want.isinf().any()
+    torch.testing.assert_close(out, want)
+
+
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_ids_that_are_no_rows_of_the_table(emulation, bad):
+    ids, g = lookups(3, 2, 4, 5, torch.float32)
+    ids[1, 1] = bad
+    with pytest.raises(RuntimeError, match="embedding_order: an id is out of range"):
+        check_embedding(emulation, ids, g, 5, -1, "median", 0.0, False)
+
+
+def test_batches_of_more_than_fit_a_whole_number(emulation):
+    rows = torch.zeros(1).expand(2**30 + 1, 1).numpy()
+    with pytest.raises(ValueError, match="at most 2\\^30, got 1073741825"):
+        emulation.dense_order(rows, "median", 0.0, False, torch.empty(1).numpy())

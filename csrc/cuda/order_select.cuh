@@ -39,9 +39,9 @@ class Stream {
  public:
   PC_DEVICE Stream(Source& source, const Asked<T>& asked) : source_(source), asked_(asked) {
     each([&](int, T value) {
-      const bool kept = is_finite(value);
+      const bool kept = means ? value == value : is_finite(value);
       count_ += kept;
-      below_ += value == -kInfinity<T>;
+      below_ += !kept && value == -kInfinity<T>;
       least_ = kept ? lesser(least_, value) : least_;
       most_ = kept ? greater(most_, value) : most_;
     });

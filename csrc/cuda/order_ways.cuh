@@ -143,7 +143,8 @@ struct Network {
   }
 };
 
-// use(mean) of each group of examples; NaN for one of which nothing is kept.
+// use(mean) of each group of examples; NaN for one of which nothing is kept, Inf for one whose sum
+// leaves the range of the dtype.
 template <typename T, typename Source, typename Use>
 PC_DEVICE void each_mean(Source& source, const Asked<T>& asked, const Use& use) {
   const int size = source.batch() / asked.k, larger = source.batch() % asked.k;
@@ -175,7 +176,7 @@ struct Means {
     for (int i = 0; i < size; ++i) column.values[i] = kInfinity<T>;
     int count = 0;
     each_mean(source, asked, [&](T mean) {
-      const bool kept = is_finite(mean);
+      const bool kept = mean == mean;
       count += kept;
       T value = kept ? mean : kInfinity<T>;
       PC_UNROLL
