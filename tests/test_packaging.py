@@ -179,7 +179,9 @@ def test_what_is_not_stable_is_found():
 
 def test_installed_wheel_passes_selftest(wheel, environment):
     environment.install(wheel)
-    assert environment.record()["cpu"] == {"built": True, "reason": None}
+    record = environment.record()
+    assert record["cpu"] == {"built": True, "reason": None}
+    assert record["cuda"]["built"] == compiled.has_nvcc()
     done = environment.pycoherence("selftest")
     assert done.returncode == 0, done.stdout
 
