@@ -165,6 +165,18 @@ def test_means_of_groups_that_leave_the_range(emulation, groups, drop):
     torch.testing.assert_close(out, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batch", [5, 129])
+def test_the_largest_and_the_smallest_numbers_are_finite(emulation, batch, dtype):
+    limits = torch.finfo(dtype)
+    kinds = torch.tensor([limits.max, limits.min, limits.smallest_normal / 4, -0.0], dtype=dtype)
+    rows = kinds.repeat(batch, 1)
+    rows[batch // 2 + 1 :] = torch.nan
+    out = torch.empty(4, dtype=dtype)
+    emulation.dense_order(rows.numpy(), "median", 0.0, True, out.numpy())
+    assert torch.equal(out, kinds)
+
+
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_ids_that_are_no_rows_of_the_table(emulation, bad):
     ids, g = lookups(3, 2, 4, 5, torch.float32)

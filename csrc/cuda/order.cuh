@@ -4,6 +4,7 @@
 // call it alike, for it may wait for them; `again` says whether it does, or the thread wants to.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -62,9 +63,10 @@ constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <typename T>
 constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
 
+// Without arithmetic: what is a product may be fused with a difference, which is then its rounding.
 template <typename T>
 PC_DEVICE bool is_finite(T value) {
-  return value - value == 0;
+  return fabs(value) < kInfinity<T>;
 }
 
 // use(i) for all i below `size`, unrolled before arrays get their place: theirs is in registers.
