@@ -73,6 +73,10 @@ def build_record() -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _has_old_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+
+
 @functools.cache
 def load_native(device: str) -> str | None:
     """Load the compiled kernels for a device type; returns why they cannot be used, or `None`."""
@@ -84,6 +88,8 @@ def load_native(device: str) -> str | None:
         return f"_C_{device} was not built: {reason or 'this is a source folder, not installed'}"
     if device == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
+    if device == "cuda" and _has_old_gpu():
+        return "the CUDA kernels are compiled for GPUs of compute capability 8.0 or more"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -118,7 +124,7 @@ def _triton_reason(op: str, device: str) -> str | None:
         )
     if torch.version.hip is not None:
         return "Triton kernels are written for NVIDIA GPUs, and torch is built for AMD's"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+    if _has_old_gpu():
         return "Triton kernels need a GPU of compute capability 8.0 or more"
     return None
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -115,10 +116,13 @@ def test_triton_is_preferred_on_a_gpu(kernel_in_triton: Callable[..., None]) -> 
 
 
 @pytest.mark.usefixtures("kernel_in_triton")
-def test_triton_leaves_old_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_leave_old_gpus_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert "8.0" in str(_backends.unavailable("linear_reduce", "triton", "cuda"))
+    (tmp_path / "_C_cuda.abi3.so").touch()
+    monkeypatch.setattr(_backends, "_PACKAGE", tmp_path)
+    assert "8.0" in str(_backends.load_native.__wrapped__("cuda"))
 
 
 @pytest.mark.usefixtures("kernel_in_triton")
