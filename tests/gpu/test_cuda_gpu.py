@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops._backends import choice
+from pycoherence.ops._spec import tensors_of
 
 pytestmark = pytest.mark.gpu
 
@@ -98,6 +99,11 @@ CALLS: dict[str, list[Callable[[Source], Args]]] = {
         lambda new: gram_median(new, 257, 100, 1e-4),
         lambda new: gram_median(new, 6000, 4),
     ],
+    "row_sq_norms": [
+        lambda new: ([new(3, n) for n in (1, 5, 130)],),
+        lambda new: ([new(65, 3 * n)[:, ::2] for n in range(150)],),
+        lambda new: ([new(9, 10**6), new(9, 0)],),
+    ],
 }
 
 SIZES = [(op, i) for op, calls in CALLS.items() for i in range(len(calls))]
@@ -156,9 +162,8 @@ def test_runs_in_a_cuda_graph(op: str, index: int) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = run(op, args)
-    for x, other in zip(args, others, strict=True):
-        if isinstance(x, Tensor):
-            x.copy_(other)
+    for x, other in zip(tensors_of(args), tensors_of(others), strict=True):
+        x.copy_(other)
     graph.replay()
     torch.cuda.synchronize()
     assert same(out, expected)
