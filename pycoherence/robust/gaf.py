@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
+from pycoherence.ops.gram_filter import gram_filter
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space
@@ -67,21 +67,6 @@ class GAF(GramRule):
 
     def choose(self, space: Space) -> Choice:
         """As `GramRule.choose`."""
-        gram, norms = space.gram, space.sq_norms.sqrt()
-        first = space.kept.byte().argmax(0, keepdim=True)
-        others = space.kept.scatter(0, first, False)
-        products, sq_norm = gram[first][0], norms[first][0] ** 2
-        taken, squares, zero = list[Tensor](), norms**2, torch.zeros_like(space.n)
-        for b, row in enumerate(gram):
-            product, scale = products[b], sq_norm.sqrt() * norms[b]
-            cosine = torch.where(scale > 0, product / scale, zero)
-            takes = others[b] & (1 - cosine <= self.threshold)
-            products = torch.where(takes, (products + row) / 2, products)
-            sq_norm = torch.where(takes, (sq_norm + 2 * product + squares[b]) / 4, sq_norm)
-            taken.append(takes)
-        # Each that is taken in weighs half, and halves those before.
-        agree = torch.stack(taken)
-        weights = torch.where(agree, 0.5, torch.ones_like(norms)).flip(0).cumprod(0).flip(0)
-        chosen = agree.scatter(0, first, True) & agree.any()
-        indices = torch.arange(space.batch_size, device=gram.device)
-        return Choice(torch.where(chosen, weights, 0.0), chosen=torch.where(chosen, indices, -1))
+        weights, taken = gram_filter(space.gram, space.kept, self.threshold)
+        indices = torch.arange(space.batch_size, device=weights.device)
+        return Choice(weights, chosen=torch.where(taken > 0, indices, -1))

@@ -73,6 +73,13 @@ def table(new: Source, b: int) -> Args:
     return torch.randint(50, (b, 9), device=new.device), whole(new, b, 9, 70), 50, 3
 
 
+def gram_filter(new: Source, b: int, threshold: float) -> Args:
+    """Whole numbers, so that rounding takes none in."""
+    rows = torch.randint(-3, 4, (b, 4), device=new.device).double()
+    kept = torch.rand(b, device=new.device) < 0.8
+    return (rows @ rows.mT).to(new.dtype), kept, threshold
+
+
 # The first is small.
 CALLS: dict[str, list[Callable[[Source], Args]]] = {
     "embedding_reduce": [
@@ -103,6 +110,11 @@ CALLS: dict[str, list[Callable[[Source], Args]]] = {
         lambda new: ([new(3, n) for n in (1, 5, 130)],),
         lambda new: ([new(65, 3 * n)[:, ::2] for n in range(150)],),
         lambda new: ([new(9, 10**6), new(9, 0)],),
+    ],
+    "gram_filter": [
+        lambda new: gram_filter(new, 9, 0.9),
+        lambda new: gram_filter(new, 257, 0.7123),
+        lambda new: gram_filter(new, 6000, 1.2345),
     ],
 }
 
