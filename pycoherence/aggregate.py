@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pycoherence.capture import (
     Capture,
+    OnUnsupported,
     Order,
     Plan,
     check_batch_norm,
@@ -17,7 +18,12 @@ from pycoherence.capture import (
     tracked_parameters,
 )
 from pycoherence.errors import UnsupportedError
-from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
+from pycoherence.record import (
+    LossReduction,
+    check_group_size,
+    check_loss_reduction,
+    check_on_unsupported,
+)
 from pycoherence.robust import Choice, CoordinateRule, Decision, GramRule, Report, Rule, decide
 from pycoherence.statistics import Batch
 
@@ -51,6 +57,9 @@ class aggregate:
             squared norm overflows float32 count as not finite.
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`.
+        on_unsupported: What becomes of a parameter that is used in a way that is not known, as in
+            `pycoherence.collect`; with `"skip"` it gets its ordinary gradient, and the report lists
+            it.
 
     Returns:
         On entering, this object; its `report` says what the rule did.
@@ -93,6 +102,7 @@ class aggregate:
         loss_reduction: LossReduction = "mean",
         nonfinite: NonFinite = "nan",
         group_size: int = 1,
+        on_unsupported: OnUnsupported = "raise",
     ) -> None:
         check_loss_reduction(loss_reduction)
         if nonfinite not in get_args(NonFinite):
@@ -107,6 +117,7 @@ class aggregate:
         self._loss_reduction = loss_reduction
         self._drop = nonfinite == "drop"
         self._group_size = check_group_size(group_size)
+        self._on_unsupported = check_on_unsupported(on_unsupported)
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
 
@@ -148,8 +159,10 @@ class aggregate:
         if isinstance(self._rule, CoordinateRule):
             name, k = self._rule.order
             order = Order(name, k, self._drop, self._rule.counts)
-            return Plan({}, order=order, group_size=self._group_size)
-        return Plan({}, factors=True, gradients=False, group_size=self._group_size)
+            plan = Plan({}, order=order)
+        else:
+            plan = Plan({}, factors=True, gradients=False)
+        return plan._replace(group_size=self._group_size, on_unsupported=self._on_unsupported)
 
     @property
     def report(self) -> Report:
@@ -167,7 +180,8 @@ class aggregate:
         if not isinstance(self._rule, CoordinateRule):
             network = self._filler.network
             by_name = {name: choice.decision for name, choice in self._filler.choices.items()}
-            return Report(size, by_name, None if network is None else network.decision)
+            whole = None if network is None else network.decision
+            return Report(size, by_name, whole, tuple(capture.skipped))
         clipped = self._rule.clipped(size) if size else None
         by_parameter = {
             name: Decision(clipped=clipped, kept=_share(count, capture.parameters[name]))
@@ -175,7 +189,7 @@ class aggregate:
             if name in capture.kept.ordered
             for count in (capture.kept.ordered[name],)
         }
-        return Report(size, by_parameter)
+        return Report(size, by_parameter, skipped=tuple(capture.skipped))
 
 
 class _Filler:
@@ -215,8 +229,10 @@ class _Filler:
         means = self._means(capture, rule)
         if rule.carries is not None:
             rule.carries.move(means)
-        parameters, size = capture.parameters, capture.batch_size
+        size = capture.batch_size
         assert size is not None
+        skipped = capture.skipped
+        parameters = {name: p for name, p in capture.parameters.items() if name not in skipped}
         scale = 1 if self._is_mean else size
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():

@@ -4,8 +4,14 @@ from types import TracebackType
 
 from torch import nn
 
-from pycoherence.capture import Capture, check_batch_norm, tracked_parameters
-from pycoherence.record import LossReduction, Record, check_group_size, check_loss_reduction
+from pycoherence.capture import Capture, OnUnsupported, check_batch_norm, tracked_parameters
+from pycoherence.record import (
+    LossReduction,
+    Record,
+    check_group_size,
+    check_loss_reduction,
+    check_on_unsupported,
+)
 from pycoherence.statistics import Statistic, combine
 
 
@@ -19,8 +25,8 @@ class collect:
     hooks that guard `backward()` are gone when it returns.
 
     The first dimension of every layer's input must be the batch. Forward and backward pass run
-    inside the block, in which each parameter may be used once; what runs under `torch.no_grad()`
-    is left alone.
+    inside the block; a parameter may be used any number of times in it, and what is made of
+    parameters alone may be used in their place. What runs under `torch.no_grad()` is left alone.
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are not measured.
@@ -32,6 +38,10 @@ class collect:
         group_size: How many consecutive rows of the batch make one example, such as those of one
             user. `B` is then the number of groups, and `g_b` the gradient of the mean or the sum of
             the losses in group b, as `loss_reduction` says.
+        on_unsupported: What becomes of a parameter that is used in a way that is not known:
+            `"raise"` refuses it, `"skip"` leaves it out (`Record.skipped` lists it), and `"vmap"`
+            makes its gradients example by example, which takes time, and memory of `B` times the
+            parameter (`Record.fallbacks` lists it).
 
     Returns:
         On entering, the `Record` that holds the results once `backward()` has run.
@@ -69,6 +79,7 @@ class collect:
         loss_reduction: LossReduction = "mean",
         keep_factors: bool = False,
         group_size: int = 1,
+        on_unsupported: OnUnsupported = "raise",
     ) -> None:
         check_loss_reduction(loss_reduction)
         if not statistics and not keep_factors:
@@ -78,6 +89,7 @@ class collect:
         self._statistics = statistics
         self._keep_factors = keep_factors
         self._group_size = check_group_size(group_size)
+        self._on_unsupported = check_on_unsupported(on_unsupported)
         self._capture: Capture | None = None
         self._loss_reduction: LossReduction = loss_reduction
 
@@ -87,7 +99,9 @@ class collect:
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
         plan = combine(self._statistics, parameters)._replace(
-            factors=self._keep_factors, group_size=self._group_size
+            factors=self._keep_factors,
+            group_size=self._group_size,
+            on_unsupported=self._on_unsupported,
         )
         capture = Capture(self._model, parameters, plan)
         capture.__enter__()

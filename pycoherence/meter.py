@@ -1,6 +1,6 @@
 """The coherence of a sample that is larger than a batch."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,19 @@ from torch import Tensor, nn
 from pycoherence.capture import (
     Capture,
     LossFn,
+    OnUnsupported,
     Plan,
     like_parameter,
     per_example,
     run_pass,
     tracked_parameters,
 )
-from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
+from pycoherence.record import (
+    LossReduction,
+    check_group_size,
+    check_loss_reduction,
+    check_on_unsupported,
+)
 from pycoherence.statistics import Coherence
 
 
@@ -31,6 +37,7 @@ class CoherenceMeter:
         loss_reduction: How `loss_fn` joins per-example losses, `"mean"` or `"sum"`.
         group_size: How many consecutive rows of a batch make one example, as in
             `pycoherence.collect`.
+        on_unsupported: `"raise"` or `"vmap"`, as in `pycoherence.collect`.
 
     Raises:
         ValueError: No parameter to track, or an unknown `loss_reduction` or `group_size`.
@@ -50,12 +57,18 @@ class CoherenceMeter:
     """
 
     def __init__(
-        self, model: nn.Module, *, loss_reduction: LossReduction = "mean", group_size: int = 1
+        self,
+        model: nn.Module,
+        *,
+        loss_reduction: LossReduction = "mean",
+        group_size: int = 1,
+        on_unsupported: Literal["raise", "vmap"] = "raise",
     ) -> None:
         check_loss_reduction(loss_reduction)
         self._model = model
         self._loss_reduction = loss_reduction
         self._group_size = check_group_size(group_size)
+        self._on_unsupported: OnUnsupported = check_on_unsupported(on_unsupported, skip=False)
         self.reset()
 
     def reset(self) -> None:
@@ -98,7 +111,9 @@ class CoherenceMeter:
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
             )
-        batch_size, sums, norms = measure(self._model, loss_fn, batch, self._group_size)
+        batch_size, sums, norms = measure(
+            self._model, loss_fn, batch, self._group_size, self._on_unsupported
+        )
         scale = batch_size if self._loss_reduction == "mean" else 1
         for name, gradient in sums.items():
             self._sums[name].add_(gradient, alpha=scale)  # in float64, without a copy
@@ -181,7 +196,11 @@ class CoherenceMeter:
 
 
 def measure(
-    model: nn.Module, loss_fn: LossFn, batch: Any, group_size: int = 1
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    group_size: int = 1,
+    on_unsupported: OnUnsupported = "raise",
 ) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
     """One forward and backward pass, which leaves `.grad` alone.
 
@@ -190,7 +209,7 @@ def measure(
         in accumulation dtype, and their squared norms `[B]`, both of the loss as it is.
     """
     outputs = {"weighted_sum": like_parameter, "sq_norms": per_example}
-    plan = Plan(outputs, gradients=False, group_size=group_size)
+    plan = Plan(outputs, gradients=False, group_size=group_size, on_unsupported=on_unsupported)
     capture = Capture(model, tracked_parameters(model), plan)
     batch_size = run_pass(capture, model, loss_fn, batch)
     sums, norms = (

@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Capture, Factors, expect_unchanged
+from pycoherence.capture import Capture, Factors, OnUnsupported, expect_unchanged
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.statistics import (
     Batch,
@@ -38,6 +38,19 @@ def check_group_size(value: Any) -> int:
     if value < 1:
         raise ValueError(why)
     return int(value)
+
+
+def check_on_unsupported(value: Any, *, skip: bool = True) -> OnUnsupported:
+    """The value, if it is one of `OnUnsupported`; raise `ValueError` otherwise.
+
+    Args:
+        value: To check.
+        skip: Whether a parameter may be left out.
+    """
+    allowed = [name for name in get_args(OnUnsupported) if skip or name != "skip"]
+    if value not in allowed:
+        raise ValueError(f"expected on_unsupported to be one of {allowed}, got {value!r}")
+    return value
 
 
 class Record:
@@ -76,6 +89,16 @@ class Record:
                 "model(x) and loss.backward() inside it"
             )
         return size
+
+    @property
+    def skipped(self) -> list[str]:
+        """Parameters that are not measured, since `on_unsupported="skip"` left them out."""
+        return list(self._capture.skipped)
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """Parameters whose gradients `on_unsupported="vmap"` made one by one, and where."""
+        return dict(self._capture.fallbacks)
 
     @property
     def sq_norms(self) -> Tensor:
@@ -180,6 +203,8 @@ class Record:
         expect_unchanged(factors, "call weighted_sum before such changes")
         share, total = coef.detach() * batch.share, dict[str, Tensor]()
         for name, p in parameters.items():
+            if name in self._capture.skipped:
+                continue
             total[name] = torch.zeros_like(p, dtype=accumulate_dtype(p.dtype), requires_grad=False)
             if name in factors:
                 total[name] = factors.pop(name).weighted_sum(share.to(total[name]))
@@ -223,7 +248,8 @@ class Record:
     def _raw(self) -> dict[str, dict[str, Tensor]]:
         """The gradients of the probes, by parameter; zeros for those that took no part."""
         size = self.batch_size
-        probes = {name: self._capture.probes_of(name) for name in self._capture.parameters}
+        skipped, names = self._capture.skipped, self._capture.parameters
+        probes = {name: self._capture.probes_of(name) for name in names if name not in skipped}
         self._expect_complete()
         if not any(p.grad is not None for outputs in probes.values() for p in outputs.values()):
             raise RuntimeError(_NOT_RUN.format(size))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,12 @@ from torch.utils._pytree import tree_map
 from pycoherence.capture import LossFn, tracked_parameters
 from pycoherence.errors import VerificationError
 from pycoherence.meter import measure
-from pycoherence.record import LossReduction, check_group_size, check_loss_reduction
+from pycoherence.record import (
+    LossReduction,
+    check_group_size,
+    check_loss_reduction,
+    check_on_unsupported,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def verify(
     loss_reduction: LossReduction = "mean",
     rtol: float | None = None,
     group_size: int = 1,
+    on_unsupported: Literal["raise", "vmap"] = "raise",
 ) -> Verification:
     """Compare per-example gradients with those of autograd, one example at a time, on your model.
 
@@ -59,6 +65,7 @@ def verify(
         rtol: Allowed relative error; the square root of the dtype's epsilon if `None`.
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`; `loss_fn` is then also given the rows of one.
+        on_unsupported: `"raise"` or `"vmap"`, as in `pycoherence.collect`.
 
     Returns:
         The errors found, by parameter.
@@ -82,7 +89,8 @@ def verify(
     check_loss_reduction(loss_reduction)
     parameters = tracked_parameters(model)
     group_size = check_group_size(group_size)
-    size, sums, norms = measure(model, loss_fn, batch, group_size)
+    fallback = check_on_unsupported(on_unsupported, skip=False)
+    size, sums, norms = measure(model, loss_fn, batch, group_size, fallback)
     if not size:
         raise ValueError("expected a batch of one or more examples, got an empty one")
     scale = size if loss_reduction == "mean" else 1

@@ -1,12 +1,18 @@
 """A weighted sum of per-example gradients, with weights that may depend on their statistics."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from pycoherence.capture import Capture, LossFn, run_pass, tracked_parameters
-from pycoherence.record import LossReduction, Record, check_group_size, check_loss_reduction
+from pycoherence.record import (
+    LossReduction,
+    Record,
+    check_group_size,
+    check_loss_reduction,
+    check_on_unsupported,
+)
 from pycoherence.statistics import SqNorms, Statistic, combine
 
 
@@ -18,6 +24,7 @@ def weighted_sum(
     *statistics: Statistic,
     loss_reduction: LossReduction = "mean",
     group_size: int = 1,
+    on_unsupported: Literal["raise", "vmap"] = "raise",
 ) -> dict[str, Tensor]:
     r"""A weighted sum of the per-example gradients of a batch, in one forward and backward pass.
 
@@ -40,6 +47,7 @@ def weighted_sum(
             both, use `collect(..., keep_factors=True)` and `Record.weighted_sum`.
         loss_reduction: How `loss_fn` joins per-example losses.
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
+        on_unsupported: `"raise"` or `"vmap"`, as in `pycoherence.collect`.
 
     Returns:
         For each parameter that requires a gradient a tensor of its shape, in float32 (float64 for
@@ -74,7 +82,11 @@ def weighted_sum(
     parameters = tracked_parameters(model)
     # Norms of the sum would take the sum, whose cost is what this function saves.
     plan = combine(asked, parameters)._replace(
-        sum_norms=False, factors=True, gradients=False, group_size=group_size
+        sum_norms=False,
+        factors=True,
+        gradients=False,
+        group_size=group_size,
+        on_unsupported=check_on_unsupported(on_unsupported, skip=False),
     )
     capture = Capture(model, parameters, plan)
     run_pass(capture, model, loss_fn, batch)

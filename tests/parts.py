@@ -67,23 +67,6 @@ def custom(apply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]
     return lambda: nn.Sequential(nn.Linear(6, 6), Scale(apply))
 
 
-def positions(form: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
-    """Token and position embeddings, the positions as some models write them."""
-
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        return m.token(x) + m.position(form(torch.arange(T)))
-
-    return lambda: Shaped(forward, token=nn.Embedding(5, 6), position=nn.Embedding(T, 6))
-
-
-def tied() -> nn.Module:
-    model = Shaped(
-        lambda m, x: m.head(m.embed(x)), embed=nn.Embedding(5, 6), head=nn.Linear(6, 5, bias=False)
-    )
-    model.head.weight = model.embed.weight
-    return model
-
-
 def embedding(**options) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Embedding(5, 6, **options), nn.Linear(6, 6))
 

@@ -16,9 +16,7 @@ from parts import (
     embedding,
     features,
     ids,
-    positions,
     sequence,
-    tied,
 )
 from torch import Tensor, nn
 
@@ -70,11 +68,6 @@ REFUSALS: dict[str, Refusal] = {
         features,
         ("batch_norm", "mix", FIX),
     ),
-    "matmul": Refusal(
-        lambda: Shaped(lambda m, x: x @ m.a.weight.mT, a=nn.Linear(6, 4)),
-        features,
-        (module("a", "weight"), FIX, r"\(F\.batch_norm, .*F\.linear", "requires_grad_", "detach"),
-    ),
     "addmm": Refusal(
         lambda: Shaped(lambda m, x: torch.addmm(m.a.bias, x, x.mT @ x), a=nn.Linear(6, 6)),
         features,
@@ -85,39 +78,10 @@ REFUSALS: dict[str, Refusal] = {
         features,
         (module("a", "weight"), r"aten\.linear", FIX),
     ),
-    "scale-times": Refusal(
-        custom(lambda x, s: x * s), features, (module("1", "scale"), r"used by Tensor\.mul:", FIX)
-    ),
-    "scale-in-place": Refusal(
-        custom(lambda x, s: x.clone().mul_(s)), features, (module("1", "scale"), "mul_", FIX)
-    ),
-    "scale-plus": Refusal(custom(lambda x, s: s + x), features, (module("1", "scale"), "add", FIX)),
-    "scale-view": Refusal(
-        custom(lambda x, s: x + s[None]), features, (module("1", "scale"), "getitem", FIX)
-    ),
-    "transposed": Refusal(
-        lambda: Shaped(lambda m, x: F.linear(x, m.a.weight.T), a=nn.Linear(6, 6)),
-        features,
-        (module("a", "weight"), r"used by Tensor\.T:", FIX),
-    ),
-    "scale-in-a-list": Refusal(
-        custom(lambda x, s: x + torch.stack([s, s]).sum(0)),
-        features,
-        (rf"^{module('1', 'scale')}, used by torch\.stack:", FIX),
-    ),
-    "scale-iterated": Refusal(
-        custom(lambda x, s: x + sum(s)), features, (module("1", "scale"), FIX)
-    ),
-    "scale-by-keyword": Refusal(
-        custom(lambda x, s: torch.mul(input=x, other=s)), features, (module("1", "scale"), "mul")
-    ),
     "scale-einsum": Refusal(
         custom(lambda x, s: torch.einsum("bi,i->bi", x, s)),
         features,
         (module("1", "scale"), r"used by torch\.einsum:", FIX),
-    ),
-    "scale-where": Refusal(
-        custom(lambda x, s: torch.where(x > 0, x, s)), features, (module("1", "scale"), "where")
     ),
     "bilinear": Refusal(
         lambda: Shaped(lambda m, x: m.a(x, x), a=nn.Bilinear(6, 6, 2)),
@@ -148,17 +112,6 @@ REFUSALS: dict[str, Refusal] = {
     "gru-cell": Refusal(
         lambda: nn.GRUCell(6, 2), features, ("'weight_ih' of the model itself", "gru_cell", FIX)
     ),
-    "weight-norm": Refusal(
-        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
-        features,
-        (module("0.parametrizations.weight", "original0"), r"used by torch\._weight_norm:", FIX),
-    ),
-    "tied": Refusal(tied, ids, (module("embed", "weight"), "linear", "second use", FIX)),
-    "used-twice": Refusal(
-        lambda: Shaped(lambda m, x: m.a(m.a(x)), a=nn.Linear(6, 6)),
-        features,
-        (module("a", "weight"), "linear", "second use", FIX),
-    ),
     "parameter-as-input": Refusal(
         lambda: Shaped(
             lambda m, x: F.linear(m.a.weight, m.b.weight) + x.sum(),
@@ -166,7 +119,7 @@ REFUSALS: dict[str, Refusal] = {
             b=nn.Linear(6, 6),
         ),
         features,
-        (module("a", "weight"), "linear", "where this function takes its input", FIX),
+        (module("a", "weight"), "Tensor.add", FIX),
     ),
     "parameter-as-its-own-input": Refusal(
         lambda: Shaped(lambda m, x: F.linear(m.a.weight, m.a.weight) + x.sum(), a=nn.Linear(6, 6)),
@@ -184,25 +137,6 @@ REFUSALS: dict[str, Refusal] = {
         lambda: Shaped(lambda m, x: m.b(m.a(x)[:2]), a=nn.Linear(6, 6), b=nn.Linear(6, 2)),
         features,
         (module("b", "weight"), "2 rows", FIX),
-    ),
-    "positions-first": Refusal(
-        lambda: Shaped(
-            lambda m, x: m.position(torch.arange(T)[None]) + m.token(x),
-            token=nn.Embedding(5, 6),
-            position=nn.Embedding(T, 6),
-        ),
-        ids,
-        (module("token", "weight"), "embedding", "1", FIX),
-    ),
-    "positions-1-T": Refusal(
-        positions(lambda p: p[None]),
-        ids,
-        (module("position", "weight"), "embedding", "1 rows", "expand"),
-    ),
-    "positions-T": Refusal(
-        positions(lambda p: p),
-        ids,
-        (module("position", "weight"), "embedding", r"\(3,\)", r"expand\(B, T\)"),
     ),
     "ids-B": Refusal(
         embedding(),

@@ -11,7 +11,7 @@ from pycoherence.capture._capture import Capture
 from pycoherence.capture._kept import Factors, expect_unchanged
 from pycoherence.capture._parameters import tracked_parameters
 from pycoherence.capture._pass import LossFn, run_pass
-from pycoherence.capture._plan import Order, Plan
+from pycoherence.capture._plan import OnUnsupported, Order, Plan
 from pycoherence.capture._probes import Shape, like_parameter, per_example, per_pair
 from pycoherence.capture.batch_norm import check_batch_norm
 
@@ -19,6 +19,7 @@ __all__ = [
     "Capture",
     "Factors",
     "LossFn",
+    "OnUnsupported",
     "Order",
     "Plan",
     "Shape",

@@ -12,7 +12,7 @@ from pycoherence.capture._kept import Factors, Kept, row_norms
 from pycoherence.capture._plan import Plan
 from pycoherence.errors import UnsupportedError
 from pycoherence.ops import Reduced
-from pycoherence.sites import Site
+from pycoherence.sites import Site, made_of
 
 if TYPE_CHECKING:
     from pycoherence.capture._watch import BackwardWatch
@@ -56,20 +56,44 @@ def saved(ctx: Any) -> tuple[Any, ...]:
     return tuple(tensors)
 
 
+class Use(NamedTuple):
+    """A tracked parameter that an argument of a call is, or is made of.
+
+    Attributes:
+        name: Of the parameter.
+        leaf: The parameter.
+        probes: By output.
+    """
+
+    name: str
+    leaf: Tensor
+    probes: Mapping[str, Tensor]
+
+
 class Slot(NamedTuple):
     """A parameter argument of a call that needs a gradient.
 
     Attributes:
         name: Name of the argument, such as `weight`.
-        parameter: Name of the tracked parameter; `None` if the tensor is not one.
-        dtype: Of the parameter, hence of its gradient.
-        probes: By output; empty if the tensor is not a tracked parameter.
+        dtype: Of the argument.
+        uses: What it is made of; empty if that is no tracked parameter.
+        source: The argument with its graph, if it is not the parameter itself.
     """
 
     name: str
-    parameter: str | None
     dtype: torch.dtype
-    probes: Mapping[str, Tensor]
+    uses: tuple[Use, ...] = ()
+    source: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The parameters whose gradients are not that of the argument."""
+        return [] if self.source is None else [use.leaf for use in self.uses]
+
+    @property
+    def probes(self) -> list[Tensor]:
+        """Of all uses."""
+        return [probe for use in self.uses for probe in use.probes.values()]
 
 
 class Call(NamedTuple):
@@ -101,8 +125,13 @@ class Call(NamedTuple):
 
     @property
     def probes(self) -> list[Tensor]:
-        """The last arguments of the Function."""
-        return [probe for slot in self.used for probe in slot.probes.values()]
+        """The last arguments of the Function: parameters that its arguments are made of, probes."""
+        return [x for slot in self.used for x in (*slot.leaves, *slot.probes)]
+
+    @property
+    def names(self) -> list[str]:
+        """The tracked parameters that take part."""
+        return [use.name for slot in self.used for use in slot.uses]
 
     def needs(self, name: str) -> bool:
         """Whether the parameter argument `name` needs a gradient."""
@@ -129,22 +158,35 @@ class Call(NamedTuple):
                 "loss.backward() there"
             )
         parameters: list[Tensor | None] = []
-        probes: list[Tensor] = []
+        last: list[Tensor | None] = []
         for slot in self.slots:
             if slot is None:
                 parameters.append(None)
-            elif slot.parameter is None:
+            elif not slot.uses:
                 total = sites[slot.name].reduce(("weighted_sum",)).weighted_sum
                 parameters.append(_cast(total, slot.dtype))
             else:
-                site = sites[slot.name]
-                if self.plan.group_size > 1:
-                    site = site.grouped(self.plan.group_size)
-                reduced = self._measure(slot.parameter, site)
-                gradient = self._gradient(slot.parameter, site, reduced)
-                parameters.append(_cast(gradient, slot.dtype))
-                probes += [getattr(reduced, output) for output in slot.probes]
-        return [*parameters, *probes]
+                gradients, probes = self._of_slot(slot, sites[slot.name])
+                parameters.append(gradients[0] if slot.source is None else None)
+                last += probes if slot.source is None else [*gradients, *probes]
+        return [*parameters, *last]
+
+    def _of_slot(self, slot: Slot, site: Site) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Gradients of the parameters of a slot, and of their probes."""
+        if self.plan.group_size > 1:
+            site = site.grouped(self.plan.group_size)
+        leaves, gradients, probes = slot.leaves, list[Tensor | None](), list[Tensor | None]()
+        sites = [site] if slot.source is None else made_of(site, slot.source, leaves)
+        for use, part in zip(slot.uses, sites, strict=True):
+            whole = self.watch.complete(use.name, part)
+            if whole is None:  # the last of several uses gives all
+                gradients.append(None)
+                probes += [None] * len(use.probes)
+                continue
+            reduced = self._measure(use.name, whole)
+            gradients.append(_cast(self._gradient(use.name, whole, reduced), use.leaf.dtype))
+            probes += [getattr(reduced, output) for output in use.probes]
+        return gradients, probes
 
     def _gradient(self, name: str, site: Site, reduced: Reduced) -> Tensor | None:
         order = self.plan.order

@@ -1,7 +1,7 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any, NoReturn
@@ -9,13 +9,16 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from pycoherence.capture._call import Call, Slot
+from pycoherence.capture._call import Call, Slot, Use
+from pycoherence.capture._general import general
 from pycoherence.capture._kept import Kept
 from pycoherence.capture._names import describe, function_name, unsupported
+from pycoherence.capture._origins import Origins, Seen, tensors, unique
 from pycoherence.capture._plan import Plan
 from pycoherence.capture._probes import make_probes
-from pycoherence.capture._registry import Handler, guards, handlers
+from pycoherence.capture._registry import Handler, guards, handlers, spreaders
 from pycoherence.capture._watch import BackwardWatch
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
@@ -39,6 +42,8 @@ class Capture(TorchFunctionMode):
         watch: What guards the backward passes.
         probes: Of each parameter that has been used: output name to probe.
         kept: What the backward pass leaves behind beside the gradients of probes.
+        skipped: Parameters that are not measured, as `plan.on_unsupported` says.
+        fallbacks: Why parameters had their gradients made example by example.
     """
 
     def __init__(
@@ -57,7 +62,9 @@ class Capture(TorchFunctionMode):
         self.kept = Kept()
         self._around = around
         self._want = plan.want
-        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.skipped: list[str] = []
+        self.fallbacks: dict[str, str] = {}
+        self._origins = Origins(model, self.parameters)
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
         self._batch_source = ""
@@ -90,43 +97,70 @@ class Capture(TorchFunctionMode):
             return self._run_backward(func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        self._function = func
-        self._used = []
-        self._find_used(args)
-        if kwargs:
-            self._find_used(kwargs.values())
+        seen = self._origins.look_at(args, kwargs)
+        self._function, self._used = func, seen.names
         if func in guards:
             guards[func](self, *args, **kwargs)
-        if not self._used:
-            return func(*args, **kwargs)
-        if func in handlers:
-            return self._handle(handlers[func], args, kwargs)
+        if seen.names and not seen.fixed and func in handlers:
+            found = self._handle(handlers[func], args, kwargs)
+            if found is not NotImplemented:
+                return found
+        if seen.names and seen.alone and func in spreaders:
+            found = self._handle(spreaders[func], args, kwargs)
+            if found is not NotImplemented:
+                return found
+        if seen.names and not seen.alone:
+            return self._unknown(func, args, kwargs)
         result = func(*args, **kwargs)
-        if any(x.grad_fn is not None for x in _tensors(result)):
-            known = ", ".join(sorted(function_name(known) for known in handlers))
-            self.refuse(
-                "per-example gradients through this function are not known",
-                f"write the layer with one that is ({known}); look up what all examples share, "
-                "such as positions, with embedding(positions.expand(B, T), weight); leave an L2 "
-                "penalty to the optimizer's weight_decay, and take others outside the block; take "
-                "print-outs of parameter.detach(); or freeze the parameter with "
-                "requires_grad_(False)",
-            )
+        if seen.alone:
+            self._origins.note(result, seen)
+        else:
+            self._origins.spoil(func, args, kwargs)
         return result
 
-    def _find_used(self, values: Iterable[Any]) -> None:
-        """Add the tracked parameters among some arguments; each torch function pays for this."""
-        for value in values:
-            if id(value) in self._names:
-                self._used.append(self._names[id(value)])
-            elif isinstance(value, (tuple, list)):
-                self._find_used(value)
-            elif isinstance(value, dict):
-                self._find_used(value.values())
+    def _unknown(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a function of parameters and examples that has no handler."""
+        result = func(*args, **kwargs)
+        if not any(x.grad_fn is not None for x in tensors(result)):
+            return result
+        if self.plan.on_unsupported == "skip":
+            self._skip()
+            return result
+        if self.plan.on_unsupported == "vmap":
+            return self._handle(general, (func, *args), kwargs)
+        names = (function_name(known) for known in handlers)
+        known = ", ".join(sorted(name for name in names if name.startswith("F.")))
+        self.refuse(
+            "per-example gradients through this function are not known",
+            f"write the layer with one that is ({known}, or products and sums of tensors); ask for "
+            "on_unsupported='vmap', which makes them example by example, or 'skip', which leaves "
+            "the parameter out; leave an L2 penalty to the optimizer's weight_decay, and take "
+            "others outside the block; take print-outs of parameter.detach(); or freeze the "
+            "parameter with requires_grad_(False)",
+        )
+
+    def _skip(self) -> None:
+        """Measure the parameters in use no longer."""
+        measured = [name for name in self._used if name in self.probes]
+        if measured:
+            self.refuse(
+                f"per-example gradients through this function are not known, and "
+                f"{describe(measured[0])} has been measured in another one, so that it cannot be "
+                "skipped",
+                "ask for on_unsupported='vmap', or freeze it with requires_grad_(False)",
+            )
+        for name in unique(self._used):
+            self.skipped.append(name)
+            self._origins.forget(name)
+            self.watch.forget(name)
 
     def _handle(self, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a handler; if it raises, the call has not happened."""
         batch_size, used = self.batch_size, set(self.probes)
+        # Gradients are taken to the parameters past the graph of what is made of them.
+        args, kwargs = tree_map(self._origins.alone, (args, kwargs))
         try:
             return handler(self, *args, **kwargs)
         except BaseException:
@@ -143,7 +177,7 @@ class Capture(TorchFunctionMode):
                 "backward(inputs=...) would leave the statistics out, whose probes are not among "
                 "these inputs; call loss.backward(), or torch.autograd.grad for other gradients"
             )
-        roots = _tensors(args[0] if args else list(kwargs.values()))
+        roots = tensors(args[0] if args else list(kwargs.values()))
         if not accumulate:
             self._check_inputs(args[1] if len(args) > 1 else kwargs.get("inputs"))
         # A gradient that is made after the pass has no part in torch.autograd.grad.
@@ -153,7 +187,7 @@ class Capture(TorchFunctionMode):
 
     def _check_inputs(self, inputs: Any) -> None:
         """Refuse `torch.autograd.grad` of parameters whose gradients are made after the pass."""
-        names = [self._names[id(x)] for x in _tensors(inputs) if id(x) in self._names]
+        names = [name for x in tensors(inputs) for name in self._origins.names_of(x)]
         if names and not self.plan.gradients:
             raise RuntimeError(
                 f"torch.autograd.grad cannot give the gradients of {', '.join(names)}, which are "
@@ -167,6 +201,44 @@ class Capture(TorchFunctionMode):
             return self.probes[name]
         return make_probes(self.plan.outputs, self.batch_size, self.parameters[name])
 
+    def names_of(self, value: Any) -> tuple[str, ...]:
+        """The tracked parameters that a tensor is, or is made of."""
+        return self._origins.names_of(value)
+
+    def is_alone(self, value: Any) -> bool:
+        """Whether no example has a part in a tensor, as far as is known."""
+        return self._origins.look_at(value).alone
+
+    def make(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        """What a function makes of a parameter, or of what is made of some, for a captured call."""
+        made = self._origins.made(value)
+        found = function(value if made is None else made.source)
+        names = list(self._origins.names_of(value))
+        self._origins.note(found, Seen(names, fixed=True, alone=True, any=True))
+        return self._origins.alone(found)
+
+    @property
+    def rows(self) -> int | None:
+        """Of the batch; `None` before it is known."""
+        return None if self.batch_size is None else self.batch_size * self.plan.group_size
+
+    def rows_of(self, candidates: Sequence[Tensor]) -> int:
+        """How many rows the batch has; before any call, of the first dimensions the only one.
+
+        Raises:
+            UnsupportedError: None of these tensors has so many, or that is not known.
+        """
+        sizes = {x.shape[0] for x in candidates if x.dim()}
+        if self.rows is not None:
+            sizes &= {self.rows}
+        if len(sizes) != 1:
+            shapes = ", ".join(str(tuple(x.shape)) for x in candidates)
+            self.refuse(
+                f"which dimension of its inputs {shapes} is the batch is not known",
+                "keep the batch first in them",
+            )
+        return sizes.pop()
+
     def call(self, batched: Tensor, /, **parameters: Tensor | None) -> Call:
         """Describe a call to its autograd Function, and make the probes.
 
@@ -177,8 +249,8 @@ class Capture(TorchFunctionMode):
         Raises:
             UnsupportedError: The call cannot be measured exactly.
         """
-        names = {slot: self._names.get(id(p)) for slot, p in parameters.items()}
-        if sorted(name for name in names.values() if name) != sorted(self._used):
+        names = [name for p in parameters.values() for name in self._origins.names_of(p)]
+        if sorted(names) != sorted(self._used):
             self.refuse(
                 "a parameter stands where this function takes its input",
                 "freeze that parameter with requires_grad_(False), or detach it here",
@@ -187,28 +259,31 @@ class Capture(TorchFunctionMode):
         return Call(
             self.watch,
             next(self._calls),
-            tuple(self._slot(slot, p, names[slot]) for slot, p in parameters.items()),
+            tuple(self._slot(slot, p) for slot, p in parameters.items()),
             batch_size,
             self.plan,
             self._want,
             self.kept,
         )
 
-    def _slot(self, slot: str, parameter: Tensor | None, name: str | None) -> Slot | None:
+    def _slot(self, slot: str, parameter: Tensor | None) -> Slot | None:
         if parameter is None or not parameter.requires_grad:
             return None
-        if name is None:
-            return Slot(slot, None, parameter.dtype, {})
-        if name in self.probes:
+        uses = tuple(self._use(name) for name in self._origins.names_of(parameter))
+        made = self._origins.made(parameter)
+        return Slot(slot, parameter.dtype, uses, None if made is None else made.source)
+
+    def _use(self, name: str) -> Use:
+        parameter = self.parameters[name]
+        if name not in self.probes:
+            assert self.batch_size is not None
+            self.probes[name] = make_probes(self.plan.outputs, self.batch_size, parameter)
+        elif self.watch.seen:
             self.refuse(
-                "expected one forward and backward pass in a block, with one use of each "
-                "parameter, got a second use",
-                "open the block inside the loop or closure, around one forward and backward pass; "
-                "shared parameters are not supported yet, so give each layer one of its own",
+                "expected one forward and backward pass in a block, got a second",
+                "open the block inside the loop or closure, around one forward and backward pass",
             )
-        assert self.batch_size is not None
-        self.probes[name] = make_probes(self.plan.outputs, self.batch_size, parameter)
-        return Slot(slot, name, parameter.dtype, self.probes[name])
+        return Use(name, parameter, self.probes[name])
 
     def _check_batch(self, batched: Tensor) -> int:
         if torch.is_autocast_enabled(batched.device.type):
@@ -245,14 +320,3 @@ class Capture(TorchFunctionMode):
             UnsupportedError: Always.
         """
         raise unsupported(self._used, self._function, why, fix)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or results."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

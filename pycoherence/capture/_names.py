@@ -33,7 +33,10 @@ def unsupported(
     names: Sequence[str], function: Callable[..., Any] | None, why: str, fix: str
 ) -> UnsupportedError:
     """The error that a use of these parameters, in this function, cannot be measured."""
-    who = " and ".join(dict.fromkeys(describe(name) for name in names))
+    first, *others = dict.fromkeys(names) or [""]
+    who = describe(first) if first else ""
+    if others:
+        who += f" and {describe(others[0]) if len(others) == 1 else f'{len(others)} more'}"
     op = "" if function is None else function_name(function)
     where = ", used by ".join(part for part in (who, op) if part) or "the backward pass"
     return UnsupportedError(f"{where}: {why}. What to do: {fix}.")

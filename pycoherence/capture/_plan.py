@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from pycoherence.capture._probes import Shape
+
+OnUnsupported = Literal["raise", "skip", "vmap"]
+"""Refuse the parameter, leave it out, or make its gradients example by example."""
 
 
 class Order(NamedTuple):
@@ -36,6 +39,7 @@ class Plan(NamedTuple):
         gradients: Whether the backward pass has to give the gradients of the parameters.
         order: What it gives in their place; `None` for the gradients themselves.
         group_size: How many consecutive rows make one example.
+        on_unsupported: What becomes of a parameter that is used in a way that is not known.
     """
 
     outputs: Mapping[str, Shape]
@@ -45,6 +49,7 @@ class Plan(NamedTuple):
     gradients: bool = True
     order: Order | None = None
     group_size: int = 1
+    on_unsupported: OnUnsupported = "raise"
 
     @property
     def want(self) -> tuple[str, ...]:

@@ -13,6 +13,10 @@ guards: dict[Callable[..., Any], Handler] = {}
 """What looks at every call of a torch function, whether or not it uses tracked parameters."""
 
 
+spreaders: dict[Callable[..., Any], Handler] = {}
+"""What may give each example its own copy of what is made of parameters alone."""
+
+
 def register_site(function: Callable[..., Any]) -> Callable[[F], F]:
     """Register the handler of a torch function.
 
@@ -26,6 +30,16 @@ def register_site(function: Callable[..., Any]) -> Callable[[F], F]:
 
     def decorate(handler: F) -> F:
         handlers[function] = handler
+        return handler
+
+    return decorate
+
+
+def register_spreader(function: Callable[..., Any]) -> Callable[[F], F]:
+    """Register what looks at a function of parameters alone; it may return `NotImplemented`."""
+
+    def decorate(handler: F) -> F:
+        spreaders[function] = handler
         return handler
 
     return decorate

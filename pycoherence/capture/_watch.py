@@ -1,5 +1,6 @@
 """What guards a backward pass, so that no gradient goes past the capture."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from pycoherence.capture._call import Call
 from pycoherence.capture._graph import counted_gradients, graph_below, is_reentrant_checkpoint
 from pycoherence.capture._names import unsupported
+from pycoherence.sites import Site, joint
 
 
 class BackwardWatch:
@@ -35,8 +37,25 @@ class BackwardWatch:
         self._model = model
         self._parameters = parameters
         self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._skipped: set[str] = set()
         self._once = once
         self._done: set[int] = set()
+        self._finished: set[str] = set()
+        self._left: Counter[str] = Counter()
+        self._parts: dict[str, list[Site]] = {}
+
+    def forget(self, name: str) -> None:
+        """Let the gradients of a parameter go past the capture."""
+        self._names.pop(id(self._parameters[name]))
+        self._skipped.add(name)
+
+    def complete(self, name: str, site: Site) -> Site | None:
+        """The site of all uses of a parameter in this pass, from that of each; `None` before."""
+        self._left[name] -= 1
+        if name not in self._parts and not self._left[name]:
+            return site
+        self._parts.setdefault(name, []).append(site)
+        return None if self._left[name] else joint(self._parts.pop(name))
 
     @contextmanager
     def backward(
@@ -57,9 +76,11 @@ class BackwardWatch:
         self._expect_same_model()
         calls = self._find_calls(roots)
         if accumulate:
-            self._expect_first(set(calls))
+            self._expect_first(calls)
         self.seen |= bool(calls)
-        expected = {name: int(accumulate) for names in calls.values() for name in names}
+        self._left = Counter(name for names in calls.values() for name in names)
+        expected = dict.fromkeys(self._left, accumulate)
+        self._parts.clear()
         self.running, self.keeping = True, accumulate or keep
         try:
             with counted_gradients(self._parameters) as counts:
@@ -69,7 +90,8 @@ class BackwardWatch:
             raise
         finally:
             self.running = self.keeping = False
-        past = [name for name, n in counts.items() if n > expected.get(name, 0)]
+            self._parts.clear()
+        past = [n for n, c in counts.items() if c > expected.get(n, 0) and n not in self._skipped]
         if past:
             self.failed = True
             raise unsupported(
@@ -96,7 +118,7 @@ class BackwardWatch:
         for node in graph_below(roots):
             call = getattr(node, "call", None)
             if isinstance(call, Call) and call.watch is self:
-                calls[call.number] = [s.parameter for s in call.used if s.parameter is not None]
+                calls[call.number] = call.names
                 continue
             leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
             past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
@@ -112,8 +134,9 @@ class BackwardWatch:
                 )
         return calls
 
-    def _expect_first(self, calls: set[int]) -> None:
-        if calls & self._done:
+    def _expect_first(self, calls: Mapping[int, list[str]]) -> None:
+        names = {name for used in calls.values() for name in used}
+        if self._done.intersection(calls) or self._finished & names:
             raise RuntimeError(
                 "expected one backward pass over a forward pass, got a second, whose statistics "
                 "would add up as if of other examples; sum the losses before one backward(), or "
@@ -125,4 +148,5 @@ class BackwardWatch:
                 "together, got a second; sum the losses before one backward(), or use a block for "
                 "each"
             )
-        self._done |= calls
+        self._done.update(calls)
+        self._finished |= names

@@ -22,7 +22,7 @@ def embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Tensor:
+) -> Any:
     for option, value in (
         ("max_norm", max_norm is not None),
         ("scale_grad_by_freq", scale_grad_by_freq),
@@ -33,6 +33,9 @@ def embedding(
                 f"the option {option} has no per-example meaning here",
                 f"build the layer without {option}",
             )
+    shared = input.dim() < 2 or (input.shape[0] == 1 and capture.rows != 1)
+    if shared and capture.is_alone(input):
+        return NotImplemented  # positions: what all examples look up is made of the table alone
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
     call = capture.call(input, weight=weight)

@@ -42,11 +42,13 @@ class Report:
         by_parameter: For each parameter that got a gradient, by name. A rule over the whole network
             has the same decision everywhere.
         network: That decision; `None` for the other rules.
+        skipped: Parameters that were left out, and got their ordinary gradient.
     """
 
     batch_size: int
     by_parameter: Mapping[str, Decision]
     network: Decision | None = None
+    skipped: tuple[str, ...] = ()
 
 
 class Rule(ABC):

@@ -1,8 +1,10 @@
 """What every kind of site can do."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
@@ -34,6 +36,18 @@ class Site(Protocol):
         """The site whose examples are `n` consecutive ones of this, which are a multiple of `n`."""
         ...
 
+    def rows(self) -> Tensor:
+        """The gradients `G_b`, `[B, *shape]`, in accumulation dtype: much memory."""
+        ...
+
+    def with_others(self, others: Sequence[Any]) -> "Site | None":
+        """The site of the sum with others of its kind, if it has the same kind of factors.
+
+        Args:
+            others: Further uses of the parameter, by the same examples.
+        """
+        ...
+
 
 def norm_rows(site: Site) -> tuple[Tensor, ...]:
     """Rows `[B, n]` of which the norms, multiplied, are those of `G_b`; none if it has no such."""
@@ -59,7 +73,7 @@ def shaped(out: Reduced, shape: Sequence[int]) -> Reduced:
     """Give what is like the parameter its shape."""
     like = ("weighted_sum", "second_moment", "sign_sum")
     found = {name: x for name in like if (x := getattr(out, name)) is not None}
-    return out._replace(**{name: x.view(*shape) for name, x in found.items()})
+    return out._replace(**{name: x.view(tuple(shape)) for name, x in found.items()})
 
 
 def positions_last(x: Tensor) -> Tensor:
@@ -75,3 +89,9 @@ def channels_last(x: Tensor) -> Tensor:
 def joined(x: Tensor, n: int) -> Tensor:
     """Make the positions of `n` examples those of one: `[B, T, ...]` to `[B / n, n T, ...]`."""
     return x.unflatten(0, (-1, n)).flatten(1, 2)
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """Join the positions of the same examples, `[B, T_i, ...]`, in one dtype."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
+    return torch.cat([x.to(dtype) for x in tensors], 1)

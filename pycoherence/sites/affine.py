@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pycoherence.ops import Reduced
 from pycoherence.ops.affine_reduce import materialise
-from pycoherence.sites._site import joined, order, reduce, shaped
+from pycoherence.sites._site import joined, order, reduce, shaped, side_by_side
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AffineSite:
         """As `Site.order`, of rows `[B, C]`."""
         rows = materialise(self.g, self.x, self.mean, self.rstd).joined()
         out = order("dense_order", len(rows), rows, rule=rule, k=k, drop=drop)
-        return out if self.shape is None else out.view(*self.shape)
+        return out if self.shape is None else out.view(tuple(self.shape))
 
     def norm_rows(self) -> tuple[Tensor, ...]:
         """As `norm_rows` of all sites: a shift that sees one position."""
@@ -64,3 +64,15 @@ class AffineSite:
             if f is not None
         }
         return replace(self, **groups)
+
+    def rows(self) -> Tensor:
+        """As `Site.rows`."""
+        rows = materialise(self.g, self.x, self.mean, self.rstd).joined()
+        return rows if self.shape is None else rows.view(len(rows), *self.shape)
+
+    def with_others(self, others: Sequence["AffineSite"]) -> "AffineSite | None":
+        """As `Site.with_others`, of shifts; scales have factors of their own."""
+        sites = [self, *others]
+        if any(site.x is not None or site.shape != self.shape for site in sites):
+            return None
+        return replace(self, g=side_by_side([site.g for site in sites]))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pycoherence.ops import Reduced
+from pycoherence.ops.conv_reduce import materialise
 from pycoherence.sites._site import order, reduce, shaped
 
 
@@ -50,7 +51,7 @@ class ConvSite:
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """As `Site.order`."""
         out = order("conv_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
-        return out if self.shape is None else out.view(*self.shape)
+        return out if self.shape is None else out.view(tuple(self.shape))
 
     def grouped(self, n: int) -> "ConvSite":
         """As `Site.grouped`: the examples are one more spatial dimension, with a kernel of one."""
@@ -65,6 +66,15 @@ class ConvSite:
             dilation=(1, *self.dilation),
             shape=shape,
         )
+
+    def rows(self) -> Tensor:
+        """As `Site.rows`."""
+        rows = materialise(*self._head()).joined()
+        return rows if self.shape is None else rows.view(len(rows), *self.shape)
+
+    def with_others(self, others: Sequence["ConvSite"]) -> "ConvSite | None":
+        """As `Site.with_others`: none, since images of several sizes have no common factors."""
+        return None
 
     def _head(self) -> tuple[Any, ...]:
         options = (self.kernel_size, self.stride, self.padding, self.dilation)

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites._site import joined, order, positions_last, reduce
+from pycoherence.ops.embedding_reduce import materialise
+from pycoherence.sites._site import joined, order, positions_last, reduce, side_by_side
+from pycoherence.sites.linear import LinearSite
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,33 @@ class EmbeddingSite:
         """As `Site.grouped`."""
         ids, g = joined(self.ids.flatten(1), n), joined(positions_last(self.g), n)
         return replace(self, ids=ids, g=g)
+
+    def rows(self) -> Tensor:
+        """As `Site.rows`."""
+        ids, g = self.ids.flatten(1).long(), positions_last(self.g)
+        return materialise(ids, g, self._padded(), self.num_embeddings).joined()
+
+    def with_others(self, others: Sequence["EmbeddingSite"]) -> "EmbeddingSite | None":
+        """As `Site.with_others`: further lookups of the same examples."""
+        sites = [self, *others]
+        if any(site.padding_idx != self.padding_idx for site in sites):
+            return None
+        ids = side_by_side([site.ids.flatten(1) for site in sites])
+        return replace(self, ids=ids, g=side_by_side([positions_last(site.g) for site in sites]))
+
+    def as_linear(self) -> LinearSite:
+        """The same as the gradient of a weight `[V, D]`, whose outputs are what is looked up."""
+        g = positions_last(self.g)
+        found = torch.nn.functional.one_hot(self.ids.flatten(1).long(), self.num_embeddings)
+        return LinearSite(g, found.masked_fill_(self._padded().unsqueeze(-1), 0).to(g.dtype))
+
+    def _padded(self) -> Tensor:
+        ids = self.ids.flatten(1)
+        return (
+            torch.zeros_like(ids, dtype=torch.bool)
+            if self.padding_idx is None
+            else (ids == self.padding_idx)
+        )
 
     def _head(self) -> tuple[Any, ...]:
         padding = -1 if self.padding_idx is None else self.padding_idx

@@ -76,7 +76,7 @@ def test_plain_training_works_afterwards(case: Refusal) -> None:
 )
 def test_a_parameter_in_the_loss_is_refused(penalty) -> None:
     model, batch = make("mlp")
-    message = r"parameter '(weight|bias)' of module '0', used.*weight_decay"
+    message = r"parameter '(weight|bias)' of module '0'.*, used.*weight_decay"
     with (
         pytest.raises(pc.UnsupportedError, match=message),
         pc.collect(model, pc.SqNorms()),
@@ -96,16 +96,18 @@ def test_a_penalty_without_gradient_is_fine() -> None:
     assert record.sq_norms.isfinite().all()
 
 
-def test_two_forward_passes_in_a_block_are_refused() -> None:
+def test_a_training_loop_in_a_block_is_refused() -> None:
     model, batch = make("mlp")
-    message = r"'weight' of module '0'.*: expected one forward.*second use.*open the block inside"
-    with pc.collect(model, pc.SqNorms()), pytest.raises(pc.UnsupportedError, match=message):
-        (model(batch[0]) + model(batch[0])).sum().backward()
+    message = r"'weight' of module '0'.*: expected one forward.*got a second.*open the block inside"
+    with pc.collect(model, pc.SqNorms()):
+        model(batch[0]).sum().backward()
+        with pytest.raises(pc.UnsupportedError, match=message):
+            model(batch[0])
 
 
 def test_what_is_frozen_may_do_as_it_likes() -> None:
     """The same layers as above, with their parameters frozen as the messages advise."""
-    for name in ("scale-times", "matmul", "bilinear", "lstm", "tied", "prelu", "max-norm"):
+    for name in ("scale-einsum", "bilinear", "lstm", "prelu", "max-norm"):
         case = REFUSALS[name]
         model = case.build().requires_grad_(False)
         head = nn.Linear(model(case.inputs()).shape[-1], 3)

@@ -1,0 +1,178 @@
+"""Functions of one number at a time, of which the parameter is broadcast over the batch."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycoherence.capture._call import Call, differentiable_once, saved
+from pycoherence.capture._capture import Capture
+from pycoherence.capture._general import Function
+from pycoherence.capture._registry import Handler, register_site, register_spreader
+from pycoherence.sites import AffineSite
+
+_NAMES = ("add", "sub", "mul", "div", "true_divide", "multiply", "subtract", "divide", "pow")
+_DUNDERS = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow")
+_OTHERS = (torch.where, Tensor.where, torch.lerp, Tensor.lerp, torch.addcmul, Tensor.addcmul)
+
+
+def _handler(function: Callable[..., Any]) -> Handler:
+    def elementwise(capture: Capture, *args: Any, **kwargs: Any) -> Any:
+        if "out" in kwargs:
+            return NotImplemented
+        run = Function(function, (args, kwargs), lambda x: bool(capture.names_of(x)))
+        parameters, others = run.take()
+        if len(parameters) != 1:
+            return NotImplemented
+        parameter = parameters[0]
+        shapes = [tuple(x.shape) for x in others]
+        shape = torch.broadcast_shapes(parameter.shape, *shapes)
+        if not shape or shape[0] != (capture.rows or shape[0]):
+            return NotImplemented
+        if parameter.dim() == len(shape) and parameter.shape[0] != 1:
+            return NotImplemented
+        return broadcast(capture, run, parameter, others, shape)
+
+    return elementwise
+
+
+def broadcast(
+    capture: Capture,
+    run: Function,
+    parameter: Tensor,
+    others: list[Tensor],
+    shape: tuple[int, ...],
+) -> Tensor:
+    """Call a function of a parameter and tensors of examples, number by number.
+
+    Args:
+        capture: Of the pass.
+        run: The function.
+        parameter: The same for all examples.
+        others: The other tensors among its arguments.
+        shape: Of the result.
+    """
+    batched = parameter.new_empty(()).expand(shape if len(shape) > 1 else (*shape, 1))
+    call = capture.call(batched, parameter=parameter)
+    return _Broadcast.apply(call, run, shape, parameter, *others, *call.probes)
+
+
+class _Broadcast(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        run: Function,
+        shape: tuple[int, ...],
+        parameter: Tensor,
+        *inputs: Tensor,
+    ) -> Tensor:
+        ctx.run, ctx.shape, ctx.count = run, shape, len(run.others)
+        others = inputs[: ctx.count]
+        call.save(ctx, parameter, *others)
+        (found,) = run([parameter], others)
+        return found
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        parameter, *others = saved(ctx)
+        needs = [True, *ctx.needs_input_grad[4 : 4 + ctx.count]]
+        with torch.enable_grad():
+            spread = parameter.detach().expand(ctx.shape)
+            inputs = [
+                x.detach().requires_grad_(need)
+                for x, need in zip((spread, *others), needs, strict=True)
+            ]
+            (found,) = ctx.run(inputs[:1], inputs[1:])
+            grads = iter(
+                torch.autograd.grad(
+                    found, [x for x in inputs if x.requires_grad], g, allow_unused=True
+                )
+            )
+        found = [next(grads) if need else None for need in needs]
+        site = of_broadcast(g.new_zeros(ctx.shape) if found[0] is None else found[0], parameter)
+        ours, *probes = ctx.call.gradients(parameter=site)
+        return None, None, None, ours, *found[1:], *probes
+
+
+def of_broadcast(g: Tensor, parameter: Tensor) -> AffineSite:
+    """The site of a parameter that was broadcast, from the gradient of what became of it."""
+    ahead = g.dim() - parameter.dim()
+    sizes = [1] * ahead + list(parameter.shape)
+    summed = [d for d in range(1, g.dim()) if sizes[d] == 1 and g.shape[d] != 1]
+    kept = [d for d in range(1, g.dim()) if d not in summed]
+    ordered = g.permute(0, *summed, *kept)
+    channels = prod(g.shape[d] for d in kept)
+    return AffineSite(ordered.reshape(len(g), -1, channels), shape=tuple(parameter.shape))
+
+
+def _in_place(function: Callable[..., Any]) -> Handler:
+    handle = _handler(function)
+
+    def written(capture: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if capture.names_of(input):
+            return NotImplemented
+        found = handle(capture, input.clone(), *args, **kwargs)
+        return found if found is NotImplemented else input.copy_(found)
+
+    return written
+
+
+def _expand(capture: Capture, input: Tensor, *size: Any, **kwargs: Any) -> Any:
+    sizes = size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size
+    if kwargs or not all(isinstance(n, int) for n in sizes):
+        return NotImplemented
+    return _spread(capture, input, list(sizes))
+
+
+def _repeat(capture: Capture, input: Tensor, *repeats: Any, **kwargs: Any) -> Any:
+    times = repeats[0] if len(repeats) == 1 and isinstance(repeats[0], (tuple, list)) else repeats
+    if kwargs or not all(isinstance(n, int) for n in times) or any(n != 1 for n in times[1:]):
+        return NotImplemented
+    return _spread(capture, input, [times[0], *[-1] * (len(times) - 1)], copied=True)
+
+
+def _expand_as(capture: Capture, input: Tensor, other: Tensor) -> Any:
+    return _spread(capture, input, list(other.shape))
+
+
+def _spread(capture: Capture, input: Tensor, size: list[int], *, copied: bool = False) -> Any:
+    """Give each example what is the same for all: `input` with a dimension for the batch."""
+    ahead = len(size) - input.dim()
+    if ahead < 0 or (copied and ahead > 0 and input.dim() == 0):
+        return NotImplemented
+    known = [1] * ahead + list(input.shape)
+    shape = tuple(k if n == -1 else n for n, k in zip(size, known, strict=True))
+    if len(shape) < 2 or known[0] != 1 or shape[0] != (capture.rows or shape[0]):
+        return NotImplemented
+    if capture.rows is None and shape[0] == 1:
+        return NotImplemented
+
+    def run(x: Tensor) -> Tensor:
+        return x.expand(shape).clone()
+
+    function = Function(run, ((input,), {}), lambda x: True)
+    function.take()
+    return broadcast(capture, function, input, [], shape)
+
+
+for _name in _NAMES:
+    for _owner in (torch, Tensor):
+        register_site(getattr(_owner, _name))(_handler(getattr(_owner, _name)))
+    _written = getattr(Tensor, f"{_name}_")
+    register_site(_written)(_in_place(getattr(Tensor, _name)))
+for _name in _DUNDERS:
+    _dunder = getattr(Tensor, f"__{_name}__")
+    register_site(_dunder)(_handler(_dunder))
+for _name in ("add", "sub", "mul", "truediv"):
+    _written = getattr(Tensor, f"__i{_name}__")
+    register_site(_written)(_in_place(getattr(Tensor, f"__{_name}__")))
+for _function in _OTHERS:
+    register_site(_function)(_handler(_function))
+register_spreader(Tensor.expand)(_expand)
+register_spreader(Tensor.repeat)(_repeat)
+register_spreader(torch.broadcast_to)(_expand)
+register_site(Tensor.expand_as)(_expand_as)
