@@ -19,6 +19,7 @@ from pycoherence.capture._origins import Origins, Seen, tensors, unique
 from pycoherence.capture._plan import Plan
 from pycoherence.capture._probes import make_probes
 from pycoherence.capture._registry import Handler, guards, handlers, spreaders
+from pycoherence.capture._rows import Rows
 from pycoherence.capture._watch import BackwardWatch
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
@@ -38,7 +39,7 @@ class Capture(TorchFunctionMode):
 
     Attributes:
         parameters: The tracked parameters, by name.
-        batch_size: Examples of the forward pass; `None` until a parameter has been used.
+        batch: How many rows and examples the forward pass has.
         watch: What guards the backward passes.
         probes: Of each parameter that has been used: output name to probe.
         kept: What the backward pass leaves behind beside the gradients of probes.
@@ -55,7 +56,7 @@ class Capture(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.parameters = parameters
-        self.batch_size: int | None = None
+        self.batch = Rows(plan.group_size, self.refuse)
         self.watch = BackwardWatch(model, self.parameters, once=not plan.gradients)
         self.probes: dict[str, dict[str, Tensor]] = {}
         self.plan = plan
@@ -67,7 +68,6 @@ class Capture(TorchFunctionMode):
         self._origins = Origins(model, self.parameters)
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
-        self._batch_source = ""
         self._calls = count()
 
     def __enter__(self) -> "Capture":
@@ -158,13 +158,13 @@ class Capture(TorchFunctionMode):
 
     def _handle(self, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a handler; if it raises, the call has not happened."""
-        batch_size, used = self.batch_size, set(self.probes)
+        batch_size, used = self.batch.size, set(self.probes)
         # Gradients are taken to the parameters past the graph of what is made of them.
         args, kwargs = tree_map(self._origins.alone, (args, kwargs))
         try:
             return handler(self, *args, **kwargs)
         except BaseException:
-            self.batch_size = batch_size
+            self.batch.size = batch_size
             self.probes = {name: probes for name, probes in self.probes.items() if name in used}
             raise
 
@@ -201,6 +201,11 @@ class Capture(TorchFunctionMode):
             return self.probes[name]
         return make_probes(self.plan.outputs, self.batch_size, self.parameters[name])
 
+    @property
+    def batch_size(self) -> int | None:
+        """Examples of the forward pass; `None` until a parameter has been used."""
+        return self.batch.size
+
     def names_of(self, value: Any) -> tuple[str, ...]:
         """The tracked parameters that a tensor is, or is made of."""
         return self._origins.names_of(value)
@@ -216,28 +221,6 @@ class Capture(TorchFunctionMode):
         names = list(self._origins.names_of(value))
         self._origins.note(found, Seen(names, fixed=True, alone=True, any=True))
         return self._origins.alone(found)
-
-    @property
-    def rows(self) -> int | None:
-        """Of the batch; `None` before it is known."""
-        return None if self.batch_size is None else self.batch_size * self.plan.group_size
-
-    def rows_of(self, candidates: Sequence[Tensor]) -> int:
-        """How many rows the batch has; before any call, of the first dimensions the only one.
-
-        Raises:
-            UnsupportedError: None of these tensors has so many, or that is not known.
-        """
-        sizes = {x.shape[0] for x in candidates if x.dim()}
-        if self.rows is not None:
-            sizes &= {self.rows}
-        if len(sizes) != 1:
-            shapes = ", ".join(str(tuple(x.shape)) for x in candidates)
-            self.refuse(
-                f"which dimension of its inputs {shapes} is the batch is not known",
-                "keep the batch first in them",
-            )
-        return sizes.pop()
 
     def call(self, batched: Tensor, /, **parameters: Tensor | None) -> Call:
         """Describe a call to its autograd Function, and make the probes.
@@ -255,7 +238,9 @@ class Capture(TorchFunctionMode):
                 "a parameter stands where this function takes its input",
                 "freeze that parameter with requires_grad_(False), or detach it here",
             )
-        batch_size = self._check_batch(batched)
+        if torch.is_autocast_enabled(batched.device.type):
+            self.refuse("autocast is not supported yet", "leave autocast out of the block")
+        batch_size = self.batch.expect(batched, self._used)
         return Call(
             self.watch,
             next(self._calls),
@@ -284,34 +269,6 @@ class Capture(TorchFunctionMode):
                 "open the block inside the loop or closure, around one forward and backward pass",
             )
         return Use(name, parameter, self.probes[name])
-
-    def _check_batch(self, batched: Tensor) -> int:
-        if torch.is_autocast_enabled(batched.device.type):
-            self.refuse("autocast is not supported yet", "leave autocast out of the block")
-        if batched.dim() < 2:
-            self.refuse(
-                f"its input {tuple(batched.shape)} has no separate batch dimension",
-                "give it an input [B, ...] of two or more dimensions; for ids of one position that "
-                "is ids.unsqueeze(1), for positions that all examples share positions.expand(B, T)",
-            )
-        rows, group_size = batched.shape[0], self.plan.group_size
-        if self.batch_size is None:
-            if rows % group_size:
-                self.refuse(
-                    f"its input {tuple(batched.shape)} has {rows} rows, which are not whole groups "
-                    f"of group_size={group_size}",
-                    f"give it a multiple of {group_size} rows, each group's next to each other",
-                )
-            self.batch_size = rows // group_size
-            self._batch_source = f"{describe(self._used[0])} with input {tuple(batched.shape)}"
-        if rows != self.batch_size * group_size:
-            self.refuse(
-                f"its input {tuple(batched.shape)} has {rows} rows, but the batch size of this "
-                f"block is {self.batch_size * group_size}, as set by {self._batch_source}",
-                "keep the batch first in every layer: expand what all examples share to [B, ...], "
-                "and do not fold positions into the batch",
-            )
-        return self.batch_size
 
     def refuse(self, why: str, fix: str) -> NoReturn:
         """Raise the error for the torch function being called.

@@ -29,7 +29,7 @@ def _handler(function: Callable[..., Any]) -> Handler:
         parameter = parameters[0]
         shapes = [tuple(x.shape) for x in others]
         shape = torch.broadcast_shapes(parameter.shape, *shapes)
-        if not shape or shape[0] != (capture.rows or shape[0]):
+        if not shape or shape[0] != (capture.batch.count or shape[0]):
             return NotImplemented
         if parameter.dim() == len(shape) and parameter.shape[0] != 1:
             return NotImplemented
@@ -146,9 +146,9 @@ def _spread(capture: Capture, input: Tensor, size: list[int], *, copied: bool = 
         return NotImplemented
     known = [1] * ahead + list(input.shape)
     shape = tuple(k if n == -1 else n for n, k in zip(size, known, strict=True))
-    if len(shape) < 2 or known[0] != 1 or shape[0] != (capture.rows or shape[0]):
+    if len(shape) < 2 or known[0] != 1 or shape[0] != (capture.batch.count or shape[0]):
         return NotImplemented
-    if capture.rows is None and shape[0] == 1:
+    if capture.batch.count is None and shape[0] == 1:
         return NotImplemented
 
     def run(x: Tensor) -> Tensor:

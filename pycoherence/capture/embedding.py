@@ -33,7 +33,7 @@ def embedding(
                 f"the option {option} has no per-example meaning here",
                 f"build the layer without {option}",
             )
-    shared = input.dim() < 2 or (input.shape[0] == 1 and capture.rows != 1)
+    shared = input.dim() < 2 or (input.shape[0] == 1 and capture.batch.count != 1)
     if shared and capture.is_alone(input):
         return NotImplemented  # positions: what all examples look up is made of the table alone
     if padding_idx is not None and padding_idx < 0:
