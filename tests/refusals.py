@@ -9,7 +9,6 @@ from parts import (
     B,
     Shaped,
     Square,
-    T,
     after_linear,
     autocast,
     custom,
@@ -83,20 +82,6 @@ REFUSALS: dict[str, Refusal] = {
         features,
         (module("1", "scale"), r"used by torch\.einsum:", FIX),
     ),
-    "bilinear": Refusal(
-        lambda: Shaped(lambda m, x: m.a(x, x), a=nn.Bilinear(6, 6, 2)),
-        features,
-        (module("a", "weight"), r"used by F\.bilinear:", FIX),
-    ),
-    "prelu": Refusal(after_linear(nn.PReLU()), features, (module("1", "weight"), "prelu", FIX)),
-    "conv-transpose": Refusal(
-        lambda: nn.ConvTranspose1d(T, 2, 2),
-        sequence,
-        ("parameter 'weight' of the model itself", "conv_transpose1d", FIX),
-    ),
-    "embedding-bag": Refusal(
-        lambda: nn.EmbeddingBag(5, 6), ids, ("'weight' of the model itself", "embedding_bag", FIX)
-    ),
     "attention": Refusal(
         lambda: Shaped(
             lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(6, 2, batch_first=True)
@@ -125,13 +110,6 @@ REFUSALS: dict[str, Refusal] = {
         lambda: Shaped(lambda m, x: F.linear(m.a.weight, m.a.weight) + x.sum(), a=nn.Linear(6, 6)),
         features,
         (module("a", "weight"), "linear", FIX),
-    ),
-    "flattened-batch": Refusal(
-        lambda: Shaped(
-            lambda m, x: m.b(m.a(x).flatten(0, 1)), a=nn.Linear(6, 6), b=nn.Linear(6, 2)
-        ),
-        sequence,
-        (module("b", "weight"), "linear", f"{B * T} rows", f"batch size of this block is {B}", FIX),
     ),
     "reduced-batch": Refusal(
         lambda: Shaped(lambda m, x: m.b(m.a(x)[:2]), a=nn.Linear(6, 6), b=nn.Linear(6, 2)),

@@ -105,6 +105,7 @@ class Call(NamedTuple):
         slots: One for each parameter argument, in the order of the Function's arguments; `None`
             where the argument is absent or needs no gradient.
         batch_size: `B`.
+        group_size: How many rows make one example.
         plan: What to measure.
         want: `plan.want`.
         kept: Where to put what is not the gradient of a probe.
@@ -114,6 +115,7 @@ class Call(NamedTuple):
     number: int
     slots: tuple[Slot | None, ...]
     batch_size: int
+    group_size: int
     plan: Plan
     want: tuple[str, ...]
     kept: Kept
@@ -173,8 +175,8 @@ class Call(NamedTuple):
 
     def _of_slot(self, slot: Slot, site: Site) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Gradients of the parameters of a slot, and of their probes."""
-        if self.plan.group_size > 1:
-            site = site.grouped(self.plan.group_size)
+        if self.group_size > 1:
+            site = site.grouped(self.group_size)
         leaves, gradients, probes = slot.leaves, list[Tensor | None](), list[Tensor | None]()
         sites = [site] if slot.source is None else made_of(site, slot.source, leaves)
         for use, part in zip(slot.uses, sites, strict=True):

@@ -1,5 +1,6 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pycoherence.capture._call import Call, Slot, Use
+from pycoherence.capture._folds import Folds
 from pycoherence.capture._general import general
 from pycoherence.capture._kept import Kept
 from pycoherence.capture._names import describe, function_name, unsupported
@@ -26,6 +28,13 @@ _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 # Function modes are per thread, and so is what must not be nested.
 _active = threading.local()
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Let compiled functions run as they were written, if there can be any yet."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class Capture(TorchFunctionMode):
@@ -56,7 +65,7 @@ class Capture(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.parameters = parameters
-        self.batch = Rows(plan.group_size, self.refuse)
+        self.batch = Rows(plan.group_size)
         self.watch = BackwardWatch(model, self.parameters, once=not plan.gradients)
         self.probes: dict[str, dict[str, Tensor]] = {}
         self.plan = plan
@@ -66,6 +75,7 @@ class Capture(TorchFunctionMode):
         self.skipped: list[str] = []
         self.fallbacks: dict[str, str] = {}
         self._origins = Origins(model, self.parameters)
+        self._folds = Folds()
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
         self._calls = count()
@@ -77,6 +87,8 @@ class Capture(TorchFunctionMode):
                 "parameters. What to do: ask one collect block for all statistics, measure and "
                 "aggregate in passes of their own, and update meters outside both"
             )
+        self._eagerly = _uncompiled()
+        self._eagerly.__enter__()
         super().__enter__()
         _active.capture = self
         return self
@@ -84,6 +96,7 @@ class Capture(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         _active.capture = None
         super().__exit__(*exception)
+        self._eagerly.__exit__(*exception)
 
     def __torch_function__(
         self,
@@ -97,6 +110,13 @@ class Capture(TorchFunctionMode):
             return self._run_backward(func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        result = self._run_forward(func, args, kwargs)
+        self._folds.follow(func, args, result, self.batch.count)
+        return result
+
+    def _run_forward(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         seen = self._origins.look_at(args, kwargs)
         self._function, self._used = func, seen.names
         if func in guards:
@@ -240,12 +260,14 @@ class Capture(TorchFunctionMode):
             )
         if torch.is_autocast_enabled(batched.device.type):
             self.refuse("autocast is not supported yet", "leave autocast out of the block")
-        batch_size = self.batch.expect(batched, self._used)
+        fold = self._folds.of(batched)
+        batch_size = self.batch.expect(batched, self._used, fold, self.refuse)
         return Call(
             self.watch,
             next(self._calls),
             tuple(self._slot(slot, p) for slot, p in parameters.items()),
             batch_size,
+            fold * self.plan.group_size,
             self.plan,
             self._want,
             self.kept,

@@ -67,7 +67,7 @@ def general(capture: Capture, function: Callable[..., Any], *args: Any, **kwargs
     """
     run = Function(function, (args, kwargs), lambda x: bool(capture.names_of(x)))
     parameters, others = run.take()
-    rows = capture.batch.among(others)
+    rows = capture.batch.among(others, capture.refuse)
     batched = [x.dim() > 0 and x.shape[0] == rows for x in others]
     first = next(x for x, is_batched in zip(others, batched, strict=True) if is_batched)
     slots = {f"parameter{i}": p for i, p in enumerate(parameters)}

@@ -7,21 +7,22 @@ from torch import Tensor
 
 from pycoherence.capture._names import describe
 
+Refuse = Callable[[str, str], NoReturn]
+
 
 class Rows:
     """What the first use of a parameter says of the batch, and all others have to agree with.
 
     Args:
         group_size: Rows of one example.
-        refuse: Raises for the torch function being called, from why and what to do.
 
     Attributes:
         size: Examples; `None` before the first use.
     """
 
-    def __init__(self, group_size: int, refuse: Callable[[str, str], NoReturn]) -> None:
+    def __init__(self, group_size: int) -> None:
         self.size: int | None = None
-        self._group_size, self._refuse = group_size, refuse
+        self._group_size = group_size
         self._source = ""
 
     @property
@@ -29,26 +30,28 @@ class Rows:
         """Of all examples; `None` before the first use."""
         return None if self.size is None else self.size * self._group_size
 
-    def expect(self, batched: Tensor, names: Sequence[str]) -> int:
+    def expect(self, batched: Tensor, names: Sequence[str], fold: int, refuse: Refuse) -> int:
         """The number of examples, if an input has so many rows.
 
         Args:
             batched: The input.
             names: Of the parameters that it meets.
+            fold: How many rows of the input belong to one row of the batch.
+            refuse: Raises, from why and what to do.
 
         Raises:
             UnsupportedError: It has not.
         """
         if batched.dim() < 2:
-            self._refuse(
+            refuse(
                 f"its input {tuple(batched.shape)} has no separate batch dimension",
                 "give it an input [B, ...] of two or more dimensions; for ids of one position that "
                 "is ids.unsqueeze(1), for positions that all examples share positions.expand(B, T)",
             )
-        rows = batched.shape[0]
+        rows = batched.shape[0] // fold
         if self.size is None:
             if rows % self._group_size:
-                self._refuse(
+                refuse(
                     f"its input {tuple(batched.shape)} has {rows} rows, which are not whole groups "
                     f"of group_size={self._group_size}",
                     f"give it a multiple of {self._group_size} rows, each group's next to each "
@@ -57,7 +60,7 @@ class Rows:
             self.size = rows // self._group_size
             self._source = f"{describe(names[0])} with input {tuple(batched.shape)}"
         if rows != self.count:
-            self._refuse(
+            refuse(
                 f"its input {tuple(batched.shape)} has {rows} rows, but the batch size of this "
                 f"block is {self.count}, as set by {self._source}",
                 "keep the batch first in every layer: expand what all examples share to [B, ...], "
@@ -65,8 +68,12 @@ class Rows:
             )
         return self.size
 
-    def among(self, candidates: Sequence[Tensor]) -> int:
+    def among(self, candidates: Sequence[Tensor], refuse: Refuse) -> int:
         """How many rows there are; before the first use, of the first dimensions the only one.
+
+        Args:
+            candidates: Tensors of which one or more have so many.
+            refuse: As of `expect`.
 
         Raises:
             UnsupportedError: None of these tensors has so many, or that is not known.
@@ -76,7 +83,7 @@ class Rows:
             sizes &= {self.count}
         if len(sizes) != 1:
             shapes = ", ".join(str(tuple(x.shape)) for x in candidates)
-            self._refuse(
+            refuse(
                 f"which dimension of its inputs {shapes} is the batch is not known",
                 "keep the batch first in them",
             )

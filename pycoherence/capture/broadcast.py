@@ -18,8 +18,10 @@ _DUNDERS = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", 
 _OTHERS = (torch.where, Tensor.where, torch.lerp, Tensor.lerp, torch.addcmul, Tensor.addcmul)
 
 
-def _handler(function: Callable[..., Any]) -> Handler:
-    def elementwise(capture: Capture, *args: Any, **kwargs: Any) -> Any:
+def elementwise(function: Callable[..., Any]) -> Handler:
+    """The handler of a function that takes numbers one by one, and broadcasts."""
+
+    def handle(capture: Capture, *args: Any, **kwargs: Any) -> Any:
         if "out" in kwargs:
             return NotImplemented
         run = Function(function, (args, kwargs), lambda x: bool(capture.names_of(x)))
@@ -35,7 +37,7 @@ def _handler(function: Callable[..., Any]) -> Handler:
             return NotImplemented
         return broadcast(capture, run, parameter, others, shape)
 
-    return elementwise
+    return handle
 
 
 def broadcast(
@@ -110,7 +112,7 @@ def of_broadcast(g: Tensor, parameter: Tensor) -> AffineSite:
 
 
 def _in_place(function: Callable[..., Any]) -> Handler:
-    handle = _handler(function)
+    handle = elementwise(function)
 
     def written(capture: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if capture.names_of(input):
@@ -161,17 +163,17 @@ def _spread(capture: Capture, input: Tensor, size: list[int], *, copied: bool = 
 
 for _name in _NAMES:
     for _owner in (torch, Tensor):
-        register_site(getattr(_owner, _name))(_handler(getattr(_owner, _name)))
+        register_site(getattr(_owner, _name))(elementwise(getattr(_owner, _name)))
     _written = getattr(Tensor, f"{_name}_")
     register_site(_written)(_in_place(getattr(Tensor, _name)))
 for _name in _DUNDERS:
     _dunder = getattr(Tensor, f"__{_name}__")
-    register_site(_dunder)(_handler(_dunder))
+    register_site(_dunder)(elementwise(_dunder))
 for _name in ("add", "sub", "mul", "truediv"):
     _written = getattr(Tensor, f"__i{_name}__")
     register_site(_written)(_in_place(getattr(Tensor, f"__{_name}__")))
 for _function in _OTHERS:
-    register_site(_function)(_handler(_function))
+    register_site(_function)(elementwise(_function))
 register_spreader(Tensor.expand)(_expand)
 register_spreader(Tensor.repeat)(_repeat)
 register_spreader(torch.broadcast_to)(_expand)

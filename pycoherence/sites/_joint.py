@@ -88,9 +88,13 @@ def _within(site: Site, source: Tensor, leaf: Tensor) -> Site | None:
         return AffineSite(site.g, site.x, site.mean, site.rstd, tuple(leaf.shape))
     if not isinstance(site, LinearSite) or site.shape is not None:
         return None
-    if source.is_contiguous() and source.numel() == leaf.numel():
-        return LinearSite(site.x, site.g, None if leaf.dim() == 2 else tuple(leaf.shape))
-    if leaf.dim() != 2 or source.dim() != 2:
+    if source.numel() == leaf.numel():
+        shape = None if leaf.dim() == 2 else tuple(leaf.shape)
+        if source.is_contiguous():
+            return LinearSite(site.x, site.g, shape)
+        if source.stride() == (1, len(source)):
+            return LinearSite(site.g, site.x, shape)
+    if leaf.dim() != 2:
         return None
     columns = leaf.shape[1]
     row, column = divmod(int(source.storage_offset() - leaf.storage_offset()), max(1, columns))
