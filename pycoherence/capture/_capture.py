@@ -51,6 +51,7 @@ class Capture(TorchFunctionMode):
         batch: How many rows and examples the forward pass has.
         watch: What guards the backward passes.
         probes: Of each parameter that has been used: output name to probe.
+        folds: Which tensors have positions in their first dimension.
         kept: What the backward pass leaves behind beside the gradients of probes.
         skipped: Parameters that are not measured, as `plan.on_unsupported` says.
         fallbacks: Why parameters had their gradients made example by example.
@@ -75,7 +76,7 @@ class Capture(TorchFunctionMode):
         self.skipped: list[str] = []
         self.fallbacks: dict[str, str] = {}
         self._origins = Origins(model, self.parameters)
-        self._folds = Folds()
+        self.folds = Folds()
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
         self._calls = count()
@@ -111,7 +112,7 @@ class Capture(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         result = self._run_forward(func, args, kwargs)
-        self._folds.follow(func, args, result, self.batch.count)
+        self.folds.follow(func, args, result, self.batch.count)
         return result
 
     def _run_forward(
@@ -260,7 +261,7 @@ class Capture(TorchFunctionMode):
             )
         if torch.is_autocast_enabled(batched.device.type):
             self.refuse("autocast is not supported yet", "leave autocast out of the block")
-        fold = self._folds.of(batched)
+        fold = self.folds.of(batched)
         batch_size = self.batch.expect(batched, self._used, fold, self.refuse)
         return Call(
             self.watch,

@@ -104,8 +104,9 @@ class Origins:
         if getattr(func, "__name__", "").endswith("_"):
             written += args[:1]
         for x in tensors(written):
-            self._fixed.pop(id(x), None)
-            self._new.pop(id(x), None)
+            for changed in (x, x._base):
+                self._fixed.pop(id(changed), None)
+                self._new.pop(id(changed), None)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -26,12 +26,13 @@ def elementwise(function: Callable[..., Any]) -> Handler:
             return NotImplemented
         run = Function(function, (args, kwargs), lambda x: bool(capture.names_of(x)))
         parameters, others = run.take()
-        if len(parameters) != 1:
+        examples = [x for x in others if not capture.is_alone(x)]
+        if len(parameters) != 1 or not examples:
             return NotImplemented
         parameter = parameters[0]
         shapes = [tuple(x.shape) for x in others]
         shape = torch.broadcast_shapes(parameter.shape, *shapes)
-        if not shape or shape[0] != (capture.batch.count or shape[0]):
+        if not shape or all(x.shape[:1] != shape[:1] for x in examples):
             return NotImplemented
         if parameter.dim() == len(shape) and parameter.shape[0] != 1:
             return NotImplemented
@@ -57,6 +58,7 @@ def broadcast(
         shape: Of the result.
     """
     batched = parameter.new_empty(()).expand(shape if len(shape) > 1 else (*shape, 1))
+    capture.folds.copy(others, batched)
     call = capture.call(batched, parameter=parameter)
     return _Broadcast.apply(call, run, shape, parameter, *others, *call.probes)
 

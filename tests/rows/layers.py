@@ -33,7 +33,7 @@ class Conv1D(nn.Module):
 
 
 def flattened(m, x):
-    return m.b(F.gelu(m.a(x.reshape(-1, 6)))).view(len(x), T, -1)
+    return m.b(F.gelu(m.a(x.reshape(-1, 6))) * m.scale + m.shift).view(len(x), T, -1)
 
 
 def flattened_images(m, x):
@@ -70,7 +70,13 @@ ROWS = [
     Row(
         LINEAR,
         "positions folded into the batch, `x.reshape(B * T, D)`",
-        uses(flattened, a=lambda: nn.Linear(6, 5), b=lambda: nn.Linear(5, 2)),
+        uses(
+            flattened,
+            a=lambda: nn.Linear(6, 5),
+            b=lambda: nn.Linear(5, 2),
+            scale=normal(5),
+            shift=normal(),
+        ),
         sequence,
         note="As long as rows stay where they are from there to the layer.",
     ),
