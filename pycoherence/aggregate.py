@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from pycoherence.capture import (
     Capture,
+    LossScale,
     OnUnsupported,
     Order,
     Plan,
     check_batch_norm,
+    check_loss_scale,
     expect_unchanged,
     tracked_parameters,
 )
@@ -60,6 +62,10 @@ class aggregate:
         on_unsupported: What becomes of a parameter that is used in a way that is not known, as in
             `pycoherence.collect`; with `"skip"` it gets its ordinary gradient, and the report lists
             it.
+        loss_scale: What the loss is multiplied by before `backward()`, a number or the
+            `torch.amp.GradScaler` that does it, read when `backward()` runs.
+            A rule sees gradients that are divided by it; those in `.grad` are multiplied by it
+            again, as the scaler expects.
 
     Returns:
         On entering, this object; its `report` says what the rule did.
@@ -103,6 +109,7 @@ class aggregate:
         nonfinite: NonFinite = "nan",
         group_size: int = 1,
         on_unsupported: OnUnsupported = "raise",
+        loss_scale: LossScale = 1.0,
     ) -> None:
         check_loss_reduction(loss_reduction)
         if nonfinite not in get_args(NonFinite):
@@ -118,6 +125,7 @@ class aggregate:
         self._drop = nonfinite == "drop"
         self._group_size = check_group_size(group_size)
         self._on_unsupported = check_on_unsupported(on_unsupported)
+        self._loss_scale = check_loss_scale(loss_scale)
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
 
@@ -162,7 +170,11 @@ class aggregate:
             plan = Plan({}, order=order)
         else:
             plan = Plan({}, factors=True, gradients=False)
-        return plan._replace(group_size=self._group_size, on_unsupported=self._on_unsupported)
+        return plan._replace(
+            group_size=self._group_size,
+            on_unsupported=self._on_unsupported,
+            loss_scale=self._loss_scale,
+        )
 
     @property
     def report(self) -> Report:
@@ -233,7 +245,7 @@ class _Filler:
         assert size is not None
         skipped = capture.skipped
         parameters = {name: p for name, p in capture.parameters.items() if name not in skipped}
-        scale = 1 if self._is_mean else size
+        scale = (1 if self._is_mean else size) * capture.scaled.value
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():
             noise = rule.noise(p, size, len(parameters))
@@ -249,7 +261,7 @@ class _Filler:
         factors, size = capture.kept.factors, capture.batch_size
         assert size is not None
         expect_unchanged(factors, "leave what the layers pass on as it is until backward() returns")
-        share = size if self._is_mean else 1
+        share = (size if self._is_mean else 1) / capture.scaled.value
         centre = {} if rule.carries is None else rule.carries.value
         taking = [name for name in capture.parameters if name in factors or name in centre]
         groups = [taking] if rule.per == "network" else [[name] for name in taking]

@@ -4,7 +4,14 @@ from types import TracebackType
 
 from torch import nn
 
-from pycoherence.capture import Capture, OnUnsupported, check_batch_norm, tracked_parameters
+from pycoherence.capture import (
+    Capture,
+    LossScale,
+    OnUnsupported,
+    check_batch_norm,
+    check_loss_scale,
+    tracked_parameters,
+)
 from pycoherence.record import (
     LossReduction,
     Record,
@@ -42,13 +49,17 @@ class collect:
             `"raise"` refuses it, `"skip"` leaves it out (`Record.skipped` lists it), and `"vmap"`
             makes its gradients example by example, which takes time, and memory of `B` times the
             parameter (`Record.fallbacks` lists it).
+        loss_scale: What the loss is multiplied by before `backward()`, a number or the
+            `torch.amp.GradScaler` that does it, read when `backward()` runs. All
+            results are divided by it, and `.grad` is not.
 
     Returns:
         On entering, the `Record` that holds the results once `backward()` has run.
 
     Raises:
         ValueError: No statistic, two of one kind, no parameter to track, an unknown
-            `loss_reduction` or `group_size`, or directions that do not fit the parameters.
+            `loss_reduction`, `group_size` or `loss_scale`, or directions that do not fit the
+            parameters.
         RuntimeError: The blocks of two `collect` are nested.
         TypeError: A statistic is a class instead of an object, `group_size` is not an integer, or a
             direction has a dtype or device that does not fit.
@@ -80,6 +91,7 @@ class collect:
         keep_factors: bool = False,
         group_size: int = 1,
         on_unsupported: OnUnsupported = "raise",
+        loss_scale: LossScale = 1.0,
     ) -> None:
         check_loss_reduction(loss_reduction)
         if not statistics and not keep_factors:
@@ -90,6 +102,7 @@ class collect:
         self._keep_factors = keep_factors
         self._group_size = check_group_size(group_size)
         self._on_unsupported = check_on_unsupported(on_unsupported)
+        self._loss_scale = check_loss_scale(loss_scale)
         self._capture: Capture | None = None
         self._loss_reduction: LossReduction = loss_reduction
 
@@ -102,6 +115,7 @@ class collect:
             factors=self._keep_factors,
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
+            loss_scale=self._loss_scale,
         )
         capture = Capture(self._model, parameters, plan)
         capture.__enter__()

@@ -227,7 +227,9 @@ class Record:
         return self._capture.kept.factors
 
     def _batch(self) -> Batch:
-        return Batch(self.batch_size, self.batch_size if self._loss_reduction == "mean" else 1)
+        size = self.batch_size
+        share = size if self._loss_reduction == "mean" else 1
+        return Batch(size, share / self._capture.scaled.value)
 
     def _total(self, result: str) -> Tensor:
         statistic, batch = provider(self._statistics, result), self._batch()

@@ -69,8 +69,3 @@ def custom(apply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], nn.Module]
 
 def embedding(**options) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Embedding(5, 6, **options), nn.Linear(6, 6))
-
-
-def autocast(m: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return m.a(x).float()

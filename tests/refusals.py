@@ -10,7 +10,6 @@ from parts import (
     Shaped,
     Square,
     after_linear,
-    autocast,
     custom,
     embedding,
     features,
@@ -143,11 +142,6 @@ REFUSALS: dict[str, Refusal] = {
         embedding(scale_grad_by_freq=True), ids, (module("0", "weight"), "scale_grad_by_freq", FIX)
     ),
     "sparse": Refusal(embedding(sparse=True), ids, (module("0", "weight"), "sparse", FIX)),
-    "autocast": Refusal(
-        lambda: Shaped(autocast, a=nn.Linear(6, 4)),
-        features,
-        (module("a", "weight"), "linear", "autocast", FIX),
-    ),
     "custom-function": Refusal(
         custom(lambda x, s: x * Square.apply(s)), features, (module("1", "scale"), "Square", FIX)
     ),

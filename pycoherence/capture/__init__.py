@@ -9,6 +9,7 @@ import pkgutil
 
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._kept import Factors, expect_unchanged
+from pycoherence.capture._loss_scale import LossScale, check_loss_scale
 from pycoherence.capture._parameters import tracked_parameters
 from pycoherence.capture._pass import LossFn, run_pass
 from pycoherence.capture._plan import OnUnsupported, Order, Plan
@@ -19,11 +20,13 @@ __all__ = [
     "Capture",
     "Factors",
     "LossFn",
+    "LossScale",
     "OnUnsupported",
     "Order",
     "Plan",
     "Shape",
     "check_batch_norm",
+    "check_loss_scale",
     "expect_unchanged",
     "like_parameter",
     "per_example",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pycoherence.capture._autocast import without_autocast
 from pycoherence.capture._kept import Factors, Kept, row_norms
 from pycoherence.capture._plan import Plan
 from pycoherence.errors import UnsupportedError
@@ -36,7 +37,8 @@ def differentiable_once(
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return guarded(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+        with without_autocast(grads):  # whose casts have been made in the forward pass
+            return guarded(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
 
     return run
 

@@ -1,6 +1,5 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,10 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pycoherence.capture._autocast import autocast_device, autocast_done
+from pycoherence.capture._backward import BACKWARD, run_backward
 from pycoherence.capture._call import Call, Slot, Use
+from pycoherence.capture._compiled import uncompiled
 from pycoherence.capture._folds import Folds
 from pycoherence.capture._general import general
 from pycoherence.capture._kept import Kept
+from pycoherence.capture._loss_scale import Scaled
 from pycoherence.capture._names import describe, function_name, unsupported
 from pycoherence.capture._origins import Origins, Seen, tensors, unique
 from pycoherence.capture._plan import Plan
@@ -24,17 +27,8 @@ from pycoherence.capture._registry import Handler, guards, handlers, spreaders
 from pycoherence.capture._rows import Rows
 from pycoherence.capture._watch import BackwardWatch
 
-_BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-
 # Function modes are per thread, and so is what must not be nested.
 _active = threading.local()
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Let compiled functions run as they were written, if there can be any yet."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 class Capture(TorchFunctionMode):
@@ -50,9 +44,11 @@ class Capture(TorchFunctionMode):
         parameters: The tracked parameters, by name.
         batch: How many rows and examples the forward pass has.
         watch: What guards the backward passes.
+        around: As given.
         probes: Of each parameter that has been used: output name to probe.
         folds: Which tensors have positions in their first dimension.
         kept: What the backward pass leaves behind beside the gradients of probes.
+        scaled: What the loss is multiplied by.
         skipped: Parameters that are not measured, as `plan.on_unsupported` says.
         fallbacks: Why parameters had their gradients made example by example.
     """
@@ -71,7 +67,8 @@ class Capture(TorchFunctionMode):
         self.probes: dict[str, dict[str, Tensor]] = {}
         self.plan = plan
         self.kept = Kept()
-        self._around = around
+        self.scaled = Scaled(plan.loss_scale)
+        self.around = around
         self._want = plan.want
         self.skipped: list[str] = []
         self.fallbacks: dict[str, str] = {}
@@ -88,7 +85,7 @@ class Capture(TorchFunctionMode):
                 "parameters. What to do: ask one collect block for all statistics, measure and "
                 "aggregate in passes of their own, and update meters outside both"
             )
-        self._eagerly = _uncompiled()
+        self._eagerly = uncompiled()
         self._eagerly.__enter__()
         super().__enter__()
         _active.capture = self
@@ -107,8 +104,8 @@ class Capture(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _BACKWARD:
-            return self._run_backward(func, args, kwargs)
+        if func in BACKWARD:
+            return run_backward(self, func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         result = self._run_forward(func, args, kwargs)
@@ -181,39 +178,15 @@ class Capture(TorchFunctionMode):
         """Call a handler; if it raises, the call has not happened."""
         batch_size, used = self.batch.size, set(self.probes)
         # Gradients are taken to the parameters past the graph of what is made of them.
-        args, kwargs = tree_map(self._origins.alone, (args, kwargs))
+        arguments = tree_map(self._origins.alone, (args, kwargs))
+        function = None if handler is general else self._function
         try:
-            return handler(self, *args, **kwargs)
+            with autocast_done(function, arguments, self.cast) as (args, kwargs):
+                return handler(self, *args, **kwargs)
         except BaseException:
             self.batch.size = batch_size
             self.probes = {name: probes for name, probes in self.probes.items() if name in used}
             raise
-
-    def _run_backward(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        accumulate = func is not torch.autograd.grad
-        if accumulate and kwargs.get("inputs") is not None:
-            raise RuntimeError(
-                "backward(inputs=...) would leave the statistics out, whose probes are not among "
-                "these inputs; call loss.backward(), or torch.autograd.grad for other gradients"
-            )
-        roots = tensors(args[0] if args else list(kwargs.values()))
-        if not accumulate:
-            self._check_inputs(args[1] if len(args) > 1 else kwargs.get("inputs"))
-        # A gradient that is made after the pass has no part in torch.autograd.grad.
-        around = self._around(self) if accumulate or self.plan.gradients else nullcontext()
-        with around, self.watch.backward(roots, accumulate=accumulate):
-            return func(*args, **kwargs)
-
-    def _check_inputs(self, inputs: Any) -> None:
-        """Refuse `torch.autograd.grad` of parameters whose gradients are made after the pass."""
-        names = [name for x in tensors(inputs) for name in self._origins.names_of(x)]
-        if names and not self.plan.gradients:
-            raise RuntimeError(
-                f"torch.autograd.grad cannot give the gradients of {', '.join(names)}, which are "
-                "made of all layers together after the backward pass; call loss.backward()"
-            )
 
     def probes_of(self, name: str) -> Mapping[str, Tensor]:
         """The probes of a parameter, by output; fresh ones if it was not used."""
@@ -241,7 +214,17 @@ class Capture(TorchFunctionMode):
         found = function(value if made is None else made.source)
         names = list(self._origins.names_of(value))
         self._origins.note(found, Seen(names, fixed=True, alone=True, any=True))
-        return self._origins.alone(found)
+        return self.cast(self._origins.alone(found), value.dtype)
+
+    def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor in another dtype; a parameter keeps gradients of its own dtype."""
+        if value.dtype == dtype:
+            return value
+        if self._origins.names_of(value):
+            return self._origins.cast(value, dtype)
+        found = value.to(dtype)
+        self.folds.follow(Tensor.to, (value,), found, self.batch.count)
+        return found
 
     def call(self, batched: Tensor, /, **parameters: Tensor | None) -> Call:
         """Describe a call to its autograd Function, and make the probes.
@@ -259,8 +242,11 @@ class Capture(TorchFunctionMode):
                 "a parameter stands where this function takes its input",
                 "freeze that parameter with requires_grad_(False), or detach it here",
             )
-        if torch.is_autocast_enabled(batched.device.type):
-            self.refuse("autocast is not supported yet", "leave autocast out of the block")
+        if autocast_device(batched) is not None:
+            self.refuse(
+                "what autocast would make of its arguments is not known",
+                f"call it in a block of torch.autocast({batched.device.type!r}, enabled=False)",
+            )
         fold = self.folds.of(batched)
         batch_size = self.batch.expect(batched, self._used, fold, self.refuse)
         return Call(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from pycoherence.capture._autocast import same_autocast, without_autocast
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._names import function_name
 from pycoherence.capture._origins import tensors
@@ -35,6 +36,7 @@ class Function:
         is_parameter: Callable[[Tensor], bool],
     ) -> None:
         self.function = function
+        self._autocast = same_autocast(arguments)
         self.leaves, self.spec = tree_flatten(arguments)
         at = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.parameters = [i for i in at if is_parameter(self.leaves[i])]
@@ -55,7 +57,8 @@ class Function:
             for i, value in zip(at, values, strict=True):
                 leaves[i] = value
         args, kwargs = cast(tuple[Any, Any], tree_unflatten(leaves, self.spec))
-        found, self.result = tree_flatten(self.function(*args, **kwargs))
+        with self._autocast():
+            found, self.result = tree_flatten(self.function(*args, **kwargs))
         return tuple(found)
 
 
@@ -71,7 +74,8 @@ def general(capture: Capture, function: Callable[..., Any], *args: Any, **kwargs
     batched = [x.dim() > 0 and x.shape[0] == rows for x in others]
     first = next(x for x, is_batched in zip(others, batched, strict=True) if is_batched)
     slots = {f"parameter{i}": p for i, p in enumerate(parameters)}
-    call = capture.call(first if first.dim() > 1 else first.unsqueeze(1), **slots)
+    with without_autocast(first):
+        call = capture.call(first if first.dim() > 1 else first.unsqueeze(1), **slots)
     name = function_name(function)
     for used in call.names:
         capture.fallbacks.setdefault(used, f"{name}: gradients [B, ...] by torch.func.vmap")

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,7 +14,8 @@ class Made(NamedTuple):
     Attributes:
         names: Of the parameters.
         source: With its graph.
-        alone: The same without it, which takes its place in captured calls.
+        alone: The same without it, which takes its place in captured calls; maybe in another
+            dtype.
     """
 
     names: tuple[str, ...]
@@ -50,6 +52,7 @@ class Origins:
         self._made: dict[int, Made] = {}
         self._fixed: dict[int, weakref.ref[Tensor]] = {}
         self._new: dict[int, weakref.ref[Tensor]] = {}
+        self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
         for x in (*model.parameters(), *model.buffers()):
             self._fixed[id(x)] = weakref.ref(x)
 
@@ -91,6 +94,18 @@ class Origins:
                 self._fixed[id(x)] = weakref.ref(x)
             else:
                 self._new[id(x)] = weakref.ref(x)
+
+    def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """A parameter, or what was made of some, in another dtype for captured calls."""
+        version, found = self._casts.get((id(value), dtype), (-1, value))
+        if version != value._version:
+            made = self.made(value)
+            source = value if made is None else made.source
+            found = value.detach().to(dtype).requires_grad_()
+            self._names[id(found)] = names = self.names_of(value)
+            self._made[id(found)] = Made(names, source, found)
+            self._casts[id(value), dtype] = value._version, found
+        return found
 
     def alone(self, value: Any) -> Any:
         """What stands for a value in a captured call: without its graph, if it was made."""

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from pycoherence.capture._loss_scale import LossScale
 from pycoherence.capture._probes import Shape
 
 OnUnsupported = Literal["raise", "skip", "vmap"]
@@ -40,6 +41,7 @@ class Plan(NamedTuple):
         order: What it gives in their place; `None` for the gradients themselves.
         group_size: How many consecutive rows make one example.
         on_unsupported: What becomes of a parameter that is used in a way that is not known.
+        loss_scale: What the loss is multiplied by.
     """
 
     outputs: Mapping[str, Shape]
@@ -50,6 +52,7 @@ class Plan(NamedTuple):
     order: Order | None = None
     group_size: int = 1
     on_unsupported: OnUnsupported = "raise"
+    loss_scale: LossScale = 1.0
 
     @property
     def want(self) -> tuple[str, ...]:

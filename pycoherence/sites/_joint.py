@@ -53,6 +53,8 @@ def made_of(site: Site, source: Tensor, leaves: Sequence[Tensor]) -> list[Site]:
         leaves: The parameters.
     """
     if len(leaves) == 1:
+        if source is leaves[0]:
+            return [site]
         found = _within(site, source, leaves[0])
         if found is not None:
             return [found]

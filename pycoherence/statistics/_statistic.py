@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """
 
     size: int
-    share: int
+    share: float
 
 
 class Statistic(ABC):

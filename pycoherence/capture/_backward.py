@@ -1,0 +1,49 @@
+"""The backward passes of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pycoherence.capture._origins import tensors
+
+if TYPE_CHECKING:
+    from pycoherence.capture._capture import Capture
+
+BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+"""What starts one."""
+
+
+def run_backward(
+    capture: Capture, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a function that starts a backward pass, and guard it."""
+    accumulate = func is not torch.autograd.grad
+    if accumulate and kwargs.get("inputs") is not None:
+        raise RuntimeError(
+            "backward(inputs=...) would leave the statistics out, whose probes are not among "
+            "these inputs; call loss.backward(), or torch.autograd.grad for other gradients"
+        )
+    if accumulate:
+        capture.scaled.read()
+    roots = tensors(args[0] if args else list(kwargs.values()))
+    if not accumulate:
+        _check_inputs(capture, args[1] if len(args) > 1 else kwargs.get("inputs"))
+    # A gradient that is made after the pass has no part in torch.autograd.grad.
+    around = capture.around(capture) if accumulate or capture.plan.gradients else nullcontext()
+    with around, capture.watch.backward(roots, accumulate=accumulate):
+        return func(*args, **kwargs)
+
+
+def _check_inputs(capture: Capture, inputs: Any) -> None:
+    """Refuse `torch.autograd.grad` of parameters whose gradients are made after the pass."""
+    names = [name for x in tensors(inputs) for name in capture.names_of(x)]
+    if names and not capture.plan.gradients:
+        raise RuntimeError(
+            f"torch.autograd.grad cannot give the gradients of {', '.join(names)}, which are "
+            "made of all layers together after the backward pass; call loss.backward()"
+        )
