@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def _mark() -> Tensor:
     """A tensor that no torch function would save.
 
-    Activation checkpointing runs the forward pass again in the backward, where no mode is active,
-    and takes whatever torch saves there for ours.
+    Activation checkpointing runs the forward pass again in the backward, and would take whatever
+    torch saves there for ours if no mode were active.
     """
     return torch.empty(0, 7, 0, 7, dtype=torch.uint8, device="cpu")
 
@@ -37,7 +37,8 @@ def differentiable_once(
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        with without_autocast(grads):  # whose casts have been made in the forward pass
+        # Casts have been made in the forward pass, and what runs here is ours.
+        with without_autocast(grads), ctx.call.watch.without_modes():
             return guarded(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
 
     return run
@@ -49,11 +50,13 @@ def saved(ctx: Any) -> tuple[Any, ...]:
     Raises:
         UnsupportedError: They are not the ones.
     """
-    mark, *tensors = ctx.saved_tensors
+    with torch._C._EnableTorchFunction():
+        mark, *tensors = ctx.saved_tensors
     if mark is None or mark.shape != _mark().shape:
         raise UnsupportedError(
             "activation checkpointing has run a captured layer again where the capture cannot see "
-            "it. What to do: leave checkpointing out of the block."
+            "it. What to do: call loss.backward() inside the block of the forward pass, or leave "
+            "checkpointing out of it."
         )
     return tuple(tensors)
 
@@ -155,7 +158,7 @@ class Call(NamedTuple):
         Raises:
             RuntimeError: The backward pass is not guarded.
         """
-        if not self.watch.running:
+        if not self.watch.is_running(self.number):
             raise RuntimeError(
                 "this backward pass was not started by loss.backward() inside the block of its "
                 "forward pass, so that a gradient past the capture would not be noticed; call "

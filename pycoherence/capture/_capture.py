@@ -24,6 +24,7 @@ from pycoherence.capture._origins import Origins, Seen, tensors, unique
 from pycoherence.capture._plan import Plan
 from pycoherence.capture._probes import make_probes
 from pycoherence.capture._registry import Handler, guards, handlers, spreaders
+from pycoherence.capture._rerun import are_saved_otherwise, saved_as_they_are
 from pycoherence.capture._rows import Rows
 from pycoherence.capture._watch import BackwardWatch
 
@@ -129,11 +130,13 @@ class Capture(TorchFunctionMode):
                 return found
         if seen.names and not seen.alone:
             return self._unknown(func, args, kwargs)
-        result = func(*args, **kwargs)
-        if seen.alone:
-            self._origins.note(result, seen)
-        else:
+        if not seen.alone:
+            result = func(*args, **kwargs)
             self._origins.spoil(func, args, kwargs)
+            return result
+        with saved_as_they_are():
+            result = func(*args, **kwargs)
+        self._origins.note(result, seen)
         return result
 
     def _unknown(
@@ -211,7 +214,8 @@ class Capture(TorchFunctionMode):
     def make(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         """What a function makes of a parameter, or of what is made of some, for a captured call."""
         made = self._origins.made(value)
-        found = function(value if made is None else made.source)
+        with saved_as_they_are():
+            found = function(value if made is None else made.source)
         names = list(self._origins.names_of(value))
         self._origins.note(found, Seen(names, fixed=True, alone=True, any=True))
         return self.cast(self._origins.alone(found), value.dtype)
@@ -247,6 +251,7 @@ class Capture(TorchFunctionMode):
                 "what autocast would make of its arguments is not known",
                 f"call it in a block of torch.autocast({batched.device.type!r}, enabled=False)",
             )
+        self.watch.reruns |= are_saved_otherwise()
         fold = self.folds.of(batched)
         batch_size = self.batch.expect(batched, self._used, fold, self.refuse)
         return Call(
@@ -272,7 +277,7 @@ class Capture(TorchFunctionMode):
         if name not in self.probes:
             assert self.batch_size is not None
             self.probes[name] = make_probes(self.plan.outputs, self.batch_size, parameter)
-        elif self.watch.seen:
+        elif self.watch.seen and not self.watch.running:
             self.refuse(
                 "expected one forward and backward pass in a block, got a second",
                 "open the block inside the loop or closure, around one forward and backward pass",

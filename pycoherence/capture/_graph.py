@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 
@@ -34,6 +35,11 @@ _FillLeaf = _fill_leaf()
 def is_reentrant_checkpoint(node: Any) -> bool:
     """Whether the node runs a forward and a backward pass of its own."""
     return isinstance(node, CheckpointFunction._backward_cls)
+
+
+def is_custom(node: Any) -> bool:
+    """Whether the node runs code in Python."""
+    return isinstance(node, BackwardCFunction)
 
 
 @contextmanager

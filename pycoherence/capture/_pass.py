@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pycoherence.capture._backward import guarded
 from pycoherence.capture._capture import Capture
 from pycoherence.capture.batch_norm import check_batch_norm
 
@@ -29,10 +30,12 @@ def run_pass(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) ->
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"expected loss_fn to return a scalar tensor, got {_describe(loss)}")
     if capture.batch_size is None:
-        raise ValueError("expected loss_fn to use the parameters of the model, got no use")
+        raise ValueError(
+            "expected loss_fn to use the parameters of the model, got no use; run the model with "
+            "gradients enabled, and give activation checkpointing use_reentrant=False"
+        )
     probes = [probe for outputs in capture.probes.values() for probe in outputs.values()]
-    with capture.watch.backward([loss], accumulate=False, keep=True):
-        grads = torch.autograd.grad(loss, probes, allow_unused=True)
+    grads = guarded(capture, torch.autograd.grad, (loss, probes), {"allow_unused": True}, keep=True)
     for probe, grad in zip(probes, grads, strict=True):
         probe.grad = grad
     return capture.batch_size
