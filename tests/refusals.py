@@ -81,20 +81,23 @@ REFUSALS: dict[str, Refusal] = {
         features,
         (module("1", "scale"), r"used by torch\.einsum:", FIX),
     ),
-    "attention": Refusal(
+    "attention-unbatched": Refusal(
+        lambda: Shaped(lambda m, x: m.a(x[0], x[0], x[0])[0], a=nn.MultiheadAttention(6, 2)),
+        sequence,
+        (
+            r"parameter 'in_proj_weight' of module 'a'",
+            "multi_head_attention_forward",
+            "no batch dimension",
+            FIX,
+        ),
+    ),
+    "lstm-packed": Refusal(
         lambda: Shaped(
-            lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(6, 2, batch_first=True)
+            lambda m, x: m.a(nn.utils.rnn.pack_padded_sequence(x, [3] * B, batch_first=True))[0][0],
+            a=nn.LSTM(6, 2, batch_first=True),
         ),
         sequence,
-        (r"parameter 'in_proj_weight' of module 'a'", "multi_head_attention_forward", FIX),
-    ),
-    "lstm": Refusal(
-        lambda: Shaped(lambda m, x: m.a(x)[0], a=nn.LSTM(6, 2, batch_first=True)),
-        sequence,
-        (r"parameter 'weight_ih_l0' of module 'a'", "lstm", FIX),
-    ),
-    "gru-cell": Refusal(
-        lambda: nn.GRUCell(6, 2), features, ("'weight_ih' of the model itself", "gru_cell", FIX)
+        (r"parameter 'weight_ih_l0' of module 'a'", "lstm", "packed", FIX, "padded"),
     ),
     "parameter-as-input": Refusal(
         lambda: Shaped(

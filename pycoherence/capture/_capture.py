@@ -18,14 +18,16 @@ from pycoherence.capture._compiled import uncompiled
 from pycoherence.capture._folds import Folds
 from pycoherence.capture._general import general
 from pycoherence.capture._kept import Kept
+from pycoherence.capture._layouts import FIRST, Layouts
 from pycoherence.capture._loss_scale import Scaled
-from pycoherence.capture._names import describe, function_name, unsupported
+from pycoherence.capture._names import unsupported
 from pycoherence.capture._origins import Origins, Seen, tensors, unique
 from pycoherence.capture._plan import Plan
 from pycoherence.capture._probes import make_probes
 from pycoherence.capture._registry import Handler, guards, handlers, spreaders
 from pycoherence.capture._rerun import are_saved_otherwise, saved_as_they_are
 from pycoherence.capture._rows import Rows
+from pycoherence.capture._unknown import expect_unmeasured, refuse_unknown
 from pycoherence.capture._watch import BackwardWatch
 
 # Function modes are per thread, and so is what must not be nested.
@@ -48,6 +50,7 @@ class Capture(TorchFunctionMode):
         around: As given.
         probes: Of each parameter that has been used: output name to probe.
         folds: Which tensors have positions in their first dimension.
+        layouts: Which tensors have the batch in their second dimension.
         kept: What the backward pass leaves behind beside the gradients of probes.
         scaled: What the loss is multiplied by.
         skipped: Parameters that are not measured, as `plan.on_unsupported` says.
@@ -75,6 +78,7 @@ class Capture(TorchFunctionMode):
         self.fallbacks: dict[str, str] = {}
         self._origins = Origins(model, self.parameters)
         self.folds = Folds()
+        self.layouts = Layouts(model)
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
         self._calls = count()
@@ -110,7 +114,15 @@ class Capture(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         result = self._run_forward(func, args, kwargs)
-        self.folds.follow(func, args, result, self.batch.count)
+        if not (self.layouts.active and self.layouts.follow(func, args, result)):
+            self.folds.follow(func, args, result, self.batch.count)
+        return result
+
+    def run(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a torch function from a handler, as if the model did."""
+        before = self._function, self._used
+        result = self._run_forward(func, args, kwargs)
+        self._function, self._used = before
         return result
 
     def _run_forward(
@@ -151,27 +163,11 @@ class Capture(TorchFunctionMode):
             return result
         if self.plan.on_unsupported == "vmap":
             return self._handle(general, (func, *args), kwargs)
-        names = (function_name(known) for known in handlers)
-        known = ", ".join(sorted(name for name in names if name.startswith("F.")))
-        self.refuse(
-            "per-example gradients through this function are not known",
-            f"write the layer with one that is ({known}, or products and sums of tensors); ask for "
-            "on_unsupported='vmap', which makes them example by example, or 'skip', which leaves "
-            "the parameter out; leave an L2 penalty to the optimizer's weight_decay, and take "
-            "others outside the block; take print-outs of parameter.detach(); or freeze the "
-            "parameter with requires_grad_(False)",
-        )
+        return refuse_unknown(self.refuse)
 
     def _skip(self) -> None:
         """Measure the parameters in use no longer."""
-        measured = [name for name in self._used if name in self.probes]
-        if measured:
-            self.refuse(
-                f"per-example gradients through this function are not known, and "
-                f"{describe(measured[0])} has been measured in another one, so that it cannot be "
-                "skipped",
-                "ask for on_unsupported='vmap', or freeze it with requires_grad_(False)",
-            )
+        expect_unmeasured(self._used, self.probes, self.refuse)
         for name in unique(self._used):
             self.skipped.append(name)
             self._origins.forget(name)
@@ -252,6 +248,7 @@ class Capture(TorchFunctionMode):
                 f"call it in a block of torch.autocast({batched.device.type!r}, enabled=False)",
             )
         self.watch.reruns |= are_saved_otherwise()
+        self.layouts.expect(batched, FIRST, self.refuse)
         fold = self.folds.of(batched)
         batch_size = self.batch.expect(batched, self._used, fold, self.refuse)
         return Call(

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FOLDING = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten}
+FOLDING = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten}
 
 # What leaves rows where they are.
-_ROWS_STAY = {
-    *_FOLDING,
+ROWS_STAY = {
+    *FOLDING,
     *(F.linear, F.layer_norm, F.group_norm, F.rms_norm, F.batch_norm, F.instance_norm),
     *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool2d),
@@ -60,12 +60,12 @@ class Folds:
         first = args[0] if args else None
         if not isinstance(first, Tensor) or not isinstance(result, Tensor):
             return
-        if not first.dim() or not result.dim() or func not in _ROWS_STAY:
+        if not first.dim() or not result.dim() or func not in ROWS_STAY:
             return
         fold = max(self.of(x) if isinstance(x, Tensor) else 1 for x in args)
         if fold > 1 and first.shape[0] == result.shape[0]:
             self._known[id(result)] = weakref.ref(result), first.shape[0] // fold
-        elif fold == 1 and func in _FOLDING and first.dim() > 1 and first.shape[0]:
+        elif fold == 1 and func in FOLDING and first.dim() > 1 and first.shape[0]:
             begins = rows in (None, first.shape[0])
             if begins and result.shape[0] > first.shape[0] > 0 == result.shape[0] % first.shape[0]:
                 self._known[id(result)] = weakref.ref(result), first.shape[0]

@@ -11,6 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pycoherence.capture._autocast import same_autocast, without_autocast
 from pycoherence.capture._call import Call, differentiable_once, saved
+from pycoherence.capture._layouts import FIRST
 from pycoherence.capture._names import function_name
 from pycoherence.capture._origins import tensors
 from pycoherence.ops._workspace import workspace
@@ -70,6 +71,8 @@ def general(capture: Capture, function: Callable[..., Any], *args: Any, **kwargs
     """
     run = Function(function, (args, kwargs), lambda x: bool(capture.names_of(x)))
     parameters, others = run.take()
+    for x in others:
+        capture.layouts.expect(x, FIRST, capture.refuse)
     rows = capture.batch.among(others, capture.refuse)
     batched = [x.dim() > 0 and x.shape[0] == rows for x in others]
     first = next(x for x, is_batched in zip(others, batched, strict=True) if is_batched)

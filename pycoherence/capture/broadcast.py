@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._general import Function
+from pycoherence.capture._layouts import FIRST, SECOND
+from pycoherence.capture._origins import tensors
 from pycoherence.capture._registry import Handler, register_site, register_spreader
 from pycoherence.sites import AffineSite
 
@@ -29,6 +32,8 @@ def elementwise(function: Callable[..., Any]) -> Handler:
         examples = [x for x in others if not capture.is_alone(x)]
         if len(parameters) != 1 or not examples:
             return NotImplemented
+        if capture.layouts.active and SECOND in map(capture.layouts.of, examples):
+            return _second(capture, handle, args, kwargs)
         parameter = parameters[0]
         shapes = [tuple(x.shape) for x in others]
         shape = torch.broadcast_shapes(parameter.shape, *shapes)
@@ -39,6 +44,29 @@ def elementwise(function: Callable[..., Any]) -> Handler:
         return broadcast(capture, run, parameter, others, shape)
 
     return handle
+
+
+def _second(capture: Capture, handle: Handler, args: Any, kwargs: Any) -> Any:
+    """Call the handler with the batch first, which is the second dimension of the arguments."""
+    dims = max(x.dim() for x in tensors((args, kwargs)))
+
+    def first(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() < dims - 1 or not x.dim():
+            return x
+        if capture.names_of(x):
+            return x if x.dim() < dims else capture.make(lambda p: p.transpose(0, 1), x)
+        return x.transpose(0, 1) if x.dim() == dims else x.unsqueeze(1)
+
+    named = [x for x in tensors((args, kwargs)) if capture.names_of(x)]
+    if any(x.dim() == dims - 1 and x.dim() and x.shape[0] != 1 for x in named):
+        return NotImplemented  # a row for each example
+    args, kwargs = tree_map(first, (args, kwargs))
+    found = handle(capture, *args, **kwargs)
+    if found is NotImplemented:
+        return found
+    found = found.transpose(0, 1)
+    capture.layouts.note(found, SECOND)
+    return found
 
 
 def broadcast(
@@ -119,7 +147,9 @@ def _in_place(function: Callable[..., Any]) -> Handler:
     def written(capture: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if capture.names_of(input):
             return NotImplemented
-        found = handle(capture, input.clone(), *args, **kwargs)
+        copy = input.clone()
+        capture.layouts.like(copy, input)
+        found = handle(capture, copy, *args, **kwargs)
         return found if found is NotImplemented else input.copy_(found)
 
     return written
@@ -160,7 +190,9 @@ def _spread(capture: Capture, input: Tensor, size: list[int], *, copied: bool = 
 
     function = Function(run, ((input,), {}), lambda x: True)
     function.take()
-    return broadcast(capture, function, input, [], shape)
+    found = broadcast(capture, function, input, [], shape)
+    capture.layouts.note(found, FIRST)
+    return found
 
 
 for _name in _NAMES:

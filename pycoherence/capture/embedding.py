@@ -8,11 +8,13 @@ from torch import Tensor
 
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._capture import Capture
+from pycoherence.capture._layouts import either_way
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import EmbeddingSite
 
 
 @register_site(F.embedding)
+@either_way
 def embedding(
     capture: Capture,
     input: Tensor,

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._capture import Capture
+from pycoherence.capture._layouts import either_way
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import AffineSite
 from pycoherence.sites._site import positions_last
 
 
 @register_site(F.layer_norm)
+@either_way
 def layer_norm(
     capture: Capture,
     input: Tensor,

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._capture import Capture
+from pycoherence.capture._layouts import either_way
 from pycoherence.capture._registry import register_site
 from pycoherence.sites import AffineSite, LinearSite
 from pycoherence.sites._site import positions_last
 
 
 @register_site(F.linear)
+@either_way
 def linear(capture: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._capture import Capture
+from pycoherence.capture._layouts import either_way
 from pycoherence.capture._registry import register_site
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.sites import AffineSite
@@ -16,6 +17,7 @@ from pycoherence.sites._site import positions_last
 
 
 @register_site(F.rms_norm)
+@either_way
 def rms_norm(
     capture: Capture,
     input: Tensor,
