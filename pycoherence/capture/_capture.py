@@ -22,6 +22,7 @@ from pycoherence.capture._layouts import FIRST, Layouts
 from pycoherence.capture._loss_scale import Scaled
 from pycoherence.capture._names import unsupported
 from pycoherence.capture._origins import Origins, Seen, tensors, unique
+from pycoherence.capture._parallel import expect_no_sync
 from pycoherence.capture._plan import Plan
 from pycoherence.capture._probes import make_probes
 from pycoherence.capture._registry import Handler, guards, handlers, spreaders
@@ -247,6 +248,8 @@ class Capture(TorchFunctionMode):
                 "what autocast would make of its arguments is not known",
                 f"call it in a block of torch.autocast({batched.device.type!r}, enabled=False)",
             )
+        if not self.plan.gradients:
+            expect_no_sync(self.refuse)
         self.watch.reruns |= are_saved_otherwise()
         self.layouts.expect(batched, FIRST, self.refuse)
         fold = self.folds.of(batched)

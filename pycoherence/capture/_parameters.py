@@ -2,6 +2,9 @@
 
 from torch import nn
 
+from pycoherence.capture._compiled import expect_not_compiling
+from pycoherence.capture._parallel import check_parallel
+
 
 def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a model that require a gradient, by name.
@@ -9,9 +12,13 @@ def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ValueError: There are none.
         TypeError: One is not a floating-point tensor, or this is no model.
+        UnsupportedError: Its layers run in threads of their own.
+        RuntimeError: This is being compiled.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    expect_not_compiling()
+    check_parallel(model)
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
         raise ValueError(
