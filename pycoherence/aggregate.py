@@ -156,6 +156,7 @@ class aggregate:
         if self._capture is None:
             return
         self._capture.__exit__(kind, error, trace)
+        self._capture.forget()
         if kind is None and not self._capture.watch.seen:
             raise RuntimeError(
                 "no backward pass of this model was seen in the block, so that nothing was "

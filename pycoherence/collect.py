@@ -130,3 +130,4 @@ class collect:
     ) -> None:
         if self._capture is not None:
             self._capture.__exit__(kind, error, trace)
+            self._capture.forget()

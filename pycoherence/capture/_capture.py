@@ -102,6 +102,11 @@ class Capture(TorchFunctionMode):
         super().__exit__(*exception)
         self._eagerly.__exit__(*exception)
 
+    def forget(self) -> None:
+        """Let go of the tensors of the forward pass."""
+        self._origins.clear()
+        self.folds = Folds()
+
     def __torch_function__(
         self,
         func: Callable[..., Any],

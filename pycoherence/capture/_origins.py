@@ -68,6 +68,11 @@ class Origins:
         """Take a parameter, and what is made of it, for an ordinary tensor."""
         self._names = {key: names for key, names in self._names.items() if name not in names}
 
+    def clear(self) -> None:
+        """Take all tensors for ordinary ones."""
+        for known in (self._names, self._made, self._fixed, self._new, self._casts):
+            known.clear()
+
     def look_at(self, *values: Any) -> Seen:
         """What the arguments of a function are."""
         names, fixed, alone, found = list[str](), True, True, False

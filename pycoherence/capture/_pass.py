@@ -36,6 +36,7 @@ def run_pass(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) ->
         )
     probes = [probe for outputs in capture.probes.values() for probe in outputs.values()]
     grads = guarded(capture, torch.autograd.grad, (loss, probes), {"allow_unused": True}, keep=True)
+    capture.forget()
     for probe, grad in zip(probes, grads, strict=True):
         probe.grad = grad
     return capture.batch_size

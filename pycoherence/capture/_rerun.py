@@ -25,11 +25,8 @@ def saved_as_they_are() -> AbstractContextManager[Any]:
     """A context in which tensors for the backward pass are kept."""
     if not are_saved_otherwise():
         return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+    # Kept with its graph, an output would hold itself.
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda x: x)
 
 
 @contextmanager
