@@ -18,8 +18,9 @@ from pycoherence.capture._compiled import uncompiled
 from pycoherence.capture._folds import Folds
 from pycoherence.capture._general import general
 from pycoherence.capture._kept import Kept
-from pycoherence.capture._layouts import FIRST, Layouts
+from pycoherence.capture._layouts import Layouts
 from pycoherence.capture._loss_scale import Scaled
+from pycoherence.capture._moves import FIRST
 from pycoherence.capture._names import unsupported
 from pycoherence.capture._origins import Origins, Seen, tensors, unique
 from pycoherence.capture._parallel import expect_no_sync
@@ -117,10 +118,10 @@ class Capture(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in BACKWARD:
             return run_backward(self, func, args, kwargs)
-        if not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        result = self._run_forward(func, args, kwargs)
-        if not (self.layouts.active and self.layouts.follow(func, args, result)):
+        measured = torch.is_grad_enabled()
+        result = self._run_forward(func, args, kwargs) if measured else func(*args, **kwargs)
+        second = self.layouts.active and self.layouts.follow(func, args, kwargs, result)
+        if measured and not second:
             self.folds.follow(func, args, result, self.batch.count)
         return result
 
@@ -229,6 +230,7 @@ class Capture(TorchFunctionMode):
         if self._origins.names_of(value):
             return self._origins.cast(value, dtype)
         found = value.to(dtype)
+        self.layouts.like(found, value)
         self.folds.follow(Tensor.to, (value,), found, self.batch.count)
         return found
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pycoherence.capture._autocast import same_autocast, without_autocast
 from pycoherence.capture._call import Call, differentiable_once, saved
-from pycoherence.capture._layouts import FIRST
+from pycoherence.capture._moves import FIRST
 from pycoherence.capture._names import function_name
 from pycoherence.capture._origins import tensors
 from pycoherence.ops._workspace import workspace

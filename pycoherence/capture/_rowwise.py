@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycoherence.capture._capture import Capture
-from pycoherence.capture._layouts import FIRST, SECOND
+from pycoherence.capture._moves import FIRST
 
 
 def batch_first(capture: Capture, x: Tensor, place: int) -> Tensor:
@@ -24,10 +24,3 @@ def batch_first(capture: Capture, x: Tensor, place: int) -> Tensor:
     one_hot = torch.eye(size, dtype=x.dtype, device=x.device)
     rows = capture.make(lambda p: p.movedim(place, -1).reshape(-1, size), x)
     return capture.run(F.linear, one_hot, rows).view(size, *shape)
-
-
-def time_first(capture: Capture, x: Tensor) -> Tensor:
-    """The same tensor `[T, B, ...]`, and known to be so."""
-    found = x.transpose(0, 1)
-    capture.layouts.note(found, SECOND)
-    return found

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycoherence.capture._capture import Capture
-from pycoherence.capture._layouts import SECOND
+from pycoherence.capture._moves import SECOND
 from pycoherence.capture._registry import register_site
 from pycoherence.capture._rowwise import batch_first
 
@@ -51,7 +51,9 @@ def attention(capture: Capture, *args: Any, **kwargs: Any) -> Any:
         causal = a.is_causal and mask is None
         found = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     found = found.transpose(1, 2).flatten(2)
-    found = capture.run(F.linear, found, a.out_proj_weight, a.out_proj_bias).transpose(0, 1)
+    found = capture.run(F.linear, found, a.out_proj_weight, a.out_proj_bias)
+    # As torch lays it out, so that dropout behind it draws the same numbers.
+    found = found.transpose(0, 1).contiguous()
     capture.layouts.note(found, SECOND)
     return found, weights
 

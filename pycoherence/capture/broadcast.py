@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from pycoherence.capture._call import Call, differentiable_once, saved
 from pycoherence.capture._capture import Capture
 from pycoherence.capture._general import Function
-from pycoherence.capture._layouts import FIRST, SECOND
+from pycoherence.capture._moves import FIRST, SECOND
 from pycoherence.capture._origins import tensors
 from pycoherence.capture._registry import Handler, register_site, register_spreader
 from pycoherence.sites import AffineSite
@@ -32,8 +32,11 @@ def elementwise(function: Callable[..., Any]) -> Handler:
         examples = [x for x in others if not capture.is_alone(x)]
         if len(parameters) != 1 or not examples:
             return NotImplemented
-        if capture.layouts.active and SECOND in map(capture.layouts.of, examples):
-            return _second(capture, handle, args, kwargs)
+        if capture.layouts.active:
+            if SECOND in map(capture.layouts.of, examples):
+                return _second(capture, handle, args, kwargs)
+            for x in examples:
+                capture.layouts.expect(x, FIRST, capture.refuse)
         parameter = parameters[0]
         shapes = [tuple(x.shape) for x in others]
         shape = torch.broadcast_shapes(parameter.shape, *shapes)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pycoherence.capture._capture import Capture
-from pycoherence.capture._layouts import FIRST, SECOND
+from pycoherence.capture._moves import FIRST, SECOND
 from pycoherence.capture._registry import Handler, register_site
 from pycoherence.capture._rowwise import batch_first
 
