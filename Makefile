@@ -49,7 +49,7 @@ $(STAMP): Makefile pyproject.toml setup.py $(NATIVE)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install "torch==$(TORCH)"
 	$(BIN)/pip install "setuptools>=77.0.3" wheel ninja
-	$(BIN)/pip install --no-build-isolation -e ".[dev,studies]"
+	$(BIN)/pip install --no-build-isolation -e ".[dev,studies,models]"
 	rm -f .venv/*.installed
 	touch $@
 

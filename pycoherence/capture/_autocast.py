@@ -16,7 +16,7 @@ Cast = Callable[[Tensor, torch.dtype], Tensor]
 # Of torch's lists, which name some of these for one kind of device and some for another.
 _LOWER = {
     *("linear", "matmul", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm", "einsum"),
-    *("conv1d", "conv2d", "conv3d", "prelu"),
+    *("conv1d", "conv2d", "conv3d", "prelu", "scaled_dot_product_attention"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 }
 _FLOAT32 = {"layer_norm", "group_norm", "rms_norm", "pow"}

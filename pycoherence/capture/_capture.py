@@ -155,7 +155,8 @@ class Capture(TorchFunctionMode):
             return result
         with saved_as_they_are():
             result = func(*args, **kwargs)
-        self._origins.note(result, seen)
+        # Whatever else is newly made may have a row for each example; this has not.
+        self._origins.note(result, seen._replace(any=True) if func is torch.eye else seen)
         return result
 
     def _unknown(
@@ -216,12 +217,26 @@ class Capture(TorchFunctionMode):
 
     def make(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         """What a function makes of a parameter, or of what is made of some, for a captured call."""
+        return self.cast(self._origins.alone(self.share(function, value)), value.dtype)
+
+    def share(
+        self,
+        function: Callable[[Tensor], Tensor],
+        value: Tensor,
+        own: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        """As `make`, for the model; `own` makes it again if each example turns out to have a row."""
         made = self._origins.made(value)
         with saved_as_they_are():
             found = function(value if made is None else made.source)
         names = list(self._origins.names_of(value))
-        self._origins.note(found, Seen(names, fixed=True, alone=True, any=True))
-        return self.cast(self._origins.alone(found), value.dtype)
+        self._origins.note(found, Seen(names, fixed=True, alone=True, any=True), own)
+        return found
+
+    def own(self, value: Tensor) -> Tensor | None:
+        """What was shared as each example's own, if it can be so."""
+        made = self._origins.made(value)
+        return None if made is None or made.own is None else made.own()
 
     def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """A tensor in another dtype; a parameter keeps gradients of its own dtype."""

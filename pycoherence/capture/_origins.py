@@ -16,11 +16,13 @@ class Made(NamedTuple):
         source: With its graph.
         alone: The same without it, which takes its place in captured calls; maybe in another
             dtype.
+        own: Makes it once more, of rows that are each an example's own, if it can be so.
     """
 
     names: tuple[str, ...]
     source: Tensor
     alone: Tensor
+    own: Callable[[], Tensor] | None = None
 
 
 class Seen(NamedTuple):
@@ -86,14 +88,14 @@ class Origins:
                 alone &= _is(self._new, x)
         return Seen(names, fixed, alone, found)
 
-    def note(self, result: Any, seen: Seen) -> None:
+    def note(self, result: Any, seen: Seen, own: Callable[[], Tensor] | None = None) -> None:
         """Remember where the results of a function come from that no example has a part in."""
         for x in tensors(result):
             if id(x) in self._names:
                 continue
             if seen.names and x.grad_fn is not None:
-                made = Made(tuple(dict.fromkeys(seen.names)), x, x.detach().requires_grad_())
-                for alias in made[1:]:
+                made = Made(tuple(dict.fromkeys(seen.names)), x, x.detach().requires_grad_(), own)
+                for alias in (x, made.alone):
                     self._names[id(alias)], self._made[id(alias)] = made.names, made
             elif seen.any and seen.fixed:
                 self._fixed[id(x)] = weakref.ref(x)

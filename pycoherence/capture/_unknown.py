@@ -16,9 +16,9 @@ def refuse_unknown(refuse: Refuse) -> None:
         "per-example gradients through this function are not known",
         f"write the layer with one that is ({known}, or products and sums of tensors); ask for "
         "on_unsupported='vmap', which makes them example by example, or 'skip', which leaves "
-        "the parameter out; leave an L2 penalty to the optimizer's weight_decay, and take "
-        "others outside the block; take print-outs of parameter.detach(); or freeze the "
-        "parameter with requires_grad_(False)",
+        "the parameter out; teach the function to the capture with pc.register_site; leave an L2 "
+        "penalty to the optimizer's weight_decay, and take others outside the block; take "
+        "print-outs of parameter.detach(); or freeze the parameter with requires_grad_(False)",
     )
 
 

@@ -43,7 +43,8 @@ def elementwise(function: Callable[..., Any]) -> Handler:
         if not shape or all(x.shape[:1] != shape[:1] for x in examples):
             return NotImplemented
         if parameter.dim() == len(shape) and parameter.shape[0] != 1:
-            return NotImplemented
+            own = capture.own(parameter)
+            return NotImplemented if own is None else run([own], others)[0]
         return broadcast(capture, run, parameter, others, shape)
 
     return handle
@@ -162,21 +163,21 @@ def _expand(capture: Capture, input: Tensor, *size: Any, **kwargs: Any) -> Any:
     sizes = size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size
     if kwargs or not all(isinstance(n, int) for n in sizes):
         return NotImplemented
-    return _spread(capture, input, list(sizes))
+    return spread(capture, input, list(sizes))
 
 
 def _repeat(capture: Capture, input: Tensor, *repeats: Any, **kwargs: Any) -> Any:
     times = repeats[0] if len(repeats) == 1 and isinstance(repeats[0], (tuple, list)) else repeats
     if kwargs or not all(isinstance(n, int) for n in times) or any(n != 1 for n in times[1:]):
         return NotImplemented
-    return _spread(capture, input, [times[0], *[-1] * (len(times) - 1)], copied=True)
+    return spread(capture, input, [times[0], *[-1] * (len(times) - 1)], copied=True)
 
 
 def _expand_as(capture: Capture, input: Tensor, other: Tensor) -> Any:
-    return _spread(capture, input, list(other.shape))
+    return spread(capture, input, list(other.shape))
 
 
-def _spread(capture: Capture, input: Tensor, size: list[int], *, copied: bool = False) -> Any:
+def spread(capture: Capture, input: Tensor, size: list[int], *, copied: bool = False) -> Any:
     """Give each example what is the same for all: `input` with a dimension for the batch."""
     ahead = len(size) - input.dim()
     if ahead < 0 or (copied and ahead > 0 and input.dim() == 0):
