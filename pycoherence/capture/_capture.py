@@ -225,7 +225,7 @@ class Capture(TorchFunctionMode):
         value: Tensor,
         own: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        """As `make`, for the model; `own` makes it again if each example turns out to have a row."""
+        """As `make`, for the model; `own` makes it again should each example have a row of it."""
         made = self._origins.made(value)
         with saved_as_they_are():
             found = function(value if made is None else made.source)

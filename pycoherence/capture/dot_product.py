@@ -21,7 +21,7 @@ def attention(
     **kwargs: Any,
 ) -> Any:
     """Give each example its own copy of what is the same for all, and then attend."""
-    inputs = (query, key, value, attn_mask)
+    inputs = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     parameters = [x for x in inputs if capture.names_of(x)]
     examples = [x for x in inputs[:3] if not capture.is_alone(x)]
     if len(parameters) != 1 or not examples:
@@ -31,5 +31,5 @@ def attention(
     own = spread(capture, parameter, [len(like), *size[1:]])
     if own is NotImplemented:
         return NotImplemented
-    query, key, value, attn_mask = (own if x is parameter else x for x in inputs)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+    query, key, value, *mask = (own if x is parameter else x for x in inputs)
+    return F.scaled_dot_product_attention(query, key, value, *mask or [None], *args, **kwargs)
