@@ -22,7 +22,7 @@ from pycoherence.capture._layouts import Layouts
 from pycoherence.capture._loss_scale import Scaled
 from pycoherence.capture._moves import FIRST
 from pycoherence.capture._names import unsupported
-from pycoherence.capture._origins import Origins, Seen, tensors, unique
+from pycoherence.capture._origins import Origins, Own, Seen, tensors, unique
 from pycoherence.capture._parallel import expect_no_sync
 from pycoherence.capture._plan import Plan
 from pycoherence.capture._probes import make_probes
@@ -139,14 +139,11 @@ class Capture(TorchFunctionMode):
         self._function, self._used = func, seen.names
         if func in guards:
             guards[func](self, *args, **kwargs)
-        if seen.names and not seen.fixed and func in handlers:
-            found = self._handle(handlers[func], args, kwargs)
-            if found is not NotImplemented:
-                return found
-        if seen.names and seen.alone and func in spreaders:
-            found = self._handle(spreaders[func], args, kwargs)
-            if found is not NotImplemented:
-                return found
+        for known, takes in ((handlers, not seen.fixed), (spreaders, seen.alone)):
+            if seen.names and takes and func in known:
+                found = self._handle(known[func], args, kwargs)
+                if found is not NotImplemented:
+                    return found
         if seen.names and not seen.alone:
             return self._unknown(func, args, kwargs)
         if not seen.alone:
@@ -155,8 +152,7 @@ class Capture(TorchFunctionMode):
             return result
         with saved_as_they_are():
             result = func(*args, **kwargs)
-        # Whatever else is newly made may have a row for each example; this has not.
-        self._origins.note(result, seen._replace(any=True) if func is torch.eye else seen)
+        self._origins.note(result, seen._replace(any=seen.any or func is torch.eye))
         return result
 
     def _unknown(
@@ -220,10 +216,7 @@ class Capture(TorchFunctionMode):
         return self.cast(self._origins.alone(self.share(function, value)), value.dtype)
 
     def share(
-        self,
-        function: Callable[[Tensor], Tensor],
-        value: Tensor,
-        own: Callable[[], Tensor] | None = None,
+        self, function: Callable[[Tensor], Tensor], value: Tensor, own: Own | None = None
     ) -> Tensor:
         """As `make`, for the model; `own` makes it again should each example have a row of it."""
         made = self._origins.made(value)
@@ -236,7 +229,7 @@ class Capture(TorchFunctionMode):
     def own(self, value: Tensor) -> Tensor | None:
         """What was shared as each example's own, if it can be so."""
         made = self._origins.made(value)
-        return None if made is None or made.own is None else made.own()
+        return made.own() if made is not None and made.own is not None else None
 
     def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """A tensor in another dtype; a parameter keeps gradients of its own dtype."""
@@ -254,7 +247,7 @@ class Capture(TorchFunctionMode):
 
         Args:
             batched: The input, `[B, ...]`.
-            parameters: The parameter arguments by name, in the Function's order; `None` if absent.
+            parameters: Its parameter arguments by name, in their order; `None` if absent.
 
         Raises:
             UnsupportedError: The call cannot be measured exactly.

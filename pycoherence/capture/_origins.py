@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+Own = Callable[[], Tensor]
+
 
 class Made(NamedTuple):
     """What a forward pass made of parameters alone.
@@ -22,7 +24,7 @@ class Made(NamedTuple):
     names: tuple[str, ...]
     source: Tensor
     alone: Tensor
-    own: Callable[[], Tensor] | None = None
+    own: Own | None = None
 
 
 class Seen(NamedTuple):
@@ -32,7 +34,8 @@ class Seen(NamedTuple):
         names: Tracked parameters, or those that an argument is made of, each as often as it comes.
         fixed: Whether all other tensors are parameters, buffers, and made of these.
         alone: Whether examples may have a part in none of them: they are fixed or newly made.
-        any: Whether there are tensors at all.
+        any: Whether there are tensors at all; what is made of none may have a row for each example
+            all the same, but for `torch.eye`.
     """
 
     names: list[str]
@@ -88,7 +91,7 @@ class Origins:
                 alone &= _is(self._new, x)
         return Seen(names, fixed, alone, found)
 
-    def note(self, result: Any, seen: Seen, own: Callable[[], Tensor] | None = None) -> None:
+    def note(self, result: Any, seen: Seen, own: Own | None = None) -> None:
         """Remember where the results of a function come from that no example has a part in."""
         for x in tensors(result):
             if id(x) in self._names:
