@@ -31,5 +31,8 @@ def attention(
     own = spread(capture, parameter, [len(like), *size[1:]])
     if own is NotImplemented:
         return NotImplemented
-    query, key, value, *mask = (own if x is parameter else x for x in inputs)
-    return F.scaled_dot_product_attention(query, key, value, *mask or [None], *args, **kwargs)
+    own = {id(parameter): own}
+    query, key, value = (own.get(id(x), x) for x in inputs[:3])
+    if attn_mask is not None:
+        attn_mask = own.get(id(attn_mask), attn_mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
