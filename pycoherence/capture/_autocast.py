@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pycoherence.capture._origins import tensors
+from pycoherence.capture._rows import Refuse
 
 Cast = Callable[[Tensor, torch.dtype], Tensor]
 
@@ -52,6 +53,15 @@ def same_autocast(*values: Any) -> Callable[[], AbstractContextManager[Any]]:
         return nullcontext
     dtype = torch.get_autocast_dtype(device)
     return functools.partial(torch.autocast, device, dtype, cache_enabled=False)
+
+
+def expect_no_autocast(x: Tensor, refuse: Refuse) -> None:
+    """Refuse a function of which it is not known what autocast would make of its arguments."""
+    if autocast_device(x) is not None:
+        refuse(
+            "what autocast would make of its arguments is not known",
+            f"call it in a block of torch.autocast({x.device.type!r}, enabled=False)",
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pycoherence.capture._autocast import autocast_device, autocast_done
+from pycoherence.capture._autocast import autocast_done, expect_no_autocast
 from pycoherence.capture._backward import BACKWARD, run_backward
 from pycoherence.capture._call import Call, Slot, Use
 from pycoherence.capture._compiled import uncompiled
@@ -258,11 +258,7 @@ class Capture(TorchFunctionMode):
                 "a parameter stands where this function takes its input",
                 "freeze that parameter with requires_grad_(False), or detach it here",
             )
-        if autocast_device(batched) is not None:
-            self.refuse(
-                "what autocast would make of its arguments is not known",
-                f"call it in a block of torch.autocast({batched.device.type!r}, enabled=False)",
-            )
+        expect_no_autocast(batched, self.refuse)
         if not self.plan.gradients:
             expect_no_sync(self.refuse)
         self.watch.reruns |= are_saved_otherwise()
@@ -300,9 +296,5 @@ class Capture(TorchFunctionMode):
         return Use(name, parameter, self.probes[name])
 
     def refuse(self, why: str, fix: str) -> NoReturn:
-        """Raise the error for the torch function being called.
-
-        Raises:
-            UnsupportedError: Always.
-        """
+        """Raise the `UnsupportedError` for the torch function being called."""
         raise unsupported(self._used, self._function, why, fix)
