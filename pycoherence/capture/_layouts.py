@@ -71,7 +71,7 @@ class Layouts:
             return
         words = ("first", "second")
         takes = f"it takes the {words[place]} dimension of its input {tuple(x.shape)} for the batch"
-        lost = "but after a function that is not known it may be the other one as well"
+        lost = "but where a function before it has put the batch is not known"
         otherwise = f"but a function before it took the {words[1 - place]}"
         refuse(
             f"{takes}, {lost if known == LOST else otherwise}",

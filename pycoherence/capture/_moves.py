@@ -11,7 +11,7 @@ from pycoherence.capture._folds import FOLDING, ROWS_STAY
 
 FIRST, SECOND = 0, 1
 LOST = -1
-"""Of a tensor that could have the batch in either."""
+"""Of a tensor of which functions that are not known leave nothing certain."""
 
 _SWAPS = {Tensor.transpose, torch.transpose, Tensor.swapaxes, torch.swapaxes}
 _PERMUTES = {Tensor.permute, torch.permute}
@@ -69,10 +69,13 @@ def moved(
 
 
 def is_lost(x: Tensor, place: int, result: Tensor) -> bool:
-    """Whether the first two dimensions of a result cannot be told from each other."""
-    if result.dim() < 2 or x.dim() < 2 or result.shape[0] != result.shape[1]:
+    """Whether it cannot be told which dimension of a result, or part of one, is the batch."""
+    if place == LOST:
+        return result.dim() > 0
+    if result.dim() == 0 or x.dim() < 2 or x.shape[place] < 2:
         return False
-    return result.shape[0] not in (0, 1) and (place == LOST or result.shape[0] == x.shape[place])
+    folded = place == SECOND and x.shape[0] > 1 and len(result) == x.shape[0] * x.shape[1]
+    return folded or (result.dim() > 1 and x.shape[place] == result.shape[0] == result.shape[1])
 
 
 def of_sequences(func: Callable[..., Any], args: Sequence[Any]) -> tuple[int, ...]:

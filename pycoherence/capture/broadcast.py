@@ -14,6 +14,7 @@ from pycoherence.capture._general import Function
 from pycoherence.capture._moves import FIRST, SECOND
 from pycoherence.capture._origins import tensors
 from pycoherence.capture._registry import Handler, register_site, register_spreader
+from pycoherence.capture._rowwise import batch_first
 from pycoherence.sites import AffineSite
 
 _NAMES = ("add", "sub", "mul", "div", "true_divide", "multiply", "subtract", "divide", "pow")
@@ -44,6 +45,9 @@ def elementwise(function: Callable[..., Any]) -> Handler:
             return NotImplemented
         if parameter.dim() == len(shape) and parameter.shape[0] != 1:
             own = capture.own(parameter)
+            if own is None and parameter.shape[0] == capture.batch.count:
+                itself = any(parameter is p for p in capture.parameters.values())
+                own = None if itself else batch_first(capture, parameter, FIRST)
             return NotImplemented if own is None else run([own], others)[0]
         return broadcast(capture, run, parameter, others, shape)
 

@@ -70,6 +70,8 @@ def test_features_of_a_frozen_layer(grad: bool, steps: int) -> None:
 LOST = {
     "rolled": lambda m, x: m.b(torch.roll(m.a(x)[0], 1, 0)),
     "moved": lambda m, x: m.b(m.a(x)[0].movedim(0, 1)),
+    "folded": lambda m, x: m.b(m.a(x)[0].reshape(-1, 5)),
+    "folded by a frozen layer": lambda m, x: m.b(m.g(x)[0].reshape(-1, 5)),
     "added": lambda m, x: m.c.weight + torch.roll(m.a(x)[0], 1, 0),
     "a recurrent layer that has it first": lambda m, x: m.d(m.a(x)[0])[0],
     "a convolution": lambda m, x: m.e(m.a(x)[0]),
@@ -82,6 +84,7 @@ LOST = {
 def test_what_is_not_followed_is_refused(function) -> None:
     model = after_lstm(function)
     model.d, model.e = nn.GRU(5, 2, batch_first=True).double(), nn.Conv1d(B, 2, 3).double()
+    model.g = nn.GRU(6, 5).double().requires_grad_(False)
     model.f = nn.LayerNorm((B, 5)).double()
     x = torch.randn(B, B, 6, dtype=torch.float64)
     with (

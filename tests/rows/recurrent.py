@@ -128,6 +128,29 @@ ROWS = [
     ),
     Row(
         RECURRENT,
+        "`nn.GRU` with the time first, and positions repeated over the batch",
+        uses(
+            lambda m, x: time_first(m, x) + m.p.unsqueeze(0).repeat(len(x), 1, 1),
+            a=lambda: nn.GRU(6, 5),
+            p=normal(T, 5),
+        ),
+        sequence,
+    ),
+    Row(
+        RECURRENT,
+        "the same, and added with the time first",
+        uses(
+            lambda m, x: (
+                m.a(x.transpose(0, 1))[0] + m.p.unsqueeze(1).repeat(1, len(x), 1)
+            ).transpose(0, 1),
+            a=lambda: nn.GRU(6, 5),
+            p=normal(B, 5),
+        ),
+        square,
+        note="Cheaper without the `repeat`: addition broadcasts.",
+    ),
+    Row(
+        RECURRENT,
         "encoder and decoder",
         uses(
             to_decoder,
