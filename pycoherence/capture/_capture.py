@@ -54,6 +54,7 @@ class Capture(TorchFunctionMode):
         folds: Which tensors have positions in their first dimension.
         layouts: Which tensors have the batch in their second dimension.
         kept: What the backward pass leaves behind beside the gradients of probes.
+        asked: Parameters that were measured by `torch.autograd.grad`.
         scaled: What the loss is multiplied by.
         skipped: Parameters that are not measured, as `plan.on_unsupported` says.
         fallbacks: Why parameters had their gradients made example by example.
@@ -73,6 +74,7 @@ class Capture(TorchFunctionMode):
         self.probes: dict[str, dict[str, Tensor]] = {}
         self.plan = plan
         self.kept = Kept()
+        self.asked: set[str] = set()
         self.scaled = Scaled(plan.loss_scale)
         self.around = around
         self._want = plan.want

@@ -91,6 +91,10 @@ class BackwardWatch:
         """A context for the backward of captured calls, whose mode may be active in the pass."""
         return torch._C.DisableTorchFunction() if self.reruns else nullcontext()
 
+    def may_measure(self, this: Pass) -> bool:
+        """Whether no backward pass has measured what takes part in one."""
+        return not self._finished & this.names and not self._once
+
     def forget(self, name: str) -> None:
         """Let the gradients of a parameter go past the capture."""
         self._names.pop(id(self._parameters[name]))
@@ -104,7 +108,7 @@ class BackwardWatch:
     @contextmanager
     def backward(
         self, roots: Iterable[Tensor], *, accumulate: bool, keep: bool = False
-    ) -> Iterator[bool]:
+    ) -> Iterator[Pass]:
         """Run a backward pass from `roots`, after a check that it will miss nothing.
 
         Args:
@@ -113,7 +117,7 @@ class BackwardWatch:
             keep: Whether to keep factors all the same.
 
         Returns:
-            Whether layers may be run again in it.
+            The pass.
 
         Raises:
             UnsupportedError: A gradient would reach, or has reached, a tracked parameter past the
@@ -129,7 +133,7 @@ class BackwardWatch:
         self._pass = this
         try:
             with self._counted(this) if outer is None else nullcontext():
-                yield self.reruns
+                yield this
         except BaseException:
             self.failed |= accumulate
             raise

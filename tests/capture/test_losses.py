@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -161,3 +162,66 @@ def test_a_model_can_be_copied_and_saved_in_a_block_and_after_it() -> None:
         with pc.collect(other, pc.SqNorms()) as again:
             own_mean(other, (IDS, LABELS)).backward()
         assert torch.equal(again.sq_norms, record.sq_norms)
+
+
+def by_grad(model: nn.Module, loss: Tensor, **options: Any) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters()), **options))
+
+
+def test_torch_autograd_grad_of_all_parameters_is_measured() -> None:
+    model, batch = network(), (IDS, LABELS)
+    truth = per_example_gradients(model, own_mean, batch)
+    statistics = pc.SqNorms(), pc.Moments()
+    with pc.collect(model, *statistics, keep_factors=True, loss_scale=8.0) as record:
+        found = by_grad(model, own_mean(model, batch) * 8)
+    assert_norms(record, truth, 1e-9)
+    assert all(p.grad is None for p in model.parameters())
+    sums = record.weighted_sum(WEIGHTS)
+    for gradient, (name, g) in zip(found, truth.items(), strict=True):
+        assert relative_error(gradient, 8 * g.mean(0)) < 1e-9
+        assert relative_error(record.by_parameter[name].first_moment, g.mean(0)) < 1e-9
+        assert relative_error(sums[name], torch.einsum("b,b...->...", WEIGHTS, g)) < 1e-9
+
+
+def test_losses_measured_one_after_the_other_by_torch_autograd_grad() -> None:
+    """The record is of the last, be it by backward()."""
+    model, batch = network(), (IDS, LABELS)
+    truths = [per_example_gradients(model, loss, batch) for loss in (own_mean, own_sum)]
+    with pc.collect(model, pc.SqNorms()) as record:
+        losses = [token_losses(model, batch)]
+        mean = (losses[0].sum(1) / KEPT).mean()
+        by_grad(model, mean, retain_graph=True)
+        assert_norms(record, truths[0], 1e-9)
+        by_grad(model, losses[0].sum() / B, retain_graph=True)
+        assert_norms(record, truths[1], 1e-9)
+        mean.backward(retain_graph=True)
+        assert_norms(record, truths[0], 1e-9)
+        by_grad(model, losses[0].sum() / B)  # not measured any more
+    assert_norms(record, truths[0], 1e-9)
+
+
+def test_torch_autograd_grad_that_fails_leaves_no_statistics() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)).double()
+
+    def fail(grad: Tensor) -> None:
+        raise ZeroDivisionError
+
+    with pc.collect(model, pc.SqNorms(), keep_factors=True) as record:
+        hidden = model[0](torch.randn(B, 6, dtype=torch.float64))
+        hidden.register_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            by_grad(model, model[1](hidden).sum())
+    for read in (lambda: record.sq_norms, lambda: record.weighted_sum(WEIGHTS)):
+        with pytest.raises(RuntimeError, match="no backward pass has run"):
+            read()
+
+
+def test_torch_autograd_grad_gives_a_robust_aggregate() -> None:
+    models = [network(), network()]
+    with pc.aggregate(models[0], pc.Winsorized(1)):
+        own_mean(models[0], (IDS, LABELS)).backward()
+    with pc.aggregate(models[1], pc.Winsorized(1)) as aggregate:
+        found = by_grad(models[1], own_mean(models[1], (IDS, LABELS)))
+    for gradient, p in zip(found, models[0].parameters(), strict=True):
+        assert torch.equal(gradient, p.grad)
+    assert set(aggregate.report.by_parameter) == {n for n, _ in models[1].named_parameters()}
