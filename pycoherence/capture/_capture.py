@@ -1,6 +1,5 @@
 """The mode that watches a forward pass for uses of tracked parameters."""
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
@@ -13,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from pycoherence.capture._autocast import autocast_done, expect_no_autocast
 from pycoherence.capture._backward import BACKWARD, run_backward
+from pycoherence.capture._block import only_block
 from pycoherence.capture._call import Call, Slot, Use
-from pycoherence.capture._compiled import uncompiled
 from pycoherence.capture._folds import Folds
 from pycoherence.capture._general import general
 from pycoherence.capture._kept import Kept
@@ -31,9 +30,6 @@ from pycoherence.capture._rerun import are_saved_otherwise, saved_as_they_are
 from pycoherence.capture._rows import Rows
 from pycoherence.capture._unknown import expect_unmeasured, refuse_unknown
 from pycoherence.capture._watch import BackwardWatch
-
-# Function modes are per thread, and so is what must not be nested.
-_active = threading.local()
 
 
 class Capture(TorchFunctionMode):
@@ -88,22 +84,14 @@ class Capture(TorchFunctionMode):
         self._calls = count()
 
     def __enter__(self) -> "Capture":
-        if getattr(_active, "capture", None) is not None:
-            raise RuntimeError(
-                "the blocks of collect and aggregate cannot be nested: only one would see the "
-                "parameters. What to do: ask one collect block for all statistics, measure and "
-                "aggregate in passes of their own, and update meters outside both"
-            )
-        self._eagerly = uncompiled()
-        self._eagerly.__enter__()
+        self._block = only_block()
+        self._block.__enter__()
         super().__enter__()
-        _active.capture = self
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        _active.capture = None
         super().__exit__(*exception)
-        self._eagerly.__exit__(*exception)
+        self._block.__exit__(*exception)
 
     def forget(self) -> None:
         """Let go of the tensors of the forward pass."""
