@@ -4,6 +4,7 @@ from importlib import metadata as _metadata
 
 from pycoherence import metrics, ops, optim
 from pycoherence.aggregate import aggregate
+from pycoherence.capture import register_site
 from pycoherence.collect import collect
 from pycoherence.errors import UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
@@ -79,6 +80,7 @@ __all__ = [
     "metrics",
     "ops",
     "optim",
+    "register_site",
     "set_workspace",
     "verify",
     "weighted_sum",

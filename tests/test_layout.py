@@ -121,7 +121,9 @@ def test_every_capture_file_registers_something(name: str) -> None:
 
 
 def test_no_capture_handler_lives_elsewhere() -> None:
-    homes = {function.__module__.rpartition(".")[2] for function in handlers.values()}
+    modules = {handler.__module__ for handler in handlers.values()}
+    # Examples of the docs teach it more.
+    homes = {name.rpartition(".")[2] for name in modules if name.startswith("pycoherence.")}
     assert homes <= set(CAPTURES)
 
 

@@ -18,15 +18,36 @@ spreaders: dict[Callable[..., Any], Handler] = {}
 
 
 def register_site(function: Callable[..., Any]) -> Callable[[F], F]:
-    """Register the handler of a torch function.
+    """Teach the capture a torch function that uses parameters.
+
+    The handler is called in place of the function wherever that meets a tracked parameter, and has
+    to return what the function would, by an autograd Function whose backward gives the factors of
+    each example's gradient, `G_b`, as a site. `docs/custom-layers.md` has a worked example.
 
     Args:
-        function: As `__torch_function__` sees it, such as `torch.nn.functional.linear`.
+        function: As `__torch_function__` sees it, such as `torch.nn.functional.linear`, or
+            `torch.ops.library.op.default`. One that is known already gets another handler, for the
+            whole process.
 
     Returns:
-        A decorator for a handler, which takes the `Capture` and then the arguments of `function`,
-        and returns what `function` would.
+        A decorator for a handler, which takes the `Capture` and then the arguments of `function`.
+        It may return `NotImplemented`: the call is then that of an unknown function.
+
+    Raises:
+        TypeError: `function` is not callable.
+
+    Cost: None but what the handler costs.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> def doubled(x):
+        ...     return 2 * x
+        >>> @pc.register_site(doubled)  # if torch called it
+        ... def handle(capture, x):
+        ...     capture.refuse("it is only an example", "use x + x")
     """
+    if not callable(function):
+        raise TypeError(f"expected a torch function, got {type(function).__name__}")
 
     def decorate(handler: F) -> F:
         handlers[function] = handler
