@@ -5,10 +5,12 @@ Sizes are such that examples and steps can be told apart by nothing but what fun
 
 import pytest
 import torch
-from checks import assert_exact
+from checks import assert_exact, assert_norms
 from models import regression
+from oracle import per_example_gradients
 from parts import Shaped
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import pycoherence as pc
 from pycoherence.errors import VerificationError
@@ -65,6 +67,25 @@ def test_features_of_a_frozen_layer(grad: bool, steps: int) -> None:
         ).double()
         x = torch.randn(B, steps, 6, dtype=torch.float64)
         assert_exact(model, regression("mean"), (x,), torch.float64)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_behind_checkpoints(reentrant: bool) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        if m.training:
+            found = checkpoint(m.a, m.d(x).transpose(0, 1), use_reentrant=reentrant)[0]
+            return checkpoint(lambda y: m.b(y.relu()), found, use_reentrant=reentrant).swapaxes(
+                0, 1
+            )
+        return m.b(m.a(m.d(x).transpose(0, 1))[0].relu()).transpose(0, 1)
+
+    model = after_lstm(forward).eval()
+    model.c, model.d = nn.Identity(), nn.Linear(6, 6).double()
+    x = torch.randn(B, B, 6, dtype=torch.float64)
+    truth = per_example_gradients(model, regression("mean"), (x,))
+    with pc.collect(model.train(), pc.SqNorms()) as record:
+        regression("mean")(model, (x,)).backward()
+    assert_norms(record, truth, 1e-10)
 
 
 LOST = {
