@@ -74,6 +74,20 @@ def transformer(kind: str, task: str, attention: str = "sdpa", **options: Any) -
     return randomised(getattr(library, f"{kind}{task}")(config))
 
 
+def checkpointed(model: nn.Module) -> nn.Module:
+    """Training, without dropout, with layers whose forward pass is run again in the backward."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or getattr(model, name.replace("activation", "gradient"))
+    enable({"use_reentrant": False})
+    for module in model.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for option in ("dropout", "attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, option, None), float):
+                setattr(module, option, 0.0)
+    return model
+
+
 def adapted(model: nn.Module, kind: str, **options: Any) -> nn.Module:
     """A model as peft changes it: frozen, with something small that is trained."""
     library = package("peft")

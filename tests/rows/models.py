@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from table import B, Row, normal, uses
 from torch import Tensor, nn
-from whole import T, UNet, V, adapted, randomised, resnet18, transformer, with_adapters
+from whole import (
+    T,
+    UNet,
+    V,
+    adapted,
+    checkpointed,
+    randomised,
+    resnet18,
+    transformer,
+    with_adapters,
+)
 
 HUB = "Models of `transformers`"
 PEFT = "Models of `peft`"
@@ -126,6 +136,22 @@ ROWS = [
         t5,
         lambda: (words(B)(), words(B)()),
         translation,
+    ),
+    *(
+        Row(
+            HUB,
+            f"{name} with activation checkpointing",
+            lambda build=build: checkpointed(build()),
+            inputs,
+            loss=loss,
+        )
+        for name, build, inputs, loss in (
+            ("GPT-2", gpt2, words(), language),
+            ("BERT", bert, words(), language),
+            ("Llama", llama, words(), language),
+            ("ViT", vit, pictures, classes),
+            ("T5", t5, pairs, translation),
+        )
     ),
     Row(PEFT, "LoRA of GPT-2", lora("GPT2", "LMHeadModel", "c_attn"), words(), loss=language),
     Row(
