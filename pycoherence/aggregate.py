@@ -191,9 +191,8 @@ class aggregate:
             )
         size = capture.batch_size
         if not isinstance(self._rule, CoordinateRule):
-            network = self._filler.network
             by_name = {name: choice.decision for name, choice in self._filler.choices.items()}
-            whole = None if network is None else network.decision
+            whole = None if self._filler.network is None else self._filler.network.decision
             return Report(size, by_name, whole, tuple(capture.skipped))
         clipped = self._rule.clipped(size) if size else None
         by_parameter = {

@@ -234,9 +234,9 @@ def test_reports() -> None:
 
 
 def test_no_agreement_is_no_step() -> None:
-    model = torch.nn.Linear(3, 1, bias=False)
+    model, x = torch.nn.Linear(3, 1, bias=False), torch.eye(3)
     with pc.aggregate(model, pc.GAF(0.5)) as agg:
-        model(torch.eye(3)).mean().backward()
+        model(x).mean().backward()
     assert model.weight.grad.tolist() == [[0, 0, 0]]
     assert agg.report.network.chosen.tolist() == []
 
