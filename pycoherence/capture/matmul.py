@@ -1,4 +1,4 @@
-"""Products of matrices: `x @ weight`, `weight @ x`, `addmm`."""
+"""Products of matrices: `x @ weight`, `weight @ x`, `addmm`, `baddbmm`."""
 
 from typing import Any
 
@@ -46,6 +46,23 @@ def addmm(
     if not plain or input.dim() != 1 or not capture.names_of(mat2) or capture.names_of(mat1):
         return NotImplemented
     return linear(capture, mat1, capture.make(_transposed, mat2), input)
+
+
+@register_site(torch.baddbmm)
+@register_site(Tensor.baddbmm)
+def baddbmm(
+    capture: Capture,
+    input: Tensor,
+    batch1: Tensor,
+    batch2: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: Tensor | None = None,
+) -> Any:
+    if out is not None or capture.names_of(batch1) or capture.names_of(batch2):
+        return NotImplemented
+    return capture.run(torch.add, alpha * torch.bmm(batch1, batch2), input, alpha=beta)
 
 
 def _transposed(x: Tensor) -> Tensor:

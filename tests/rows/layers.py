@@ -179,7 +179,7 @@ ROWS = [
     Row(OTHERS, "`nn.PReLU`, one slope", lambda: nn.PReLU(), features),
     Row(
         OTHERS,
-        "`torch.cdist` and whatever else is not in this list",
+        "any function of a parameter that was expanded over the batch, such as `torch.cdist`",
         uses(lambda m, x: torch.cdist(x, m.p.expand(len(x), -1, -1)), p=normal(5, 6)),
         sequence,
     ),

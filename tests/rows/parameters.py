@@ -46,6 +46,12 @@ ROWS = [
         uses(lambda m, x: torch.addmm(m.b, x, m.p), p=normal(6, 5), b=normal(5)),
         features,
     ),
+    Row(
+        PRODUCTS,
+        "`torch.baddbmm`, the parameter added",
+        uses(lambda m, x: torch.baddbmm(m.p, x, x.mT, beta=0.5, alpha=2), p=normal(T, T)),
+        sequence,
+    ),
     Row(NUMBERS, "`x + p`", uses(lambda m, x: x + m.p, p=normal(6)), sequence),
     Row(NUMBERS, "`p * x`", uses(lambda m, x: m.p * x, p=normal(T, 1)), sequence),
     Row(
