@@ -170,8 +170,10 @@ class Capture(TorchFunctionMode):
     def _handle(self, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a handler; if it raises, the call has not happened."""
         batch_size, used = self.batch.size, set(self.probes)
-        # Gradients are taken to the parameters past the graph of what is made of them.
-        arguments = tree_map(self._origins.alone, (args, kwargs))
+        arguments: Any = (args, kwargs)
+        if self._origins.any_made:
+            # Gradients are taken to the parameters past the graph of what is made of them.
+            arguments = tree_map(self._origins.alone, arguments)
         function = None if handler is general else self._function
         try:
             with autocast_done(function, arguments, self.cast) as (args, kwargs):

@@ -31,16 +31,9 @@ class Layouts:
 
     def __init__(self, model: nn.Module) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        layers = [m for m in model.modules() if isinstance(m, _LAYERS)]
-        parts = {
-            id(p)
-            for layer in layers
-            if getattr(layer.self_attn, "batch_first", None) is False
-            for part in _PARTS
-            for p in getattr(layer, part, nn.Identity()).parameters()
-        }
-        self._names = {name for name, p in model.named_parameters() if id(p) in parts}
-        self._mixed = any(getattr(m, "batch_first", True) is False for m in model.modules())
+        modules = list(model.modules())
+        self._mixed = any(m.__dict__.get("batch_first", True) is False for m in modules)
+        self._names = _time_first(model, modules) if self._mixed else set[str]()
         self.active = self._mixed
 
     def of(self, x: Any) -> int | None:
@@ -109,6 +102,18 @@ class Layouts:
     def _is_lost(self, x: Tensor, place: int, result: Tensor) -> bool:
         # Where all layers have the batch first, it is first.
         return (self._mixed or place != FIRST) and is_lost(x, place, result)
+
+
+def _time_first(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
+    """The parameters of Transformer layers that meet everything with the time first."""
+    parts = {
+        id(p)
+        for layer in modules
+        if isinstance(layer, _LAYERS) and not getattr(layer.self_attn, "batch_first", True)
+        for part in _PARTS
+        for p in getattr(layer, part, nn.Identity()).parameters()
+    }
+    return {name for name, p in model.named_parameters() if id(p) in parts}
 
 
 def either_way(handler: Handler) -> Handler:

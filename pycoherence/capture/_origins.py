@@ -69,6 +69,11 @@ class Origins:
         """How a tensor was made of parameters alone, unless it is one."""
         return self._made.get(id(value))
 
+    @property
+    def any_made(self) -> bool:
+        """Whether anything has been made of parameters."""
+        return bool(self._made)
+
     def forget(self, name: str) -> None:
         """Take a parameter, and what is made of it, for an ordinary tensor."""
         self._names = {key: names for key, names in self._names.items() if name not in names}
