@@ -1,0 +1,102 @@
+"""Small networks for images, without layers that mix examples."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pycoherence.studies.data import Data
+
+
+class Network(Protocol):
+    """A kind of network, to be built for a data set."""
+
+    def build(self, data: Data) -> nn.Module:
+        """A fresh one, from torch's global random numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Hidden layers of ReLU; `widths` are theirs, `dropout` follows each."""
+
+    widths: tuple[int, ...] = (256, 256)
+    dropout: float = 0.0
+
+    def build(self, data: Data) -> nn.Module:
+        """As `Network.build`."""
+        layers = OrderedDict[str, nn.Module](flatten=nn.Flatten())
+        inputs = data.images[0].numel()
+        for i, width in enumerate(self.widths, start=1):
+            layers[f"hidden{i}"] = nn.Linear(inputs, width)
+            layers[f"relu{i}"] = nn.ReLU()
+            if self.dropout:
+                layers[f"dropout{i}"] = nn.Dropout(self.dropout)
+            inputs = width
+        layers["output"] = nn.Linear(inputs, data.classes)
+        return nn.Sequential(layers)
+
+
+@dataclass(frozen=True)
+class CNN:
+    """Convolutions of 3 x 3 with GroupNorm and ReLU, each but the first halving the image."""
+
+    channels: tuple[int, ...] = (16, 32)
+
+    def build(self, data: Data) -> nn.Module:
+        """As `Network.build`."""
+        layers = OrderedDict[str, nn.Module]()
+        inputs = data.images.shape[1]
+        for i, width in enumerate(self.channels, start=1):
+            layers[f"conv{i}"] = _conv(inputs, width, stride=1 if i == 1 else 2)
+            layers[f"norm{i}"] = _norm(width)
+            layers[f"relu{i}"] = nn.ReLU()
+            inputs = width
+        layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+        layers["output"] = nn.Linear(inputs, data.classes)
+        return nn.Sequential(layers)
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """A convolution, then residual blocks, each but the first halving the image."""
+
+    channels: tuple[int, ...] = (16, 32, 64)
+
+    def build(self, data: Data) -> nn.Module:
+        """As `Network.build`."""
+        first = self.channels[0]
+        layers = OrderedDict[str, nn.Module](conv=_conv(data.images.shape[1], first, 1))
+        inputs = first
+        for i, width in enumerate(self.channels, start=1):
+            layers[f"block{i}"] = Block(inputs, width, stride=1 if i == 1 else 2)
+            inputs = width
+        layers.update(norm=_norm(inputs), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))
+        layers.update(flatten=nn.Flatten(), output=nn.Linear(inputs, data.classes))
+        return nn.Sequential(layers)
+
+
+class Block(nn.Module):
+    """Two convolutions after GroupNorm and ReLU, added to a shortcut (He et al. 2016, v2)."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, width, stride)
+        self.norm2, self.conv2 = _norm(width), _conv(width, width, 1)
+        same = inputs == width and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, inputs, H, W]` to `[B, width, H / stride, W / stride]`."""
+        y = self.conv1(F.relu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.relu(self.norm2(y)))
+
+
+def _conv(inputs: int, width: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(8, width), width)

@@ -1,0 +1,176 @@
+"""Training steps along the gradient it should, repeats itself, and goes on where it stopped."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("tqdm")
+pytest.importorskip("sklearn")
+
+import pycoherence as pc
+from pycoherence.studies import runs, trainer
+from pycoherence.studies.data import Data
+from pycoherence.studies.models import CNN, MLP, ResNet
+from pycoherence.studies.runs import Run
+from pycoherence.studies.trainer import Recipe, Training
+
+GRADIENTS = {
+    "mean": trainer.Mean(),
+    "robust": trainer.Robust(pc.Winsorized(2)),
+    "sign of sum": trainer.SignOfSum(),
+    "sum of signs": trainer.SumOfSigns(),
+}
+NETWORKS = {
+    "mlp": MLP((7,)),
+    "dropout": MLP((7, 5), 0.5),
+    "cnn": CNN((4, 8)),
+    "resnet": ResNet((8, 16)),
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(33, 1, 6, 6, generator=generator)
+    labels = torch.randint(3, (33,), generator=generator)
+    return Data("noise", images, labels, labels, images[:9], labels[:9], 3)
+
+
+def accuracy(model, data):
+    return {"train": trainer.share(trainer.correct(model, data.images, data.labels))}
+
+
+def recipe(**settings):
+    return Recipe(**{"network": MLP((7,)), "steps": 12, "lr": 0.1, "batch_size": 8, **settings})
+
+
+def trained(training, steps):
+    for _ in range(steps):
+        training.advance()
+    return training
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_gradients_are_what_they_say(kind, data):
+    model = MLP((7,)).build(data).double()
+    batch = data.images[:8].double(), data.labels[:8]
+    single = []
+    for x, y in zip(*batch, strict=True):
+        grads = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), [*model.parameters()])
+        single.append(torch.cat([g.flatten() for g in grads]))
+    each = torch.stack(single)
+    expected = {
+        "mean": each.mean(0),
+        "robust": each.clamp(*each.sort(0).values[[2, 5]]).mean(0),
+        "sign of sum": each.sum(0).sign(),
+        "sum of signs": each.sign().sum(0),
+    }
+    GRADIENTS[kind].fill(model, batch)
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(found, expected[kind])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_learn_and_mix_no_examples(name, data):
+    network = NETWORKS[name]
+    training = Training(recipe(network=network, steps=60), data, 0, accuracy)
+    before = trainer.loss(training.model.eval(), (data.images, data.labels)).item()
+    training.model.train()
+    trained(training, 60)
+    model = training.model.eval()
+    assert trainer.loss(model, (data.images, data.labels)).item() < before
+    batch = data.images[:4], data.labels[:4]
+    pc.verify(model, lambda model, batch: trainer.loss(model, batch), batch)
+
+
+def test_an_epoch_has_each_example_once(data):
+    training = Training(recipe(), data, 0, accuracy)
+    epochs = []
+    for _ in range(2):
+        chosen = []
+        for _ in range(33 // 8):
+            chosen += training._chosen().tolist()
+            training.advance()
+        assert len({*chosen}) == 32
+        epochs.append(chosen)
+    assert epochs[0] != epochs[1]
+
+
+def test_measures_first_last_and_between(data):
+    when = recipe(steps=500).measured()
+    assert {0, 1, 500} <= when
+    assert sum(step > 450 for step in when) >= 10
+    training = trained(Training(recipe(), data, 0, accuracy), 12)
+    assert training.done
+    assert [at["step"] for at in training.history] == sorted(recipe().measured())
+    history = [{"step": step, "x": float(step == 95)} for step in (0, 50, 91, 95, 100)]
+    assert trainer.late(history, "x") == 0
+
+
+def test_leaves_the_random_numbers_alone(data):
+    state = torch.random.get_rng_state()
+    trained(Training(recipe(network=MLP((7,), 0.5)), data, 3, accuracy), 4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": MLP((7,), dropout=0.5)},
+        {"momentum": 0.9, "weight_decay": 0.01},
+        {"optimizer": "RM3"},
+        {"optimizer": "AdamW", "gradient": trainer.Robust(pc.TrimmedMean(1))},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("at", [1, 3, 7])
+def test_a_killed_run_goes_on_to_the_same_result(settings, at, data, tmp_path, monkeypatch):
+    run = Run("run", recipe(**settings), data, 5, accuracy)
+    straight = trained(Training(run.recipe, data, 5, accuracy), 12)
+    monkeypatch.setattr(runs, "SECONDS", 0.0)
+    advance = Training.advance
+
+    def killed(training):
+        if training.step == at:
+            raise KeyboardInterrupt
+        advance(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train([run], tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+    torch.manual_seed(99)  # another process has other random numbers
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", lambda self: (steps.append(self.step), advance(self)))
+        [found] = runs.train([run], tmp_path)
+    assert steps == list(range(at, 12))
+    assert found == json.loads(json.dumps(straight.history))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
+    run = Run("run", recipe(), data, 0, accuracy)
+    [first] = runs.train([run], tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", lambda self: pytest.fail("trained again"))
+        assert runs.train([run], tmp_path) == [first]
+        others = [
+            Run("run", recipe(lr=0.2), data, 0, accuracy),
+            Run("run", recipe(), data, 1, accuracy),
+            Run("run", recipe(), data.labelled(data.labels.flip(0)), 0, accuracy),
+            Run("run", recipe(), data, 0, lambda model, data: {}),
+        ]
+        for other in others:
+            with pytest.raises(pytest.fail.Exception, match="trained again"):
+                runs.train([other], tmp_path)
+
+
+def test_nan_is_null():
+    assert runs.plain({"a": [float("nan"), 1.0], "b": float("inf")}) == {
+        "a": [None, 1.0],
+        "b": None,
+    }
