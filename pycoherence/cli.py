@@ -1,4 +1,4 @@
-"""The command line: `python -m pycoherence demo | info | selftest | bench`."""
+"""The command line: `python -m pycoherence demo | study | info | selftest | bench`."""
 
 import argparse
 import importlib
@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", help="where to train, such as cuda")
     demo.set_defaults(run=_demo)
 
+    _add_study(commands)
+
     info = commands.add_parser("info", help="versions, what was built, which backend runs each op")
     info.set_defaults(run=_info)
 
@@ -43,6 +45,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(run=_bench)
     return parser
+
+
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="reproduce a paper, such as coherent-gradients, or all",
+        argument_default=argparse.SUPPRESS,  # an option not given is left to command.run
+    )
+    study.add_argument("name", metavar="NAME", help="the study; all for all of them")
+    study.add_argument("--data", help="digits, mnist, cifar10 or a folder (default: digits)")
+    study.add_argument("--root", type=Path, help="where mnist and cifar10 lie (default: data)")
+    study.add_argument("--download", action="store_true", help="fetch what is missing there")
+    study.add_argument("--device", help="where to train, such as cuda (default: cpu)")
+    study.add_argument("--seeds", type=int, help="trainings of each kind (default: 3)")
+    study.add_argument("--quick", action="store_true", help="a rough look, in about a minute")
+    study.add_argument("--out", type=Path, help="folder for the reports (default: studies)")
+    study.set_defaults(run=_study)
+
+
+def _study(**options: Any) -> int:
+    try:
+        from pycoherence.studies import command
+
+        command.run(**options)
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"the studies need {error.name}, which is not installed: "
+            'pip install "pycoherence[studies]"'
+        ) from None
+    except ValueError as error:
+        raise SystemExit(f"study: {error}") from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        return 130
+    return 0
 
 
 def _demo(**options: Any) -> int:

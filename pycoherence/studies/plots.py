@@ -1,0 +1,80 @@
+"""Pieces of the studies' pictures: curves over the steps, one band for all seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from pycoherence.plot import GREY, INK, bare
+from pycoherence.studies.trainer import Measured
+
+SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#e8b500", "#d55e00")
+"""From dark to bright, for what has an order."""
+
+
+def panels(rows: int, columns: int, headline: str) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, row by row."""
+    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.1)
+    size = 3.2 * columns + 1.4, 2.9 * rows + 0.5  # with room for the legend
+    figure = Figure(figsize=size, layout=layout)
+    figure.suptitle(headline, x=0.01, ha="left", fontsize=14, fontweight="bold", color=INK)
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+    for each in axes:
+        bare(each)
+    return figure, axes
+
+
+def title(axes: Axes, text: str) -> None:
+    """Say what a panel shows."""
+    axes.set_title(text, loc="left", fontsize=11, color=INK)
+
+
+def over_steps(axes: Axes) -> None:
+    """Steps on a logarithmic scale with room for step 0."""
+    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
+    axes.set_xlabel("training step", color=GREY)
+
+
+def as_percent(axes: Axes) -> None:
+    """Shares from nothing to all."""
+    axes.set_ylim(-0.02, 1.04)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def curve(
+    axes: Axes, seeds: Sequence[Sequence[Measured]], key: str, colour: str, **look: Any
+) -> None:
+    """The mean of the seeds over the steps, and from their least to their largest."""
+    shown = apart(seeds[0])
+    values = [[run[i][key] for i in shown] for run in seeds]
+    line(axes, [seeds[0][i]["step"] for i in shown], values, colour, **look)
+
+
+def apart(history: Sequence[Measured]) -> list[int]:
+    """Indices of measurements that are not one on top of another on a logarithmic axis."""
+    shown, last = [], -1.0
+    for i, at in enumerate(history):
+        if at["step"] > 1.05 * last:
+            shown.append(i)
+            last = at["step"]
+    return shown
+
+
+def line(
+    axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], colour: str, **look: Any
+) -> None:
+    """The same for any values, one row for each seed."""
+    values = np.array(seeds, dtype=float)
+    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
+    axes.plot(x, values.mean(axis=0), **{"color": colour, "linewidth": 2, **look})
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """The names of a panel's curves in their colours, beside all panels."""
+    look: dict[str, Any] = {"frameon": False, "labelcolor": "linecolor", "handlelength": 1.2}
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **look)

@@ -1,0 +1,157 @@
+"""`python -m pycoherence study`: every study is found, runs, and leaves a report."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+pytest.importorskip("tqdm")
+
+from pycoherence import cli
+from pycoherence.studies import command, papers, report
+from pycoherence.studies.data import load
+from pycoherence.studies.papers import coherent_gradients
+from pycoherence.studies.papers.coherent_gradients import Scale
+
+TINY = Scale((0.0, 0.5, 1.0), (8,), (0.0, 0.5), (8, 8), (0, 2), 1)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coherent_gradients, "Scale", lambda: TINY)
+        assert cli.main(["study", "coherent-gradients", "--seeds", "2", "--out", str(folder)]) == 0
+    return folder / "coherent-gradients"
+
+
+def test_studies_are_the_files_of_papers():
+    files = Path(papers.__file__).parent.glob("[!_]*.py")
+    assert command.names() == sorted(path.stem.replace("_", "-") for path in files)
+    for name in command.names():
+        assert f"study {name}" in (ROOT / "docs/studies.md").read_text(), name
+
+
+def test_report_has_tables_and_pictures(out):
+    text = (out / "report.md").read_text()
+    pictures = re.findall(r"\]\((\w+\.png)\)", text)
+    assert pictures == ["noise.png", "shares.png", "robust.png"]
+    for name in pictures:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert "| 50% | k = 2 |" in text
+    assert "seeds 2" in text
+    columns = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(columns) == {10, 7, 8}
+
+
+def test_results_hold_what_was_measured(out):
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"] == {"data": "digits", "device": "cpu", "seeds": 2, "quick": False}
+    assert results["versions"]["torch"] == torch.__version__
+    assert len(results["runs"]) == 2 * (3 + 2 * 4)
+    for run in results["runs"]:
+        for at in run["measured"]:
+            assert at["f_pristine"] + at["f_corrupt"] == pytest.approx(1, abs=1e-4)
+            assert at["null_low"] <= at["null"] <= at["null_high"]
+    true, noisy = (results["runs"][i]["measured"] for i in (0, 2))
+    assert (true[0]["true"], true[0]["corrupt"]) == (1, None)
+    assert noisy[0]["true"] == pytest.approx(0.55, abs=0.03)
+    # The gradient is made of true labels from the start, and a null tag says nothing.
+    assert noisy[0]["f_pristine"] > 0.85
+    assert noisy[0]["null"] == pytest.approx(noisy[0]["true"], abs=0.05)
+
+
+def test_a_second_time_nothing_is_trained(out, monkeypatch):
+    before = (out / "results.json").read_bytes()
+    monkeypatch.setattr(coherent_gradients, "Scale", lambda: TINY)
+    monkeypatch.setattr("pycoherence.studies.runs.Training", None)
+    command.run("coherent-gradients", seeds=2, out=out.parent)
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_all_runs_every_study(monkeypatch, tmp_path):
+    seen = []
+    for name in command.names():
+        module = importlib.import_module(f"{papers.__name__}.{name.replace('-', '_')}")
+        monkeypatch.setattr(
+            module, "study", lambda settings: (seen.append(settings), report.Report("Title"))[1]
+        )
+    assert cli.main(["study", "all", "--quick", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == command.names()
+    assert all(settings.quick and settings.seeds == 1 for settings in seen)
+
+
+def test_shares_are_those_of_the_gradient():
+    """Against the gradient of the pristine alone, by autograd."""
+    data = load().first(40)
+    data = data.labelled((data.truth + (torch.arange(40) % 3 == 0)) % 10)
+    torch.manual_seed(1)
+    model = coherent_gradients.MLP((9,)).build(data)
+    found = coherent_gradients.measure(model, data)
+    assert all(p.grad is None for p in model.parameters())
+    parts = []
+    for chosen in (data.pristine, ~data.pristine):
+        out = torch.nn.functional.cross_entropy(
+            model(data.images[chosen]), data.labels[chosen], reduction="sum"
+        )
+        grads = torch.autograd.grad(out, [*model.parameters()])
+        parts.append(torch.cat([g.flatten() for g in grads]))
+    whole = parts[0] + parts[1]
+    assert found["f_pristine"] == pytest.approx((whole @ parts[0] / (whole @ whole)).item())
+    assert found["true"] == data.pristine.double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "expected one of .*coherent-gradients.* or all, got 'nonsense'"),
+        (["all", "--seeds", "0"], "at least one seed, got 0"),
+        (["all", "--device", "abacus"], "device .* got 'abacus'"),
+        (["all", "--data", "mnist", "--root", "nowhere"], "mnist in nowhere.*--download"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["study", *arguments])
+    assert re.search(f"study: .*{message}", str(stop.value))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_out_must_be_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"study: expected .*file/coherent-gradients to be a fol"):
+        cli.main(["study", "coherent-gradients", "--out", str(tmp_path / "file")])
+
+
+def test_stopping_is_no_error(monkeypatch, tmp_path, capsys):
+    def stop(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coherent_gradients, "study", stop)
+    assert cli.main(["study", "coherent-gradients", "--out", str(tmp_path)]) == 130
+    assert "goes on from here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["matplotlib.figure", "tqdm"])
+def test_missing_extra_is_one_line(missing, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in [name for name in sys.modules if name.startswith("pycoherence.studies")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["pycoherence"], "studies")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["study", "coherent-gradients", "--out", str(tmp_path)])
+    assert missing in str(stop.value)
+    assert 'pip install "pycoherence[studies]"' in str(stop.value)
+
+
+@pytest.mark.parametrize(("values", "text"), [([0.5], "50.0%"), ([0.5, 0.6, 0.4], "50.0 ± 10.0%")])
+def test_numbers_in_tables(values, text):
+    assert report.percent(values) == text
