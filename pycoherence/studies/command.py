@@ -10,6 +10,9 @@ from pycoherence.studies import papers
 from pycoherence.studies.data import load
 from pycoherence.studies.settings import Settings
 
+QUICK_EXAMPLES = 1500
+"""At most so many are trained on for a rough look: all of the digits."""
+
 
 def names() -> list[str]:
     """All studies: the files of `papers`, with hyphens."""
@@ -40,6 +43,8 @@ def run(
         raise ValueError(f"expected at least one seed, got {seeds}")
     _check_device(device)
     loaded = load(data, root, download).to(device)
+    if quick:
+        loaded = loaded.first(QUICK_EXAMPLES)
     about = {"data": data, "device": device, "seeds": 1 if quick else seeds, "quick": quick}
     for each in chosen:
         folder = out / each

@@ -120,12 +120,15 @@ def _mnist(root: Path) -> tuple[Split, Split]:
 def _idx(path: Path) -> NDArray[np.uint8]:
     """The array of a file of MNIST, packed or not."""
     packed = path.with_name(f"{path.name}.gz")
-    open_it: Any = gzip.open if not path.exists() and packed.exists() else Path.open
-    with open_it(packed if open_it is gzip.open else path, "rb") as file:
-        header = file.read(4)
-        sizes = [int.from_bytes(file.read(4), "big") for _ in range(header[3] if header else 0)]
-        values = np.frombuffer(file.read(), np.uint8)
-    if header[:3] != b"\0\0\x08" or len(values) != math.prod(sizes):
+    is_packed = not path.exists() and packed.exists()
+    try:
+        content = gzip.decompress(packed.read_bytes()) if is_packed else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile):
+        content = b""
+    dimensions = content[3] if len(content) > 3 and content.startswith(b"\0\0\x08") else 0
+    sizes = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, dimensions + 1)]
+    values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
+    if not dimensions or len(values) != math.prod(sizes):
         raise ValueError(f"expected a whole file of MNIST, got {path}; delete it and fetch it anew")
     return values.reshape(sizes)
 

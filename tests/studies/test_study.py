@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -86,6 +87,21 @@ def test_all_runs_every_study(monkeypatch, tmp_path):
     assert cli.main(["study", "all", "--quick", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == command.names()
     assert all(settings.quick and settings.seeds == 1 for settings in seen)
+
+
+def test_a_rough_look_at_a_folder(monkeypatch, tmp_path):
+    """The whole command on data that is not digits."""
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 60), ("test", 5)):
+        (tmp_path / part).mkdir()
+        for name in ("cat", "dog"):
+            images = torch.randn(count, 3, 9, 9, generator=generator)
+            numpy.save(tmp_path / part / f"{name}.npy", images.numpy())
+    monkeypatch.setattr(coherent_gradients, "QUICK", TINY)
+    monkeypatch.setattr(command, "QUICK_EXAMPLES", 110)
+    command.run("coherent-gradients", data=str(tmp_path), quick=True, out=tmp_path / "out")
+    results = json.loads((tmp_path / "out/coherent-gradients/results.json").read_text())
+    assert {run["measured"][-1]["step"] for run in results["runs"]} == {1}  # one batch of 100
 
 
 def test_shares_are_those_of_the_gradient():
