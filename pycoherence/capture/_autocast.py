@@ -34,6 +34,8 @@ _ALIASES = {"rmatmul": "matmul", "rpow": "pow"}
 
 def autocast_device(*values: Any) -> str | None:
     """The kind of device of a tensor for which autocast is enabled."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     for x in tensors(values):
         if torch.is_autocast_enabled(x.device.type):
             return x.device.type

@@ -76,9 +76,10 @@ class Capture(TorchFunctionMode):
         self._want = plan.want
         self.skipped: list[str] = []
         self.fallbacks: dict[str, str] = {}
-        self._origins = Origins(model, self.parameters)
+        modules = list(model.modules())
+        self._origins = Origins(modules, self.parameters)
         self.folds = Folds()
-        self.layouts = Layouts(model)
+        self.layouts = Layouts(model, modules)
         self._function: Callable[..., Any] | None = None
         self._used: list[str] = []
         self._calls = count()

@@ -24,14 +24,14 @@ class Layouts:
 
     Args:
         model: Its Transformer layers with `batch_first=False` take everything time first.
+        modules: All of its modules.
 
     Attributes:
         active: Whether there is a tensor or a layer with the batch second, as far as is known.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        modules = list(model.modules())
         self._mixed = any(m.__dict__.get("batch_first", True) is False for m in modules)
         self._names = _time_first(model, modules) if self._mixed else set[str]()
         self.active = self._mixed

@@ -48,18 +48,20 @@ class Origins:
     """Tells tracked parameters, and what is made of them, from tensors of examples.
 
     Args:
-        model: Its parameters and buffers are the same for all examples.
+        modules: Of the model: their parameters and buffers are the same for all examples.
         parameters: The tracked parameters, by name.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], parameters: Mapping[str, Tensor]) -> None:
         self._names: dict[int, tuple[str, ...]] = {id(p): (name,) for name, p in parameters.items()}
         self._made: dict[int, Made] = {}
         self._fixed: dict[int, weakref.ref[Tensor]] = {}
         self._new: dict[int, weakref.ref[Tensor]] = {}
         self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
-        for x in (*model.parameters(), *model.buffers()):
-            self._fixed[id(x)] = weakref.ref(x)
+        for module in modules:
+            for x in (*module._parameters.values(), *module._buffers.values()):
+                if x is not None and id(x) not in self._names:
+                    self._fixed[id(x)] = weakref.ref(x)
 
     def names_of(self, value: Any) -> tuple[str, ...]:
         """The tracked parameters that a tensor is, or is made of."""
