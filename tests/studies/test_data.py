@@ -136,7 +136,15 @@ def test_unknown_data_and_broken_files(tmp_path):
         data.load("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\x08", b"no MNIST", gzip.compress(b"x" * 99)[:-9]])
+BROKEN = {
+    "empty": b"",
+    "short": b"\0\0\x08",
+    "other": b"no MNIST",
+    "cut": gzip.compress(b"x" * 99)[:-9],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_broken_files_of_mnist(content, ending, tmp_path):
     put(tmp_path / "MNIST/raw", {f"{name}{ending}": content for name in download.MNIST_FILES})
