@@ -29,6 +29,9 @@ float64, to 1e-9. `python tests/table.py` writes this page.
   parameters in question are then made example by example, `B` times their size in memory, and
   `record.fallbacks` names them.
 - **refused**: the error says which parameter, where, and what to do.
+
+How passes may be run (losses, autocast, checkpointing, accumulation, compiled and parallel models)
+is in [passes](passes.md), each line a test too.
 """
 
 Outcome = Literal["exact", "vmap", "refused"]
