@@ -1,8 +1,9 @@
-"""Small networks for images, without layers that mix examples."""
+"""Small networks for images; none mixes examples, unless a ResNet is told to."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,30 +62,37 @@ class CNN:
 
 @dataclass(frozen=True)
 class ResNet:
-    """A convolution, then residual blocks, each but the first halving the image."""
+    """A convolution, then residual blocks, each but the first halving the image.
+
+    Attributes:
+        norm: GroupNorm, or BatchNorm, which has no per-example gradients in training.
+    """
 
     channels: tuple[int, ...] = (16, 32, 64)
+    norm: Literal["group", "batch"] = "group"
 
     def build(self, data: Data) -> nn.Module:
         """As `Network.build`."""
-        first = self.channels[0]
+        first, norm = self.channels[0], nn.BatchNorm2d if self.norm == "batch" else _norm
         layers = OrderedDict[str, nn.Module](conv=_conv(data.images.shape[1], first, 1))
         inputs = first
         for i, width in enumerate(self.channels, start=1):
-            layers[f"block{i}"] = Block(inputs, width, stride=1 if i == 1 else 2)
+            layers[f"block{i}"] = Block(inputs, width, 1 if i == 1 else 2, norm)
             inputs = width
-        layers.update(norm=_norm(inputs), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))
+        layers.update(norm=norm(inputs), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))
         layers.update(flatten=nn.Flatten(), output=nn.Linear(inputs, data.classes))
         return nn.Sequential(layers)
 
 
 class Block(nn.Module):
-    """Two convolutions after GroupNorm and ReLU, added to a shortcut (He et al. 2016, v2)."""
+    """Two convolutions after a norm and ReLU, added to a shortcut (He et al. 2016, v2)."""
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, norm: Callable[[int], nn.Module]
+    ) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, width, stride)
-        self.norm2, self.conv2 = _norm(width), _conv(width, width, 1)
+        self.norm1, self.conv1 = norm(inputs), _conv(inputs, width, stride)
+        self.norm2, self.conv2 = norm(width), _conv(width, width, 1)
         same = inputs == width and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, width, 1, stride, bias=False)
 

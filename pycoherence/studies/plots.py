@@ -10,10 +10,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from pycoherence.plot import GREY, INK, bare
-from pycoherence.studies.trainer import Measured
+from pycoherence.studies.measures import Measured
 
 SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#e8b500", "#d55e00")
 """From dark to bright, for what has an order."""
+
+
+BLUE, VERMILION = "#0072b2", "#d55e00"
+"""For two that have none; also to those who do not see colours."""
 
 
 def panels(rows: int, columns: int, headline: str) -> tuple[Figure, list[Axes]]:

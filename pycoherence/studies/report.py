@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 import pycoherence as pc
-from pycoherence.studies.runs import Run, plain, replacing
-from pycoherence.studies.trainer import Measured
+from pycoherence.studies.measures import Measured, first, late
+from pycoherence.studies.runs import Key, Run, plain, replacing
 
 
 @dataclass
@@ -45,11 +45,14 @@ class Report:
         self._figures[name] = figure
         self._parts.append(f"![{alt}]({name}.png)")
 
-    def keep(self, runs: Sequence[Run], found: Sequence[Sequence[Measured]]) -> None:
+    def keep(
+        self, plans: Mapping[Key, Sequence[Run]], found: Mapping[Key, Sequence[Sequence[Measured]]]
+    ) -> None:
         """Add runs with all that was measured to `results.json`."""
-        for run, history in zip(runs, found, strict=True):
-            about = {"name": run.name, "recipe": repr(run.recipe), "seed": run.seed}
-            self._runs.append({**about, "measured": history})
+        for key, runs in plans.items():
+            for run, history in zip(runs, found[key], strict=True):
+                about = {"name": run.name, "recipe": repr(run.recipe), "seed": run.seed}
+                self._runs.append({**about, "measured": history})
 
     def write(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Write `report.md`, the pictures and `results.json`."""
@@ -88,3 +91,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) == 1:
         return mean
     return f"{mean} ± {(max(values) - min(values)) / 2:.{digits}f}"
+
+
+def late_shares(seeds: Sequence[Sequence[Measured]], key: str) -> str:
+    """A share in the end, for a table."""
+    return "-" if seeds[0][-1][key] is None else percent([late(run, key) for run in seeds])
+
+
+def first_steps(seeds: Sequence[Sequence[Measured]], key: str, level: float) -> str:
+    """The first step with a share, for a table."""
+    found = [first(run, key, level) for run in seeds]
+    return "never" if max(found) == float("inf") else spread(found, 0)

@@ -6,22 +6,26 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import pycoherence as pc
+from pycoherence.studies import gradients, measures, models, trainer
 from pycoherence.studies.data import Data
-from pycoherence.studies.trainer import Measured, Recipe, Training
+from pycoherence.studies.measures import Measured
+from pycoherence.studies.trainer import Recipe, Training
 
 SECONDS = 10.0
 """Between two checkpoints."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,19 @@ class Run:
     measure: Callable[[nn.Module, Data], Measured]
 
     def key(self) -> str:
-        """The name and a hash of all that the result depends on."""
+        """The name and a hash of all that the result depends on, the code of training included."""
         parts = (
             *(repr(self.recipe), self.data.digest(), self.seed, str(self.data.images.device)),
             *(inspect.getsource(self.measure), torch.__version__, pc.__version__),
+            *(inspect.getsource(module) for module in (gradients, measures, models, trainer)),
         )
         return f"{self.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def train_each(plans: Mapping[Key, Sequence[Run]], folder: Path) -> dict[Key, list[list[Measured]]]:
+    """As `train`, what each plan's runs found by its name."""
+    found = iter(train([run for runs in plans.values() for run in runs], folder))
+    return {key: [next(found) for _ in runs] for key, runs in plans.items()}
 
 
 def train(runs: Sequence[Run], folder: Path) -> list[list[Measured]]:

@@ -1,78 +1,26 @@
 """Train a network by gradients of a chosen kind, measuring on the way."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pycoherence as pc
-from pycoherence.robust import Rule
 from pycoherence.studies.data import Data
+from pycoherence.studies.gradients import Gradient, Mean
+from pycoherence.studies.measures import Measured
 from pycoherence.studies.models import Network
 
-Batch = tuple[Tensor, Tensor]
-"""Images `[B, C, H, W]` and their labels `[B]`."""
 
-Measured = dict[str, Any]
-"""What was found at the weights of one step, ready for JSON."""
+class Augment(Protocol):
+    """How a batch is varied each time it is trained on."""
 
-
-class Gradient(Protocol):
-    """How a batch becomes the `.grad` to step along."""
-
-    def fill(self, model: nn.Module, batch: Batch) -> None:
-        """Fill the `.grad` of all parameters, which are None."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` like these, by torch's global random numbers."""
         ...
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The ordinary gradient."""
-
-    def fill(self, model: nn.Module, batch: Batch) -> None:
-        """As `Gradient.fill`."""
-        loss(model, batch).backward()
-
-
-@dataclass(frozen=True)
-class Robust:
-    """A robust aggregate of the per-example gradients, by a rule that carries nothing along."""
-
-    rule: Rule
-
-    def fill(self, model: nn.Module, batch: Batch) -> None:
-        """As `Gradient.fill`."""
-        with pc.aggregate(model, self.rule):
-            loss(model, batch).backward()
-
-
-@dataclass(frozen=True)
-class SignOfSum:
-    """The sign of the ordinary gradient, coordinate by coordinate."""
-
-    def fill(self, model: nn.Module, batch: Batch) -> None:
-        """As `Gradient.fill`."""
-        loss(model, batch).backward()
-        for p in model.parameters():
-            if p.grad is not None:
-                p.grad.sign_()
-
-
-@dataclass(frozen=True)
-class SumOfSigns:
-    """The sum of the signs of the per-example gradients, coordinate by coordinate."""
-
-    def fill(self, model: nn.Module, batch: Batch) -> None:
-        """As `Gradient.fill`."""
-        with pc.collect(model, pc.SignSum()) as record:
-            loss(model, batch).backward()
-        for name, p in model.named_parameters():
-            p.grad = record.by_parameter[name].sign_sum.to(p)
 
 
 @dataclass(frozen=True)
@@ -82,6 +30,8 @@ class Recipe:
     Attributes:
         steps: Their number.
         gradient: What to step along.
+        switch: A step, and the gradient to take from then on.
+        augment: How to vary the images of each batch.
         optimizer: Name of one of `torch.optim` or `pycoherence.optim`.
         momentum: None for an optimizer that has none.
         measurements: About how many, from before the first step to after the last.
@@ -93,7 +43,9 @@ class Recipe:
     steps: int
     lr: float
     batch_size: int = 100
-    gradient: Gradient = Mean()
+    gradient: Gradient = field(default_factory=Mean)
+    switch: tuple[int, Gradient] | None = None
+    augment: Augment | None = None
     optimizer: str = "SGD"
     momentum: float | None = None
     weight_decay: float = 0.0
@@ -104,6 +56,10 @@ class Recipe:
         n, last = self.measurements, self.steps
         late = (last - round(last * i / 100) for i in range(10))
         return {0, *(round(last ** (i / n)) for i in range(n + 1)), *late}
+
+    def gradient_at(self, step: int) -> Gradient:
+        """What to step along next after so many steps."""
+        return self.switch[1] if self.switch and step >= self.switch[0] else self.gradient
 
     def stepper(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a model."""
@@ -118,7 +74,7 @@ class Training:
     Args:
         recipe: How to train.
         data: What on.
-        seed: Of the weights, the order of the examples, and dropout.
+        seed: Of the weights, the order of the examples, and all that a step draws.
         measure: What to find out; it may neither change the model nor draw random numbers.
     """
 
@@ -147,13 +103,14 @@ class Training:
 
     def advance(self) -> None:
         """Take one step."""
-        chosen = self._chosen()
-        batch = self._data.images[chosen], self._data.labels[chosen]
+        chosen, recipe = self._chosen(), self._recipe
+        images, labels = self._data.images[chosen], self._data.labels[chosen]
         self._optimizer.zero_grad()
         with torch.random.fork_rng(self._devices()):
-            # Seeded anew at each step, so that dropout needs no state of its own.
+            # Seeded anew at each step, so that what is random needs no state of its own.
             torch.manual_seed(_seed("step", self._seed, self.step))
-            self._recipe.gradient.fill(self.model, batch)
+            images = images if recipe.augment is None else recipe.augment(images)
+            recipe.gradient_at(self.step).fill(self.model, (images, labels), self._data)
         self._optimizer.step()
         self.step += 1
         if self.step in self._when:
@@ -194,29 +151,6 @@ class Training:
         return [self._device] if self._device.type == "cuda" else []
 
 
-def late(history: Sequence[Measured], key: str) -> float:
-    """The median of the last tenth of the steps, which no single one can spoil."""
-    return median(at[key] for at in history if at["step"] > 0.9 * history[-1]["step"])
-
-
 def _seed(*parts: Any) -> int:
     """A seed that has nothing to do with that of other parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
-
-
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy."""
-    images, labels = batch
-    return F.cross_entropy(model(images), labels)
-
-
-@torch.no_grad()
-def correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Which images are given their label, `[n]`."""
-    parts = zip(images.split(1000), labels.split(1000), strict=True)
-    return torch.cat([model(x).argmax(dim=1) == y for x, y in parts])
-
-
-def share(chosen: Tensor) -> float:
-    """Share of what is true, nan of nothing."""
-    return chosen.double().mean().item()

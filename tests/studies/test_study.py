@@ -16,7 +16,6 @@ pytest.importorskip("tqdm")
 
 from pycoherence import cli
 from pycoherence.studies import command, papers, report
-from pycoherence.studies.data import load
 from pycoherence.studies.papers import coherent_gradients
 from pycoherence.studies.papers.coherent_gradients import Scale
 
@@ -102,26 +101,6 @@ def test_a_rough_look_at_a_folder(monkeypatch, tmp_path):
     command.run("coherent-gradients", data=str(tmp_path), quick=True, out=tmp_path / "out")
     results = json.loads((tmp_path / "out/coherent-gradients/results.json").read_text())
     assert {run["measured"][-1]["step"] for run in results["runs"]} == {1}  # one batch of 100
-
-
-def test_shares_are_those_of_the_gradient():
-    """Against the gradient of the pristine alone, by autograd."""
-    data = load().first(40)
-    data = data.labelled((data.truth + (torch.arange(40) % 3 == 0)) % 10)
-    torch.manual_seed(1)
-    model = coherent_gradients.MLP((9,)).build(data)
-    found = coherent_gradients.measure(model, data)
-    assert all(p.grad is None for p in model.parameters())
-    parts = []
-    for chosen in (data.pristine, ~data.pristine):
-        out = torch.nn.functional.cross_entropy(
-            model(data.images[chosen]), data.labels[chosen], reduction="sum"
-        )
-        grads = torch.autograd.grad(out, [*model.parameters()])
-        parts.append(torch.cat([g.flatten() for g in grads]))
-    whole = parts[0] + parts[1]
-    assert found["f_pristine"] == pytest.approx((whole @ parts[0] / (whole @ whole)).item())
-    assert found["true"] == data.pristine.double().mean().item()
 
 
 @pytest.mark.parametrize(

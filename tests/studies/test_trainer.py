@@ -1,6 +1,7 @@
 """Training steps along the gradient it should, repeats itself, and goes on where it stopped."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,23 +11,24 @@ pytest.importorskip("tqdm")
 pytest.importorskip("sklearn")
 
 import pycoherence as pc
-from pycoherence.studies import runs, trainer
+from pycoherence.studies import gradients, measures, runs
 from pycoherence.studies.data import Data
 from pycoherence.studies.models import CNN, MLP, ResNet
 from pycoherence.studies.runs import Run
 from pycoherence.studies.trainer import Recipe, Training
 
 GRADIENTS = {
-    "mean": trainer.Mean(),
-    "robust": trainer.Robust(pc.Winsorized(2)),
-    "sign of sum": trainer.SignOfSum(),
-    "sum of signs": trainer.SumOfSigns(),
+    "mean": gradients.Mean(),
+    "robust": gradients.Robust(pc.Winsorized(2)),
+    "sign of sum": gradients.SignOfSum(),
+    "sum of signs": gradients.SumOfSigns(),
 }
 NETWORKS = {
     "mlp": MLP((7,)),
     "dropout": MLP((7, 5), 0.5),
     "cnn": CNN((4, 8)),
     "resnet": ResNet((8, 16)),
+    "resnet with batch norm": ResNet((8, 16), norm="batch"),
 }
 
 
@@ -39,7 +41,7 @@ def data():
 
 
 def accuracy(model, data):
-    return {"train": trainer.share(trainer.correct(model, data.images, data.labels))}
+    return {"train": measures.share(measures.correct(model, data.images, data.labels))}
 
 
 def recipe(**settings):
@@ -67,7 +69,7 @@ def test_gradients_are_what_they_say(kind, data):
         "sign of sum": each.sum(0).sign(),
         "sum of signs": each.sign().sum(0),
     }
-    GRADIENTS[kind].fill(model, batch)
+    GRADIENTS[kind].fill(model, batch, data)
     found = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.testing.assert_close(found, expected[kind])
 
@@ -76,13 +78,13 @@ def test_gradients_are_what_they_say(kind, data):
 def test_networks_learn_and_mix_no_examples(name, data):
     network = NETWORKS[name]
     training = Training(recipe(network=network, steps=60), data, 0, accuracy)
-    before = trainer.loss(training.model.eval(), (data.images, data.labels)).item()
+    before = gradients.loss(training.model.eval(), (data.images, data.labels)).item()
     training.model.train()
     trained(training, 60)
     model = training.model.eval()
-    assert trainer.loss(model, (data.images, data.labels)).item() < before
+    assert gradients.loss(model, (data.images, data.labels)).item() < before
     batch = data.images[:4], data.labels[:4]
-    pc.verify(model, lambda model, batch: trainer.loss(model, batch), batch)
+    pc.verify(model, lambda model, batch: gradients.loss(model, batch), batch)
 
 
 def test_an_epoch_has_each_example_once(data):
@@ -106,7 +108,38 @@ def test_measures_first_last_and_between(data):
     assert training.done
     assert [at["step"] for at in training.history] == sorted(recipe().measured())
     history = [{"step": step, "x": float(step == 95)} for step in (0, 50, 91, 95, 100)]
-    assert trainer.late(history, "x") == 0
+    assert measures.late(history, "x") == 0
+
+
+def test_the_gradient_can_be_switched(data):
+    signs = gradients.SignOfSum()
+    both, plain = (
+        trained(Training(recipe(**settings), data, 0, accuracy), 2)
+        for settings in ({"switch": (2, signs)}, {})
+    )
+    for training in (both, plain):
+        training.advance()
+    steps = [
+        torch.cat([p.grad.flatten() for p in training.model.parameters()])
+        for training in (both, plain)
+    ]
+    assert torch.equal(steps[0], steps[1].sign())
+
+
+def test_images_are_varied_by_what_is_random(data):
+    @dataclass(frozen=True)
+    class Noise:
+        def __call__(self, images):
+            return images + torch.randn_like(images)
+
+    settings = {"network": MLP(()), "steps": 3, "augment": Noise()}
+    weights = [
+        trained(Training(recipe(**settings), data, seed, accuracy), 3).model.output.weight
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    plain = trained(Training(recipe(**{**settings, "augment": None}), data, 0, accuracy), 3)
+    assert not torch.equal(weights[0], plain.model.output.weight)
 
 
 def test_leaves_the_random_numbers_alone(data):
@@ -121,7 +154,7 @@ def test_leaves_the_random_numbers_alone(data):
         {"network": MLP((7,), dropout=0.5)},
         {"momentum": 0.9, "weight_decay": 0.01},
         {"optimizer": "RM3"},
-        {"optimizer": "AdamW", "gradient": trainer.Robust(pc.TrimmedMean(1))},
+        {"optimizer": "AdamW", "gradient": gradients.Robust(pc.TrimmedMean(1))},
     ],
     ids=str,
 )

@@ -15,27 +15,17 @@ from pycoherence.plot import GREY
 from pycoherence.studies import plots
 from pycoherence.studies.corrupt import permuted_labels
 from pycoherence.studies.data import Data
+from pycoherence.studies.gradients import Gradient, Mean, Robust, SignOfSum, SumOfSigns, loss
+from pycoherence.studies.measures import Measured, accuracies, late, share
 from pycoherence.studies.models import MLP
-from pycoherence.studies.report import Report, percent, spread
-from pycoherence.studies.runs import Run, train
+from pycoherence.studies.plots import BLUE, VERMILION
+from pycoherence.studies.report import Report, first_steps, late_shares, percent, spread
+from pycoherence.studies.runs import Run, train_each
 from pycoherence.studies.settings import Settings
-from pycoherence.studies.trainer import (
-    Gradient,
-    Mean,
-    Measured,
-    Recipe,
-    Robust,
-    SignOfSum,
-    SumOfSigns,
-    correct,
-    late,
-    loss,
-    share,
-)
+from pycoherence.studies.trainer import Recipe
 
 SAMPLE = 2000
 PERMUTATIONS = 20
-BLUE, VERMILION = "#0072b2", "#d55e00"
 
 Found = Mapping[tuple[str, float], list[list[Measured]]]
 """What was measured with each seed, by what was stepped along and the noise."""
@@ -57,21 +47,17 @@ class Scale:
     epochs: int = 200
 
 
-QUICK = Scale((0.0, 0.5, 1.0), (256,), (0.5,), (64, 64), (0, 8, 32), 100)
+QUICK = Scale((0.0, 0.5, 1.0), (256,), (0.5,), (64, 64), (0, 8), 60)
 
 
 def study(settings: Settings) -> Report:
     """Train, draw and report."""
-    scale, report = (
-        QUICK if settings.quick else Scale(),
-        Report("Coherent gradients (Chatterjee 2020)"),
-    )
+    scale = QUICK if settings.quick else Scale()
+    report = Report("Coherent gradients (Chatterjee 2020)")
     plans = plan_noise(settings, scale), plan_robust(settings, scale)
-    runs = [run for part in plans for seeds in part.values() for run in seeds]
-    measured = train(runs, settings.runs)
-    report.keep(runs, measured)
-    done = iter(measured)
-    noise, robust = ({key: [next(done) for _ in part[key]] for key in part} for part in plans)
+    found = train_each({**plans[0], **plans[1]}, settings.runs)
+    report.keep({**plans[0], **plans[1]}, found)
+    noise, robust = ({key: found[key] for key in part} for part in plans)
     report.text(
         "Labels are chosen with the probability given as noise, and permuted among each other "
         "([Chatterjee 2020](https://arxiv.org/abs/2002.10657)). Numbers are medians of the last "
@@ -125,42 +111,21 @@ def measure(model: nn.Module, data: Data) -> Measured:
 
     The null world is that of tags which say nothing: pristine and corrupt, permuted.
     """
-    sample, pristine = data.first(SAMPLE), data.pristine
+    sample = data.first(SAMPLE)
     with pc.collect(model, pc.Dots("mean")) as record:
         loss(model, (sample.images, sample.labels)).backward()
     model.zero_grad()
     tags, generator = sample.pristine, torch.Generator().manual_seed(0)
     orders = [torch.randperm(len(tags), generator=generator) for _ in range(PERMUTATIONS)]
     null = [pc.metrics.group_share(record.dots, tags[order])[1].item() for order in orders]
-    right = correct(model, data.images, data.labels)
     return {
-        "train": share(right),
-        "pristine": share(right[pristine]),
-        "corrupt": share(right[~pristine]),
-        "test": share(correct(model, data.test_images, data.test_labels)),
-        "true": share(pristine),
+        **accuracies(model, data),
         "f_pristine": pc.metrics.group_share(record.dots, tags)[1].item(),
         "f_corrupt": pc.metrics.group_share(record.dots, tags)[0].item(),
         "null": sum(null) / len(null),
         "null_low": min(null),
         "null_high": max(null),
     }
-
-
-def first(history: list[Measured], key: str, level: float) -> float:
-    """The first step at which a share is reached; infinity if none."""
-    return next((at["step"] for at in history if (at[key] or 0) >= level), float("inf"))
-
-
-def late_shares(seeds: list[list[Measured]], key: str) -> str:
-    """A share in the end, for a table."""
-    return "-" if seeds[0][-1][key] is None else percent([late(run, key) for run in seeds])
-
-
-def first_steps(seeds: list[list[Measured]], key: str, level: float) -> str:
-    """The first step with a share, for a table."""
-    found = [first(run, key, level) for run in seeds]
-    return "never" if max(found) == float("inf") else spread(found, 0)
 
 
 def report_noise(report: Report, found: Found) -> None:
