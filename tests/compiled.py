@@ -22,10 +22,10 @@ SOURCES = {"cpu": "csrc/cpu/*.cpp", "cuda": "csrc/cuda/*.cu"}
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """Nobody else compiles or reads."""
-    BUILD.parent.mkdir(exist_ok=True)
-    with open(BUILD.parent / "native.lock", "w") as file:
+def locked(folder: Path = BUILD) -> Iterator[None]:
+    """Nobody else compiles to the folder or reads from it."""
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

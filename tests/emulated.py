@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+from compiled import ROOT, locked
 
-ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/emulation"
 SOURCES = sorted((ROOT / "tests/emulation").glob("*.cpp"))
 DRIVEN = [path for path in SOURCES if path.stem.startswith("drive")]
@@ -43,6 +43,9 @@ TARGETS: dict[str, tuple[list[Path], list[str], list[str]]] = {
     ),
 }
 """Sources, and what to compile and to link them with."""
+
+ORDERS = ["forward", "reversed", "shuffled"]
+"""In which blocks run; by its place in here the module takes one."""
 
 
 def rules() -> list[str]:
@@ -75,7 +78,12 @@ def rules() -> list[str]:
 
 
 def build() -> None:
-    """Builds all there is; fails with what the compiler says."""
+    """Builds all there is, in one process at a time; fails with what the compiler says."""
+    with locked(BUILD):
+        _build()
+
+
+def _build() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "build.ninja").write_text("\n".join(rules()) + "\n")
     for target, header in HEADERS.items():

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDERS = ["forward", "reversed", "shuffled"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 

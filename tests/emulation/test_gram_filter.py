@@ -3,15 +3,8 @@
 import pytest
 import torch
 from backends import TOLERANCE, assert_close, describe, in_float64
-from emulated import build, load
 
 from pycoherence.ops.gram_filter import SPEC
-
-
-@pytest.fixture(scope="module")
-def emulation():
-    build()
-    return load()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

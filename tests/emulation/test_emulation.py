@@ -2,22 +2,7 @@
 
 import numpy as np
 import pytest
-from emulated import build, drive, load
-
-ORDERS = ["forward", "reversed", "shuffled"]
-
-
-@pytest.fixture(scope="module")
-def emulation():
-    build()
-    return load()
-
-
-@pytest.fixture(params=ORDERS)
-def ordered(emulation, request):
-    emulation.set_order(ORDERS.index(request.param))
-    yield emulation
-    emulation.set_order(0)
+from emulated import drive
 
 
 def random(*shape):

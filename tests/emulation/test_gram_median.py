@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 import torch
 from backends import TOLERANCE, assert_close, describe, in_float64
-from emulated import build, load
 from torch import Tensor
 
 from pycoherence.ops.gram_median import SPEC
-
-
-@pytest.fixture(scope="module")
-def emulation():
-    build()
-    return load()
 
 
 def run(emulation, gram: Tensor, kept: Tensor, *args: float) -> tuple[Tensor, Tensor]:

@@ -2,27 +2,12 @@
 
 import pytest
 import torch
-from emulated import build, load
 from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops._rules import RULES, aggregate
 
 KINDS = ["plain", "ties", "nonfinite"]
-ORDERS = ["forward", "reversed", "shuffled"]
-
-
-@pytest.fixture(scope="module")
-def emulation():
-    build()
-    return load()
-
-
-@pytest.fixture(params=ORDERS)
-def ordered(emulation, request):
-    emulation.set_order(ORDERS.index(request.param))
-    yield emulation
-    emulation.set_order(0)
 
 
 def sample(batch: int, size: int, kind: str, dtype: torch.dtype) -> Tensor:

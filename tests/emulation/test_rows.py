@@ -3,26 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from emulated import build, load
 
 from pycoherence.ops.row_sq_norms import SPEC
 
-ORDERS = ["forward", "reversed", "shuffled"]
 BITS = {torch.bfloat16: torch.uint16}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-@pytest.fixture(scope="module")
-def emulation():
-    build()
-    return load()
-
-
-@pytest.fixture(params=ORDERS)
-def ordered(emulation, request):
-    emulation.set_order(ORDERS.index(request.param))
-    yield emulation
-    emulation.set_order(0)
 
 
 def check(emulation, rows, tolerance=1e-14):
