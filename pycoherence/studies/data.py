@@ -54,6 +54,11 @@ class Data:
         """The same with the first n training examples only."""
         return replace(self, images=self.images[:n], labels=self.labels[:n], truth=self.truth[:n])
 
+    def take(self, chosen: Tensor) -> "Data":
+        """The same with the training examples of these indices only."""
+        images, labels, truth = (x[chosen] for x in (self.images, self.labels, self.truth))
+        return replace(self, images=images, labels=labels, truth=truth)
+
     def to(self, device: str) -> "Data":
         """The same on another device."""
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}

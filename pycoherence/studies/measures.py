@@ -50,6 +50,42 @@ def share(chosen: Tensor) -> float:
     return chosen.double().mean().item()
 
 
+def each_example(model: nn.Module, data: Data) -> Measured:
+    """As `accuracies`, and the `marks` of the training labels that are given, as `right`."""
+    return {**accuracies(model, data), "right": marks(correct(model, data.images, data.labels))}
+
+
+def marks(chosen: Tensor) -> str:
+    """What is true `[n]`, as n times 0 or 1, which is short in JSON."""
+    return "".join("01"[is_true] for is_true in chosen.tolist())
+
+
+def marked(marks: str) -> Tensor:
+    """What `marks` was made of."""
+    return torch.tensor([mark == "1" for mark in marks], dtype=torch.bool)
+
+
+def learnt_first(history: Sequence[Measured]) -> Tensor:
+    """The first step at which `each_example` found it right, `[n]`; infinity if none."""
+    return _earliest(history, torch.stack([marked(at["right"]) for at in history]))
+
+
+def learnt_last(history: Sequence[Measured]) -> Tensor:
+    """The first step from which on `each_example` found it right, `[n]`; infinity if none.
+
+    Source: Zielinski, Krishnan and Chatterjee 2020, arXiv:2003.07422, in its published code.
+    """
+    right = torch.stack([marked(at["right"]) for at in history])
+    return _earliest(history, right.flip(0).int().cumprod(dim=0).flip(0).bool())
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """The rank correlation of two `[n]`, equal values sharing their rank; nan if all are equal."""
+    x, y = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
+    norm = x.norm() * y.norm()
+    return (x @ y / norm).item() if norm else float("nan")
+
+
 def first(history: Sequence[Measured], key: str, level: float) -> float:
     """The first step measured at which a share is reached; infinity if none."""
     return next((at["step"] for at in history if (at[key] or 0) >= level), float("inf"))
@@ -58,3 +94,15 @@ def first(history: Sequence[Measured], key: str, level: float) -> float:
 def late(history: Sequence[Measured], key: str) -> float:
     """The median of the last tenth of the steps, which no single one can spoil."""
     return median(at[key] for at in history if at["step"] > 0.9 * history[-1]["step"])
+
+
+def _earliest(history: Sequence[Measured], chosen: Tensor) -> Tensor:
+    """The first step at which each of `[measurements, n]` is true."""
+    steps = torch.tensor([at["step"] for at in history], dtype=torch.float64)
+    return torch.where(chosen, steps[:, None], torch.inf).amin(dim=0)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """From the least on; those of equal values are their mean."""
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count - 1) / 2).double()[place]

@@ -1,6 +1,6 @@
 """Pieces of the studies' pictures: curves over the steps, one band for all seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from pycoherence.plot import GREY, INK, bare
-from pycoherence.studies.measures import Measured
+from pycoherence.studies.measures import Measured, late
 
 SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#e8b500", "#d55e00")
 """From dark to bright, for what has an order."""
@@ -76,6 +76,27 @@ def line(
     values = np.array(seeds, dtype=float)
     axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
     axes.plot(x, values.mean(axis=0), **{"color": colour, "linewidth": 2, **look})
+
+
+def bars(
+    axes: Axes,
+    found: Mapping[str, Sequence[Sequence[Measured]]],
+    keys: Sequence[str],
+    colours: Mapping[str, str],
+) -> None:
+    """Late shares side by side: a group for each key, and in it a bar for each of what was found.
+
+    The line on a bar goes from the least seed to the largest.
+    """
+    width = 0.8 / len(found)
+    for i, (name, seeds) in enumerate(found.items()):
+        for j, key in enumerate(keys):
+            values = [late(run, key) for run in seeds]
+            x, mean = j + (i - (len(found) - 1) / 2) * width, sum(values) / len(values)
+            axes.bar(x, mean, 0.9 * width, color=colours[name])
+            axes.plot([x, x], [min(values), max(values)], color=INK, linewidth=1)
+    axes.set_xticks(range(len(keys)), keys)
+    as_percent(axes)
 
 
 def legend(figure: Figure, axes: Axes) -> None:
