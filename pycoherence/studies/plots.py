@@ -93,8 +93,8 @@ def bars(
         for j, key in enumerate(keys):
             values = [late(run, key) for run in seeds]
             x, mean = j + (i - (len(found) - 1) / 2) * width, sum(values) / len(values)
-            axes.bar(x, mean, 0.9 * width, color=colours[name])
-            axes.plot([x, x], [min(values), max(values)], color=INK, linewidth=1)
+            axes.bar(x, mean, 0.9 * width, color=colours[name], zorder=2)
+            axes.plot([x, x], [min(values), max(values)], color=INK, linewidth=1, zorder=3)
     axes.set_xticks(range(len(keys)), keys)
     as_percent(axes)
 

@@ -34,7 +34,6 @@ METHODS = {
 
 TAGS = {"pristine": BLUE, "corrupt": VERMILION}
 COLOURS = {"easy": BLUE, "hard": VERMILION, "random": GREY}
-
 Found = Mapping[tuple, list[list[Measured]]]
 """What was measured with each seed."""
 
@@ -107,10 +106,9 @@ def study(settings: Settings) -> Report:
     found = train_each(plans, settings.runs)
     report.keep({**finding, **plans}, {**first, **found})
     report.text(
-        "Examples with a corrupt label drew it from all classes "
+        "With the probability called noise a label is drawn anew, from all classes "
         "([Zielinski et al. 2020](https://arxiv.org/abs/2003.07422)). Numbers are medians of the "
-        "last tenth of the steps, as means of the seeds ± half their range; bands in the pictures "
-        "go from the least seed to the largest."
+        "last tenth of the steps, means of the seeds ± half their range."
     )
     report_compared(report, {key: found[key] for key in plans if key[0] == "compared"})
     report_sets(report, sets, moments, found)
@@ -163,15 +161,14 @@ def plan(
 def report_compared(report: Report, found: Found) -> None:
     """How well labels are learned, by optimizer."""
     report.text(
-        "## Medians of three mini-batches\n\nAll methods of one network see equally many "
-        "mini-batches and have a learning rate of 0.1. RM3 and its control RA3 step along the "
-        "median and the average of the last three after each; M3 and its control, SGD with "
-        "batches three times as large, step once for every three. Overfit is training less test "
-        "accuracy."
+        "## Medians of three mini-batches\n\nAll methods see equally many mini-batches and have a "
+        "learning rate of 0.1. RM3 and its control RA3 step along the median and the average of "
+        "the last three after each; M3 and its control, SGD 3B with batches three times as large, "
+        "step once for every three. Overfit is training less test accuracy."
     )
     names = list(dict.fromkeys(name for _, name, _, _ in found))
     noise = max(noise for _, _, noise, _ in found)
-    figure, axes = plots.panels(2, len(names), "Learning labels along means and along medians")
+    figure, axes = plots.panels(2, len(names), f"Learning labels with {noise:.0%} noise")
     rows = []
     for (_, name, share_of_noise, method), seeds in found.items():
         rows.append([name, f"{share_of_noise:.0%}", method, *compared_row(seeds)])
@@ -179,12 +176,13 @@ def report_compared(report: Report, found: Found) -> None:
             column = names.index(name)
             draw_method(axes[column], axes[column + len(names)], method, seeds)
     for column, name in enumerate(names):
-        plots.title(axes[column], f"{name}:\npristine (dashed) and corrupt labels fitted")
+        plots.title(axes[column], f"{name}\nlabels fitted")
         plots.title(axes[column + len(names)], "test accuracy")
     for panel in axes:
         plots.over_steps(panel)
         plots.as_percent(panel)
         panel.set_xlabel("mini-batches seen", color=GREY)
+    axes[0].plot([], [], "--", color=GREY, linewidth=1, label="(pristine)")
     plots.legend(figure, axes[0])
     report.figure("medians", figure, f"Labels fitted and test accuracy with {noise:.0%} noise")
     head = ["network", "noise", "method", "true labels", "fitted", "of the pristine"]
@@ -218,32 +216,35 @@ def report_sets(
     report.text(
         "## Easy and hard examples\n\nEasy is what a network gets right at the first measurement "
         f"with half of the labels fitted: step {spread([at['step'] for at in moments], 0)}, "
-        f"{percent([at['train'] for at in moments])} right. Other networks learn as many easy, "
-        "hard or random examples, and are tested on others of each kind, with the classes as they "
-        "come or the same number of each class in all kinds."
+        f"{percent([at['train'] for at in moments])} right. New networks learn as many easy, hard "
+        "or random examples, and are tested on others, with classes as they come or as many of "
+        "each class in all kinds; m is their m-coherence while a network learns easy and hard ones."
     )
-    figure, axes = plots.panels(2, 2, "Easy examples have more in common")
+    figure, axes = plots.panels(2, 2, "Easy and hard examples")
     rows = []
     for column, (alike, each) in enumerate(sets.items()):
         classes = "alike" if alike else "as they come"
         results = easy_hard.tested(each, {kind: found[kind, alike] for kind in easy_hard.KINDS})
         n = spread([len(kinds["easy"].labels) for kinds in each], 0)
-        keys = ("train", *easy_hard.KINDS, "original")
+        keys, joint = ("train", *easy_hard.KINDS, "original"), found["together", alike]
         for kind, seeds in results.items():
-            rows.append([classes, kind, n, *(late_shares(seeds, key) for key in keys)])
+            ms = [[run[0][kind] for run in joint], [late(run, kind) for run in joint]]
+            cells = (late_shares(seeds, key) for key in keys)
+            rows.append([classes, kind, n, *cells, *(spread(values, 1) for values in ms)])
         above, below = axes[column], axes[column + 2]
         plots.bars(above, results, ("easy", "hard", "original"), COLOURS)
         for kind, colour in COLOURS.items():
-            plots.curve(below, found["together", alike], kind, colour, label=kind)
-        plots.title(above, f"test accuracy, classes {classes}")
-        plots.title(below, f"m-coherence of {n} examples")
+            plots.curve(below, joint, kind, colour, label=kind)
+        plots.title(above, f"classes {classes}\ntest accuracy, by kind trained on")
+        plots.title(below, f"m-coherence of {n} examples, by kind")
         above.set_xlabel("tested on", color=GREY)
         plots.over_steps(below)
         below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:g}")
     plots.legend(figure, axes[2])
     report.figure("easy", figure, "Test accuracies between easy and hard examples; m-coherence")
     head = ["classes", "trained on", "examples", "fitted", "test: easy", "hard", "random"]
-    report.table([*head, "original test"], rows)
+    report.table([*head, "original test", "m at first", "m in the end"], rows)
 
 
 def report_order(report: Report, plans: Mapping[tuple, list[Run]], found: Found) -> None:
@@ -255,7 +256,7 @@ def report_order(report: Report, plans: Mapping[tuple, list[Run]], found: Found)
     )
     times = learning_times(plans, found)
     most = max(noise for noise, _, _ in times)
-    figure, axes = plots.panels(1, 2, "True labels are learned first")
+    figure, axes = plots.panels(1, 2, f"When labels are learned, with {most:.0%} noise")
     rows = []
     for (noise, method, group), seeds in times.items():
         rows.append([f"{noise:.0%}", group, method, *order_row(seeds)])
@@ -265,8 +266,8 @@ def report_order(report: Report, plans: Mapping[tuple, list[Run]], found: Found)
             for i, panel in enumerate(axes):
                 learnt = [[share(each[i] <= step) for step in steps] for each in seeds]
                 plots.line(panel, steps, learnt, TAGS[group], **look)
-    for panel, name in zip(axes, ("right once", "right for good"), strict=True):
-        plots.title(panel, f"{most:.0%} noise: {name}")
+    for panel, name in zip(axes, ("examples right once", "examples right for good"), strict=True):
+        plots.title(panel, name)
         plots.over_steps(panel)
         plots.as_percent(panel)
     plots.legend(figure, axes[0])
@@ -282,8 +283,7 @@ def learning_times(plans: Mapping[tuple, list[Run]], found: Found) -> Times:
         pristine = plans[key][0].data.pristine.cpu()
         for group, tag in zip(TAGS, (pristine, ~pristine), strict=True):
             if tag.any():
-                _, noise, method = key
-                times[noise, method, group] = [
+                times[key[1], key[2], group] = [
                     (measures.learnt_first(run)[tag], measures.learnt_last(run)[tag])
                     for run in seeds
                 ]
