@@ -236,7 +236,7 @@ def report_sets(
         for kind, colour in COLOURS.items():
             plots.curve(below, joint, kind, colour, label=kind)
         plots.title(above, f"classes {classes}\ntest accuracy, by kind trained on")
-        plots.title(below, f"m-coherence of {n} examples, by kind")
+        plots.title(below, f"m-coherence of {n} examples")
         above.set_xlabel("tested on", color=GREY)
         plots.over_steps(below)
         below.set_yscale("log")
