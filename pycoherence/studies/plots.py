@@ -50,6 +50,12 @@ def as_percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
+def logarithmic(axes: Axes) -> None:
+    """Values of several orders of magnitude, written out."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
 def curve(
     axes: Axes, seeds: Sequence[Sequence[Measured]], key: str, colour: str, **look: Any
 ) -> None:
