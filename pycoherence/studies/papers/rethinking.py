@@ -179,15 +179,16 @@ def report_kinds(report: Report, found: Found) -> None:
             shares = (late_shares(seeds, key) for key in ("train", "test"))
             rows.append([network, kind, *cells, *shares])
     head = ["network", "trained on", "half fitted at step", "fitted at step", "over true labels"]
-    report.table([*head, "m before", "m at half", "fitted in the end", "test"], rows)
+    report.table([*head, "m before", "m at half", "largest m", "fitted in the end", "test"], rows)
 
 
 def m_cells(seeds: list[list[Measured]]) -> list[str]:
-    """The m-coherence before the first step and when half of the labels are fitted."""
-    half = [next((at for at in run if at["train"] >= 0.5), None) for run in seeds]
-    reached = [at["m"] for at in half if at]
+    """The m-coherence before the first step, when half of the labels are fitted, and at most."""
+    half = [next((at["m"] for at in run if at["train"] >= 0.5), None) for run in seeds]
+    reached = [m for m in half if m is not None]
     start = spread([run[0]["m"] for run in seeds], 1)
-    return [start, spread(reached, 1) if len(reached) == len(half) else "never"]
+    most = spread([max(at["m"] or 0 for at in run) for run in seeds], 1)
+    return [start, spread(reached, 1) if len(reached) == len(half) else "never", most]
 
 
 def fit_cells(seeds: list[list[Measured]], true: list[list[Measured]]) -> list[str]:
