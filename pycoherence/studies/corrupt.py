@@ -204,6 +204,38 @@ def gaussian_images(images: Tensor, *, seed: int) -> Tensor:
     return images.mean() + images.std(correction=0) * noise.to(images.device)
 
 
+def blended_images(images: Tensor, share: float, *, seed: int) -> Tensor:
+    r"""Blend each image with noise of the mean and variance of the data set.
+
+    .. math:: x' = (1 - \text{share}) \, x + \text{share} \cdot \text{noise}
+
+    with the noise of :func:`gaussian_images`, which is what is left with a share of 1. In between,
+    the variance is smaller than that of the images.
+
+    Args:
+        images: `[n, C, H, W]`, floating.
+        share: Of the noise, in [0, 1].
+        seed: Of the noise.
+
+    Returns:
+        The images `[n, C, H, W]`, of the dtype and on the device of `images`.
+
+    Raises:
+        TypeError: The images are not floating.
+        ValueError: They have another number of dimensions, or the share is not in [0, 1].
+
+    Source: Badger 2022, arXiv:2211.09639, with noise of fixed mean and variance.
+
+    Example:
+        >>> images = torch.zeros(2, 1, 2, 2)
+        >>> images[1] = 1.0
+        >>> torch.equal(blended_images(images, 0.0, seed=0), images)
+        True
+    """
+    _check_share(share)
+    return (1 - share) * images + share * gaussian_images(images, seed=seed)
+
+
 def _generator(what: str, seed: int) -> torch.Generator:
     """Seeded by a hash: from one seed, torch's uniform and normal numbers are correlated."""
     digest = hashlib.sha256(f"{what} {seed}".encode()).digest()
@@ -216,10 +248,14 @@ def _choose(labels: Tensor, share: float, seed: int) -> tuple[Tensor, torch.Gene
         raise TypeError(f"expected integer labels, got {labels.dtype}; convert them with .long()")
     if labels.dim() != 1:
         raise ValueError(f"expected labels [n], got {list(labels.shape)}; pass one class each")
-    if not 0 <= share <= 1:
-        raise ValueError(f"expected share to be in [0, 1], got {share}")
+    _check_share(share)
     generator = _generator("labels", seed)
     return torch.rand(len(labels), generator=generator, dtype=torch.float64) < share, generator
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"expected share to be in [0, 1], got {share}")
 
 
 def _check_classes(labels: Tensor, classes: int, least: int) -> None:

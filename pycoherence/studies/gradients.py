@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,6 +72,39 @@ class SumOfSigns:
             loss(model, batch).backward()
         for name, p in model.named_parameters():
             p.grad = record.by_parameter[name].sign_sum.to(p)
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """The gradient of the batch's loss less that of as many test examples that are attacked.
+
+    Attributes:
+        conditional: Leave the attack out where no more of its batch is right than by chance, which
+            is 1.1 / classes: the 0.11 of the paper.
+    """
+
+    conditional: bool = False
+
+    def fill(self, model: nn.Module, batch: Batch, data: Data) -> None:
+        """As `Gradient.fill`; the test batch is drawn from torch's global random numbers."""
+        images, labels = attacked(data)
+        chosen = torch.randperm(len(labels))[: len(batch[1])].to(labels.device)
+        outputs, labels = model(images[chosen]), labels[chosen]
+        total = loss(model, batch)
+        right = (outputs.argmax(dim=1) == labels).double().mean().item()
+        if not self.conditional or right > 1.1 / data.classes:
+            total = total - F.cross_entropy(outputs, labels)
+        total.backward()
+
+
+def attacked(data: Data) -> Batch:
+    """Every second test example, from the first: those that splitting sees."""
+    return data.test_images[::2], data.test_labels[::2]
+
+
+def held_out(data: Data) -> Batch:
+    """The other half of the test set, which it never sees."""
+    return data.test_images[1::2], data.test_labels[1::2]
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:

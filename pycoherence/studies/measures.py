@@ -5,11 +5,12 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pycoherence as pc
 from pycoherence.studies.data import Data
-from pycoherence.studies.gradients import loss
+from pycoherence.studies.gradients import attacked, held_out, loss
 
 Measured = dict[str, Any]
 """What was found at the weights of one step, ready for JSON."""
@@ -35,6 +36,33 @@ def accuracies(model: nn.Module, data: Data) -> Measured:
         "test": share(correct(model, data.test_images, data.test_labels)),
         "true": share(pristine),
     }
+
+
+def halves(model: nn.Module, data: Data) -> Measured:
+    """Accuracies on the training set and the halves of the test set, `attacked` and `held_out`."""
+    return {
+        "train": share(correct(model, data.images, data.labels)),
+        "attacked": share(correct(model, *attacked(data))),
+        "held_out": share(correct(model, *held_out(data))),
+    }
+
+
+def input_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Norm of the gradient of each example's loss with respect to its image, `[n]`."""
+    x = images.detach().requires_grad_()
+    [gradient] = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+    return gradient.flatten(1).norm(dim=1)
+
+
+@torch.no_grad()
+def loss_changes(
+    model: nn.Module, images: Tensor, labels: Tensor, scale: float, *, seed: int = 0
+) -> Tensor:
+    """How far each example's loss moves when normal noise of this `scale` is added to it, `[n]`."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    moved = images + scale * noise.to(images)
+    before, after = (F.cross_entropy(model(x), labels, reduction="none") for x in (images, moved))
+    return (after - before).abs()
 
 
 def coherence(model: nn.Module, images: Tensor, labels: Tensor) -> pc.Coherence:

@@ -1,5 +1,6 @@
 """Small networks for images; none mixes examples, unless a ResNet is told to."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,9 +43,14 @@ class MLP:
 
 @dataclass(frozen=True)
 class CNN:
-    """Convolutions of 3 x 3 with GroupNorm and ReLU, each but the first halving the image."""
+    """Convolutions of 3 x 3 with GroupNorm and ReLU, each but the first halving the image.
+
+    Attributes:
+        pooled: Whether the output sees the mean of each channel, or every place on its own.
+    """
 
     channels: tuple[int, ...] = (16, 32)
+    pooled: bool = True
 
     def build(self, data: Data) -> nn.Module:
         """As `Network.build`."""
@@ -55,9 +61,29 @@ class CNN:
             layers[f"norm{i}"] = _norm(width)
             layers[f"relu{i}"] = nn.ReLU()
             inputs = width
-        layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+        if self.pooled:
+            layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        else:
+            # A convolution with padding that halves rounds up, and each but the first does.
+            halvings = 2 ** (len(self.channels) - 1)
+            inputs *= math.prod(-(-side // halvings) for side in data.images.shape[2:])
+        layers["flatten"] = nn.Flatten()
         layers["output"] = nn.Linear(inputs, data.classes)
         return nn.Sequential(layers)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A network that ends in a softmax, from which cross-entropy takes another: losses are bounded.
+
+    They lie between log(1 + (classes - 1) / e) and 1 more.
+    """
+
+    network: Network
+
+    def build(self, data: Data) -> nn.Module:
+        """As `Network.build`."""
+        return nn.Sequential(OrderedDict(network=self.network.build(data), softmax=nn.Softmax(1)))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#e8b500", "#d55e00")
 """From dark to bright, for what has an order."""
 
 
-BLUE, VERMILION = "#0072b2", "#d55e00"
-"""For two that have none; also to those who do not see colours."""
+BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+"""For two or three that have none; also to those who do not see colours."""
 
 
 def panels(rows: int, columns: int, headline: str) -> tuple[Figure, list[Axes]]:
@@ -105,7 +105,9 @@ def bars(
     as_percent(axes)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """The names of a panel's curves in their colours, beside all panels."""
+def legend(figure: Figure, *panels: Axes) -> None:
+    """The names of the curves of these panels in their colours, beside all panels."""
     look: dict[str, Any] = {"frameon": False, "labelcolor": "linecolor", "handlelength": 1.2}
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **look)
+    names = [axes.get_legend_handles_labels() for axes in panels]
+    curves = [curve for each in names for curve in zip(*each, strict=True)]
+    figure.legend(*zip(*curves, strict=True), loc="outside right upper", **look)

@@ -22,6 +22,7 @@ RUINED = {
     "shuffled": corrupt.shuffled_pixels,
     "random": corrupt.random_pixels,
     "gaussian": corrupt.gaussian_images,
+    "blended": lambda images, seed: corrupt.blended_images(images, 0.5, seed=seed),
 }
 # The share of wrong labels if half of them are chosen.
 WRONG = {"permuted": 0.45, "uniform": 0.45, "symmetric": 0.5}
@@ -130,3 +131,21 @@ def test_images_keep_shape_and_follow_the_seed(kind):
 def test_gaussian_images_need_floats():
     with pytest.raises(TypeError, match="floating images"):
         corrupt.gaussian_images(IMAGES.byte(), seed=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_blended_images_are_between_image_and_noise(share):
+    noise = corrupt.gaussian_images(IMAGES, seed=2)
+    blended = corrupt.blended_images(IMAGES, share, seed=2)
+    for old, drawn, new in zip(IMAGES.flatten(), noise.flatten(), blended.flatten(), strict=True):
+        assert new.item() == pytest.approx(
+            (1 - share) * old.item() + share * drawn.item(), abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_blended_images_need_a_share(share):
+    with pytest.raises(ValueError, match=r"share to be in \[0, 1\]"):
+        corrupt.blended_images(IMAGES, share, seed=0)
+    with pytest.raises(TypeError, match="floating images"):
+        corrupt.blended_images(IMAGES.byte(), 0.5, seed=0)

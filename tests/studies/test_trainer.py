@@ -1,7 +1,8 @@
 """Training steps along the gradient it should, repeats itself, and goes on where it stopped."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ pytest.importorskip("sklearn")
 import pycoherence as pc
 from pycoherence.studies import gradients, measures, runs
 from pycoherence.studies.data import Data
-from pycoherence.studies.models import CNN, MLP, ResNet
+from pycoherence.studies.models import CNN, MLP, ResNet, Softmax
 from pycoherence.studies.runs import Run
 from pycoherence.studies.trainer import Recipe, Training
 
@@ -27,6 +28,8 @@ NETWORKS = {
     "mlp": MLP((7,)),
     "dropout": MLP((7, 5), 0.5),
     "cnn": CNN((4, 8)),
+    "cnn without pooling": CNN((4, 8, 4), pooled=False),
+    "softmax": Softmax(MLP((7,))),
     "resnet": ResNet((8, 16)),
     "resnet with batch norm": ResNet((8, 16), norm="batch"),
 }
@@ -72,6 +75,56 @@ def test_gradients_are_what_they_say(kind, data):
     GRADIENTS[kind].fill(model, batch, data)
     found = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.testing.assert_close(found, expected[kind])
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+def test_splitting_subtracts_the_gradient_of_attacked_examples(conditional, right, data):
+    torch.manual_seed(4)
+    model = MLP((7,)).build(data).double()
+    images = data.test_images.double()
+    guessed = model(images).argmax(dim=1)
+    data = replace(data, test_images=images, test_labels=guessed if right else (guessed + 1) % 3)
+    batch, parameters = (data.images[:3].double(), data.labels[:3]), [*model.parameters()]
+    chosen = [0, 2, 4, 6, 8]  # of nine
+    torch.manual_seed(6)
+    chosen = [chosen[i] for i in torch.randperm(5).tolist()[:3]]
+    expected = torch.autograd.grad(gradients.loss(model, batch), parameters)
+    if right or not conditional:
+        attacked = data.test_images[chosen], data.test_labels[chosen]
+        other = torch.autograd.grad(gradients.loss(model, attacked), parameters)
+        expected = [a - b for a, b in zip(expected, other, strict=True)]
+    torch.manual_seed(6)
+    gradients.Splitting(conditional).fill(model, batch, data)
+    for p, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+def test_no_test_example_is_attacked_and_held_out(data):
+    labels = torch.arange(9)
+    data = replace(data, test_labels=labels, test_images=labels.double().view(9, 1, 1, 1))
+    halves = gradients.attacked(data), gradients.held_out(data)
+    assert [half[1].tolist() for half in halves] == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
+    for images, of in halves:
+        assert torch.equal(images.flatten(), of.double())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 5), (2, 1, 1)])
+def test_a_cnn_without_pooling_takes_any_size(shape, data):
+    images = torch.zeros(2, *shape)
+    for channels in ((4,), (4, 4, 4)):
+        model = CNN(channels, pooled=False).build(replace(data, images=images))
+        assert model(images).shape == (2, 3)
+
+
+def test_losses_after_a_softmax_are_bounded(data):
+    model = Softmax(MLP(())).build(data)
+    for p in model.parameters():
+        p.data *= 1000
+    losses = F.cross_entropy(model(data.images), data.labels, reduction="none")
+    least = math.log(1 + 2 / math.e)
+    assert losses.min().item() == pytest.approx(least, abs=1e-5)
+    assert losses.max().item() == pytest.approx(least + 1, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
