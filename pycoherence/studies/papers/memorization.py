@@ -56,11 +56,11 @@ class Scale:
 
     channels: tuple[int, ...] = (16, 32)
     widths: tuple[int, ...] = (256, 256)
-    epochs: int = 200
+    epochs: int = 150
     noise: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
     sizes: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    sweep_epochs: int = 80
-    measurements: int = 25
+    sweep_epochs: int = 60
+    measurements: int = 20
 
 
 QUICK = Scale((8, 16), (64,), 40, (0.0, 1.0), (0.25, 1.0), 20, 8)
