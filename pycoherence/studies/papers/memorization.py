@@ -63,7 +63,7 @@ class Scale:
     measurements: int = 20
 
 
-QUICK = Scale((8, 16), (64,), 40, (0.0, 1.0), (0.25, 1.0), 20, 8)
+QUICK = Scale((8, 16), (64,), 24, (0.0, 1.0), (0.25, 1.0), 12, 5)
 
 
 def study(settings: Settings) -> Report:
@@ -288,4 +288,4 @@ def number(seeds: list[list[Measured]], key: str) -> str:
     """What a number is in the end, for a table; it is missing where all gradients vanish."""
     if any(at[key] is None for run in seeds for at in run):
         return "-"
-    return spread([late(run, key) for run in seeds], 3)
+    return spread([late(run, key) for run in seeds], 2 if key.startswith("m_") else 4)
