@@ -8,10 +8,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-from pycoherence.studies.data import load
+from pycoherence.studies.data import Data, load
 from pycoherence.studies.models import MLP
 from pycoherence.studies.papers import rethinking
 from pycoherence.studies.papers.rethinking import KINDS, QUICK, Case, Scale
+from pycoherence.studies.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,19 @@ def test_the_construction_fits_everything_and_knows_nothing(quick):
         assert float(row[4]) < 1e-6
         assert number(row[5]) < 40
     assert len(quick.results["finite_sample"]) == 3
+
+
+def test_other_images_and_classes(tmp_path):
+    """Colours, two classes, a size of no power of two; and hardly a step, so that nothing fits."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(70, 3, 7, 5, generator=generator)
+    labels = torch.arange(70) % 2
+    data = Data("noise", images[:50], labels[:50], labels[:50], images[50:], labels[50:], 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rethinking, "QUICK", Scale((6,), 1, (4, 8), 1, (), ("none", "all"), 40, 3))
+        report = rethinking.study(Settings(data, 1, True, tmp_path))
+    report.write(tmp_path, {})
+    assert "| never |" in (tmp_path / "report.md").read_text()
 
 
 def test_nothing_is_planned_twice_and_settings_do_not_depend_on_the_data(data):
