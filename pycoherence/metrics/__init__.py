@@ -26,6 +26,7 @@ from pycoherence.metrics.examples import cge_coefficients, clip_coefficients, el
 from pycoherence.metrics.gram import confusion, cosines, disparity, gram_sums
 from pycoherence.metrics.helpfulness import group_share, helpfulness, share
 from pycoherence.metrics.influence import loss_change, tracin
+from pycoherence.metrics.jackknife import Interval, alpha_interval, m_coherence_interval
 from pycoherence.metrics.layers import combine
 from pycoherence.metrics.minibatch import example_alpha, minibatch_alpha
 from pycoherence.metrics.moments import coordinate_alpha, gsnr, osgr
@@ -39,7 +40,9 @@ from pycoherence.metrics.stiffness import ClassStiffness, class_stiffness, stiff
 
 __all__ = [
     "ClassStiffness",
+    "Interval",
     "alpha",
+    "alpha_interval",
     "batch_size_bound",
     "cge_coefficients",
     "class_stiffness",
@@ -62,6 +65,7 @@ __all__ = [
     "helpfulness",
     "loss_change",
     "m_coherence",
+    "m_coherence_interval",
     "minibatch_alpha",
     "noise_scale",
     "noise_scale_two_batch",
