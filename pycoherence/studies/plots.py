@@ -19,6 +19,9 @@ SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#e8b500", "#d55e00")
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 """For two or three that have none; also to those who do not see colours."""
 
+LEAST_COHERENCE = 0.1
+"""Where logarithmic axes of m-coherence end."""
+
 
 def panels(rows: int, columns: int, headline: str) -> tuple[Figure, list[Axes]]:
     """A figure of panels, row by row."""
@@ -73,6 +76,32 @@ def apart(history: Sequence[Measured]) -> list[int]:
             shown.append(i)
             last = at["step"]
     return shown
+
+
+def coherence_curve(
+    axes: Axes, seeds: Sequence[Sequence[Measured]], key: str, colour: str, **look: Any
+) -> None:
+    """m-coherence over the steps, its mean over the seeds; the band spans all their intervals."""
+    shown = apart(seeds[0])
+    at = [seeds[0][i]["step"] for i in shown]
+    ends = [[run[i][f"{key} {end}"] for i in shown] for run in seeds for end in ("low", "high")]
+    bottom = np.maximum(np.array(ends, dtype=float), LEAST_COHERENCE)  # there is no log of less
+    line(axes, at, bottom.tolist(), colour, linewidth=0)
+    values = np.array([[run[i][key] for i in shown] for run in seeds], dtype=float)
+    axes.plot(at, values.mean(axis=0), **{"color": colour, "linewidth": 2, **look})
+
+
+def as_coherence(panels: Sequence[Axes]) -> None:
+    """m-coherence over the steps, on one logarithmic scale, with the orthogonal limit."""
+    for axes in panels:
+        over_steps(axes)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda m, _: f"{m:g}"))
+        axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
+    panels[0].set_ylabel("m-coherence", color=GREY)
+    top = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(LEAST_COHERENCE, top)
 
 
 def line(

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 import pycoherence as pc
-from pycoherence.studies import augment, gradients, measures, models, trainer
+from pycoherence.studies import augment, coherences, gradients, measures, models, trainer
 from pycoherence.studies.data import Data
 from pycoherence.studies.measures import Measured
 from pycoherence.studies.trainer import Recipe, Training
@@ -45,7 +45,7 @@ class Run:
 
     def key(self) -> str:
         """The name and a hash of all that the result depends on, the code of training included."""
-        code = (augment, gradients, measures, models, trainer)
+        code = (augment, coherences, gradients, measures, models, trainer)
         parts = (
             *(repr(self.recipe), self.data.digest(), self.seed, str(self.data.images.device)),
             *(inspect.getsource(self.measure), torch.__version__, pc.__version__),
