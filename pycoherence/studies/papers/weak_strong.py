@@ -82,7 +82,7 @@ class Scale:
 
 QUICK = Scale(
     (
-        Setting(MLP((64,)), 10, 12, 0.5, measurements=30, measure=each_example),
+        Setting(MLP((64,)), 10, 8, 0.5, measurements=30, measure=each_example),
         Setting(ResNet((8,)), 10, 4, 0.1, measurements=5),
     ),
     epochs=20,
@@ -173,12 +173,10 @@ def report_compared(report: Report, found: Found) -> None:
     for (_, name, share_of_noise, method), seeds in found.items():
         rows.append([name, f"{share_of_noise:.0%}", method, *compared_row(seeds)])
         if share_of_noise == noise:
-            column = names.index(name)
-            draw_method(axes[column], axes[column + len(names)], method, seeds)
-    for column, name in enumerate(names):
-        plots.title(axes[column], f"{name}\nlabels fitted")
-        plots.title(axes[column + len(names)], "test accuracy")
-    for panel in axes:
+            draw_method(axes[names.index(name) :: len(names)], method, seeds)
+    titles = [*(f"{name}\nlabels fitted" for name in names), *["test accuracy"] * len(names)]
+    for panel, title in zip(axes, titles, strict=True):
+        plots.title(panel, title)
         plots.over_steps(panel)
         plots.as_percent(panel)
         panel.set_xlabel("mini-batches seen", color=GREY)
@@ -197,9 +195,9 @@ def compared_row(seeds: list[list[Measured]]) -> list[str]:
     return [*(late_shares(seeds, key) for key in keys), best, overfit]
 
 
-def draw_method(fitted: Axes, test: Axes, method: str, seeds: list[list[Measured]]) -> None:
+def draw_method(panels: list[Axes], method: str, seeds: list[list[Measured]]) -> None:
     """The curves of one method, over the mini-batches of ordinary size that it saw."""
-    _, factor, colour = METHODS[method]
+    (fitted, test), (_, factor, colour) = panels, METHODS[method]
     scaled = [[{**at, "step": factor * at["step"]} for at in run] for run in seeds]
     plots.curve(fitted, scaled, "pristine", colour, linestyle="--", linewidth=1)
     plots.curve(fitted, scaled, "corrupt", colour, label=method)
