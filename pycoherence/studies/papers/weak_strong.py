@@ -17,7 +17,7 @@ from pycoherence.studies.corrupt import uniform_labels
 from pycoherence.studies.data import Data
 from pycoherence.studies.measures import Measured, accuracies, each_example, late, share
 from pycoherence.studies.models import MLP, Network, ResNet
-from pycoherence.studies.plots import BLUE, VERMILION
+from pycoherence.studies.plots import BLUE, GREEN, VERMILION
 from pycoherence.studies.report import Report, late_shares, percent, spread
 from pycoherence.studies.runs import Run, train_each
 from pycoherence.studies.settings import Settings
@@ -28,7 +28,7 @@ METHODS = {
     "RA3": ("RA3", 1, "#e69f00"),
     "RM3": ("RM3", 1, BLUE),
     "SGD 3B": ("SGD", 3, "#cc79a7"),
-    "M3": ("M3", 1, "#009e73"),
+    "M3": ("M3", 1, GREEN),
 }
 """The optimizer, how many times larger its batches are, and its colour."""
 
@@ -237,8 +237,7 @@ def report_sets(
         plots.title(below, f"m-coherence of {n} examples")
         above.set_xlabel("tested on", color=GREY)
         plots.over_steps(below)
-        below.set_yscale("log")
-        below.yaxis.set_major_formatter("{x:g}")
+        plots.logarithmic(below)
     plots.legend(figure, axes[2])
     report.figure("easy", figure, "Test accuracies between easy and hard examples; m-coherence")
     head = ["classes", "trained on", "examples", "fitted", "test: easy", "hard", "random"]
