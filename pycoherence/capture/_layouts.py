@@ -33,7 +33,7 @@ class Layouts:
     def __init__(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._mixed = any(m.__dict__.get("batch_first", True) is False for m in modules)
-        self._names = _time_first(model, modules) if self._mixed else set[str]()
+        self._names: set[str] = _time_first(model, modules) if self._mixed else set()
         self.active = self._mixed
 
     def of(self, x: Any) -> int | None:

@@ -1,7 +1,6 @@
 """Ways past the capture. Each must be exact or refused; never quietly wrong."""
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from checks import assert_norms, plain_pass, relative_error
 from models import regression
 from oracle import per_example_gradients
 from parts import Square
+from shown import shown
 from snapshots import Snapshot
 from torch import Tensor, nn
 
@@ -63,13 +63,6 @@ def test_use_past_the_capture_is_refused_before_any_gradient(
     with pc.collect(model, pc.SqNorms()), pytest.raises(pc.UnsupportedError, match=message):
         (bypass(model, X) if alone else bypass(model, X) + model(X)).square().mean().backward()
     before.assert_unchanged(model)
-
-
-# torch 2.10 does not show this function to modes.
-shown = pytest.mark.skipif(
-    "torch_function" not in inspect.getsource(torch.autograd.backward),
-    reason="this torch hides torch.autograd.backward; docs/capture.md says so",
-)
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "next-to-a-known-use"])

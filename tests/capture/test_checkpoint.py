@@ -1,7 +1,6 @@
 """Activation checkpointing: layers that are run again in the backward pass."""
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from checks import assert_norms, plain_pass, relative_error
 from models import regression
 from oracle import per_example_gradients
+from shown import SHOWN, shown
 from snapshots import Snapshot
 from table import Uses
 from torch import Tensor, nn
@@ -64,7 +64,6 @@ OLD: dict[str, Forward] = {
     "reentrant-in-new": nested(False, True),
 }
 # torch 2.10 does not show the backward pass of a reentrant checkpoint to modes.
-SHOWN = "torch_function" in inspect.getsource(torch.autograd.backward)
 EVERY = NEW | OLD if SHOWN else NEW
 FEW = {name: how for name, how in EVERY.items() if "first" in name or "sequential" in name}
 
@@ -151,7 +150,7 @@ def test_a_parameter_inside_and_outside() -> None:
     assert_norms(record, truth, 1e-10)
 
 
-@pytest.mark.skipif(not SHOWN, reason="this torch hides torch.autograd.backward")
+@shown
 @pytest.mark.parametrize("where", ["inside-and-outside", "in-two-checkpoints"])
 def test_a_parameter_shared_with_a_reentrant_checkpoint_is_refused(where: str) -> None:
     """Its pass is of its own, so that terms between the uses would be lost."""

@@ -1,6 +1,5 @@
 """What a review of the capture found: each was a wrong number, or an error without need."""
 
-import inspect
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from oracle import per_example_gradients
 from settings import threads
+from shown import shown
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -58,13 +58,6 @@ class Rerun(torch.autograd.Function):
 
 def rerun(model: nn.Module, x: Tensor) -> Tensor:
     return Rerun.apply(model[1], model[0](x)).square().mean()
-
-
-# torch 2.10 does not show this function to modes.
-shown = pytest.mark.skipif(
-    "torch_function" not in inspect.getsource(torch.autograd.backward),
-    reason="this torch hides torch.autograd.backward; docs/capture.md says so",
-)
 
 
 @shown

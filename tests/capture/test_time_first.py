@@ -9,6 +9,7 @@ from checks import assert_exact, assert_norms
 from models import regression
 from oracle import per_example_gradients
 from parts import Shaped
+from shown import shown
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -69,7 +70,7 @@ def test_features_of_a_frozen_layer(grad: bool, steps: int) -> None:
         assert_exact(model, regression("mean"), (x,), torch.float64)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("reentrant", [pytest.param(True, marks=shown), False])
 def test_behind_checkpoints(reentrant: bool) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         if m.training:
