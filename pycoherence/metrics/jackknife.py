@@ -40,8 +40,9 @@ def alpha_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) -> Inter
 
     with z the quantile of the normal distribution. The interval is for the alpha of the population
     that the examples are drawn from, at these weights: it says nothing of another training. Where
-    alpha is 0 the error comes out too large, by about the square root of 2, so that the interval
-    is wide; it is too narrow where few examples hold most of Q.
+    alpha is 0 the error comes out too large, by about the square root of 2. Where few examples
+    hold most of Q, alpha itself is too large and the interval too narrow: with log-normal norms
+    of sigma 1.5 and n = 200, 95% intervals held the truth 6 to 7 times of 10 in a simulation.
 
     Range: the error is at least 0; the interval may leave that of :func:`unbiased_alpha`. All nan
     when all gradients vanish; error and ends nan when all but one do.

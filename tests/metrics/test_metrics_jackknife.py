@@ -173,6 +173,17 @@ def test_at_the_orthogonal_limit_the_error_is_too_large() -> None:
     assert held.double().mean() > 0.95
 
 
+def test_a_few_large_gradients_make_intervals_too_narrow() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = 1 + torch.randn(1000, 200, 20, generator=generator, dtype=torch.float64)
+    spread = torch.randn(1000, 200, 1, generator=generator, dtype=torch.float64)
+    truth = 0.5 * math.exp(-(1.5**2))
+    found = metrics.alpha_interval(*sums((1.5 * spread).exp() * gradients))
+    held = (found.low <= truth) & (truth <= found.high)
+    assert 0.4 < held.double().mean() < 0.85
+    assert found.value.mean() > 1.2 * truth
+
+
 def test_the_error_of_alpha_shrinks_with_the_sample_and_that_of_m_grows() -> None:
     small, large = (metrics.alpha_interval(*sums(drawn(1.0, n)[0])).error.mean() for n in (40, 160))
     assert 1.6 < small / large < 2.4
