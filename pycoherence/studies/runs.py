@@ -25,6 +25,12 @@ from pycoherence.studies.trainer import Recipe, Training
 SECONDS = 10.0
 """Between two checkpoints."""
 
+CODE = [
+    inspect.getsource(module)
+    for module in (augment, coherences, gradients, measures, models, trainer)
+]
+"""What training does, as it was imported."""
+
 Key = TypeVar("Key")
 
 
@@ -45,11 +51,10 @@ class Run:
 
     def key(self) -> str:
         """The name and a hash of all that the result depends on, the code of training included."""
-        code = (augment, coherences, gradients, measures, models, trainer)
         parts = (
             *(repr(self.recipe), self.data.digest(), self.seed, str(self.data.images.device)),
             *(inspect.getsource(self.measure), torch.__version__, pc.__version__),
-            *(inspect.getsource(module) for module in code),
+            *CODE,
         )
         return f"{self.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
