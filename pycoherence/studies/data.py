@@ -41,6 +41,13 @@ class Data:
     test_labels: Tensor
     classes: int
 
+    def __str__(self) -> str:
+        """What there is, in a line."""
+        return (
+            f"{self.name}: {len(self.labels)} images to train on and {len(self.test_labels)} to "
+            f"test on, each {list(self.images.shape[1:])}, in {self.classes} classes"
+        )
+
     @property
     def pristine(self) -> Tensor:
         """Which training labels are the true ones, `[n]`."""
@@ -166,24 +173,42 @@ class _Arrays(pickle.Unpickler):
 
 def _folder(folder: Path) -> tuple[Split, Split]:
     names = [sorted(path.stem for path in (folder / part).glob("*.npy")) for part in _PARTS]
-    if not names[0] or names[0] != names[1]:
+    if len(names[0]) < 2 or names[0] != names[1]:
         raise ValueError(
             f"expected files train/CLASS.npy and test/CLASS.npy of the same classes in {folder}, "
-            f"got {names[0]} and {names[1]}"
+            f"two at least, got {names[0]} and {names[1]}"
         )
-    train, test = (_classes(folder / part, names[0]) for part in _PARTS)
+    arrays = [[_array(folder / part / f"{name}.npy") for name in names[0]] for part in _PARTS]
+    shapes = {array.shape[1:] for part in arrays for array in part}
+    if len(shapes) > 1:
+        found = ", ".join(str(list(shape)) for shape in sorted(shapes))
+        raise ValueError(f"expected images of one size in {folder}, got {found}")
+    train, test = map(_classes, arrays)
     return train, test
 
 
 _PARTS = ("train", "test")
 
 
-def _classes(folder: Path, names: list[str]) -> Split:
-    """One file after the other, shuffled once, so that the first examples are of all classes."""
-    arrays = [np.load(folder / f"{name}.npy", allow_pickle=False) for name in names]
-    if len({a.shape[1:] for a in arrays}) > 1 or arrays[0].ndim not in (3, 4):
-        shapes = {name: a.shape for name, a in zip(names, arrays, strict=True)}
-        raise ValueError(f"expected images [n, H, W] or [n, C, H, W] of one size, got {shapes}")
+def _array(path: Path) -> NDArray[Any]:
+    """The images of one class."""
+    try:
+        with path.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected an array as numpy.save writes it in {path}: {error}") from None
+    if found.dtype.kind not in "buif" or found.ndim not in (3, 4) or not found.size:
+        raise ValueError(
+            f"expected images [n, H, W] or [n, C, H, W] in {path}, got {found.dtype} "
+            f"{list(found.shape)}"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"expected finite numbers in {path}, got nan or infinity")
+    return found
+
+
+def _classes(arrays: list[NDArray[Any]]) -> Split:
+    """One class after the other, shuffled once, so that the first examples are of all classes."""
     x = np.concatenate(arrays)
     y = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
     order = np.random.default_rng(0).permutation(len(y))
@@ -196,4 +221,6 @@ def _standardize(name: str, train: Split, test: Split) -> Data:
     y, y_test = (torch.tensor(part[1], dtype=torch.int64) for part in (train, test))
     mean = x.mean(dim=0)
     std = (x - mean).std()
+    if not 0 < std < math.inf:
+        raise ValueError(f"expected images that differ in {name}, got a spread of {std.item():g}")
     return Data(name, (x - mean) / std, y, y, (x_test - mean) / std, y_test, int(y.max()) + 1)

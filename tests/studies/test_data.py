@@ -122,6 +122,40 @@ def test_folder(tmp_path):
         data.load(str(tmp_path))
 
 
+GOOD = np.zeros((2, 3, 4, 4), np.uint8)
+MISTAKES = {
+    "empty": ("test", GOOD[:0], r"expected images .*test/dog.npy, got uint8 \[0, 3, 4, 4\]"),
+    "flat": ("train", GOOD[:, 0, 0], r"expected images .*train/dog.npy, got uint8 \[2, 4\]"),
+    "text": ("train", np.full((2, 4, 4), "x"), r"expected images .*train/dog.npy, got <U1"),
+    "sizes": ("train", GOOD[..., 1:], r"of one size in .*, got \[3, 4, 3\], \[3, 4, 4\]"),
+    "test size": ("test", GOOD[:, 0], r"of one size in .*, got \[3, 4, 4\], \[4, 4\]"),
+    "nan": ("test", np.full((2, 3, 4, 4), np.nan), "finite numbers in .*test/dog.npy, got nan"),
+    "same": ("train", GOOD, "images that differ in .*, got a spread of 0"),
+}
+
+
+@pytest.mark.parametrize(("part", "array", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_a_folder(part, array, message, tmp_path):
+    for each in ("train", "test"):
+        (tmp_path / each).mkdir()
+        for name in ("cat", "dog"):
+            np.save(tmp_path / each / f"{name}.npy", GOOD)
+    np.save(tmp_path / part / "dog.npy", array)
+    with pytest.raises(ValueError, match=message):
+        data.load(str(tmp_path))
+
+
+def test_a_folder_of_other_files(tmp_path):
+    for part in ("train", "test"):
+        put(tmp_path / part, {"cat.npy": b"meow", "dog.npy": b""})
+    with pytest.raises(ValueError, match=r"as numpy.save writes it in .*train/cat.npy: "):
+        data.load(str(tmp_path))
+    for part in ("train", "test"):
+        (tmp_path / part / "dog.npy").unlink()
+    with pytest.raises(ValueError, match=r"two at least, got \['cat'\] and \['cat'\]"):
+        data.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_missing_data_says_how_to_get_it(name, tmp_path):
     with pytest.raises(ValueError, match=f"expected {name} in .* add --download"):
