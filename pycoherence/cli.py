@@ -1,6 +1,7 @@
 """The command line: `python -m pycoherence demo | study | info | selftest | bench`."""
 
 import argparse
+import ast
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,17 +52,35 @@ def _add_study(commands: Any) -> None:
     study = commands.add_parser(
         "study",
         help="reproduce a paper, such as coherent-gradients, or all",
+        description="Reproduce a paper on a small scale; Ctrl-C stops, the same command goes on.",
+        epilog=_studies(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # an option not given is left to command.run
     )
-    study.add_argument("name", metavar="NAME", help="the study; all for all of them")
-    study.add_argument("--data", help="digits, mnist, cifar10 or a folder (default: digits)")
+    study.add_argument("name", metavar="NAME", help="one of those below, or all")
+    study.add_argument(
+        "--data",
+        help="digits, mnist, cifar10, or a folder of train/CLASS.npy and test/CLASS.npy "
+        "(default: digits)",
+    )
     study.add_argument("--root", type=Path, help="where mnist and cifar10 lie (default: data)")
     study.add_argument("--download", action="store_true", help="fetch what is missing there")
     study.add_argument("--device", help="where to train, such as cuda (default: cpu)")
     study.add_argument("--seeds", type=int, help="trainings of each kind (default: 3)")
-    study.add_argument("--quick", action="store_true", help="a rough look, in about a minute")
-    study.add_argument("--out", type=Path, help="folder for the reports (default: studies)")
+    study.add_argument(
+        "--quick", action="store_true", help="a rough look with one seed, within a minute"
+    )
+    study.add_argument("--out", type=Path, help="folder for OUT/NAME/report.md (default: studies)")
     study.set_defaults(run=_study)
+
+
+def _studies() -> str:
+    """Each study and what its file says first; importing them needs more than the help does."""
+    lines = []
+    for path in sorted((Path(__file__).parent / "studies/papers").glob("[!_]*.py")):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines += [f"  {path.stem.replace('_', '-')}", f"      {about.partition(chr(10))[0]}"]
+    return "\n".join(["studies:", *lines])
 
 
 def _study(**options: Any) -> int:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -45,18 +46,28 @@ def run(
     loaded = load(data, root, download).to(device)
     if quick:
         loaded = loaded.first(QUICK_EXAMPLES)
+    print(loaded)
     about = {"data": data, "device": device, "seeds": 1 if quick else seeds, "quick": quick}
     for each in chosen:
         folder = out / each
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"expected {folder} to be a folder, got {error.strerror}") from None
+        _check_folder(folder)
         print(f"{each}:")
         module = importlib.import_module(f"{papers.__name__}.{each.replace('-', '_')}")
         settings = Settings(loaded, about["seeds"], quick, folder / "runs")
         module.study(settings).write(folder, about)
         print(f"wrote {folder / 'report.md'}, its pictures and results.json")
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"expected {folder} to be a folder to write to ({error.strerror}); name another with "
+            "--out"
+        ) from None
 
 
 def _check_device(device: str) -> None:

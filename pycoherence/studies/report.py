@@ -15,6 +15,12 @@ import pycoherence as pc
 from pycoherence.studies.measures import Measured, first, late
 from pycoherence.studies.runs import Key, Run, plain, replacing
 
+ROUGH = (
+    "**A rough look:** one seed of small networks that are trained for a short time. It shows that "
+    "the study works; what it finds, a run without `--quick` has to tell."
+)
+"""What heads the report of a rough look."""
+
 
 @dataclass
 class Report:
@@ -65,7 +71,8 @@ class Report:
         made = ", ".join(
             f"{key} {value}" for key, value in (*settings.items(), *versions().items())
         )
-        parts = [f"# {self.title}", *self._parts, f"Made with {made}."]
+        rough = [ROUGH] if settings.get("quick") else []
+        parts = [f"# {self.title}", *rough, *self._parts, f"Made with {made}."]
         with replacing(folder / "report.md") as part:
             part.write_text("\n\n".join(parts) + "\n")
 

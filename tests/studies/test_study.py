@@ -39,6 +39,14 @@ def test_studies_are_the_files_of_papers():
         assert f"study {name}" in (ROOT / "docs/studies.md").read_text(), name
 
 
+def test_help_names_every_study_and_its_paper(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["study", "--help"])
+    text = capsys.readouterr().out
+    for name in command.names():
+        assert re.search(rf"\n  {name}\n      \S.*arXiv:\d{{4}}\.\d{{5}}", text), name
+
+
 def test_report_has_tables_and_pictures(out):
     text = (out / "report.md").read_text()
     pictures = re.findall(r"\]\((\w+\.png)\)", text)
@@ -47,6 +55,7 @@ def test_report_has_tables_and_pictures(out):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert "| 50% | k = 2 |" in text
     assert "seeds 2" in text
+    assert "A rough look" not in text
     columns = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert set(columns) == {10, 7, 8}
 
@@ -88,7 +97,7 @@ def test_all_runs_every_study(monkeypatch, tmp_path):
     assert all(settings.quick and settings.seeds == 1 for settings in seen)
 
 
-def test_a_rough_look_at_a_folder(monkeypatch, tmp_path):
+def test_a_rough_look_at_a_folder(monkeypatch, tmp_path, capsys):
     """The whole command on data that is not digits."""
     generator = torch.Generator().manual_seed(0)
     for part, count in (("train", 60), ("test", 5)):
@@ -99,6 +108,9 @@ def test_a_rough_look_at_a_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(coherent_gradients, "QUICK", TINY)
     monkeypatch.setattr(command, "QUICK_EXAMPLES", 110)
     command.run("coherent-gradients", data=str(tmp_path), quick=True, out=tmp_path / "out")
+    about = "110 images to train on and 10 to test on, each [3, 9, 9], in 2 classes"
+    assert about in capsys.readouterr().out
+    assert "A rough look" in (tmp_path / "out/coherent-gradients/report.md").read_text()
     results = json.loads((tmp_path / "out/coherent-gradients/results.json").read_text())
     assert {run["measured"][-1]["step"] for run in results["runs"]} == {1}  # one batch of 100
 
@@ -124,6 +136,15 @@ def test_out_must_be_a_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"study: expected .*file/coherent-gradients to be a fol"):
         cli.main(["study", "coherent-gradients", "--out", str(tmp_path / "file")])
+
+
+def test_out_must_be_writable(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(command.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(SystemExit, match=r"to write to \(Permission denied\); .* --out"):
+        cli.main(["study", "coherent-gradients", "--out", str(tmp_path)])
 
 
 def test_stopping_is_no_error(monkeypatch, tmp_path, capsys):

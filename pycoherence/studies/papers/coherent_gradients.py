@@ -152,7 +152,13 @@ def report_noise(report: Report, found: Found) -> None:
 
 def report_shares(report: Report, found: Found) -> None:
     """Who makes up the gradient, with some noise."""
-    report.text("## Whose gradient it is")
+    report.text(
+        "## Whose gradient it is\n\nThe share f of a group is ⟨g, g_group⟩ / ⟨g, g⟩, with g the "
+        f"summed gradient of the training examples ({SAMPLE} at most) and g_group that of the "
+        "group alone: f_p of the pristine, f_c of the corrupt. Null: the share of the pristine if "
+        "the tags pristine and corrupt are permuted. Crossing: the first measurement with f_c "
+        "above f_p, after half of the pristine are fitted."
+    )
     mixed = {noise: seeds for (_, noise), seeds in found.items() if 0 < noise < 1}
     figure, axes = plots.panels(2, len(mixed), "Whose gradient it is")
     rows = []
@@ -218,7 +224,8 @@ def report_robust(report: Report, found: Found, classes: int) -> None:
     for colour, noise in zip((BLUE, VERMILION), noises, strict=False):
         values = [overfits(found[kind, noise], noise, classes)[1] for kind in winsorized]
         ks = [int(kind.split()[-1]) for kind in winsorized]
-        plots.line(over, ks, list(zip(*values, strict=True)), colour, label=f"{noise:.0%} noise")
+        label = f"{noise:.0%} noise"
+        plots.line(over, ks, list(zip(*values, strict=True)), colour, label=label, marker="o")
     plots.title(over, "adjusted overfit, by k")
     over.set_xlabel("values clipped on each side", color=GREY)
     over.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -1,4 +1,4 @@
-"""Chatterjee and Zielinski 2022 (arXiv:2203.10036) and 2020 (arXiv:2008.01217).
+"""Chatterjee, Zielinski 2020, 2022, arXiv:2008.01217, arXiv:2203.10036: how gradients agree.
 
 How far examples agree while they are learned, with true and with random labels.
 """
@@ -229,7 +229,7 @@ def report_stopping(report: Report, found: Found) -> None:
 def draw_stops(axes: Axes, seeds: list[list[Measured]]) -> None:
     """Coherence and test accuracy, with where to stop."""
     runs = [[{**at, "m": at["whole"] / courses.peak(run)["whole"]} for at in run] for run in seeds]
-    plots.curve(axes, runs, "m", GREY, label="M, of its peak", linewidth=1.5)
+    plots.curve(axes, runs, "m", GREY, label="M, share of its peak", linewidth=1.5)
     plots.curve(axes, runs, "test", BLUE, label="test accuracy")
     for mark, name, stop in (
         ("^", "peak of M", courses.peak),

@@ -180,7 +180,8 @@ def report_compared(report: Report, found: Found) -> None:
         plots.over_steps(panel)
         plots.as_percent(panel)
         panel.set_xlabel("mini-batches seen", color=GREY)
-    axes[0].plot([], [], "--", color=GREY, linewidth=1, label="(pristine)")
+    for name, look in (("corrupt", "-"), ("pristine", "--")):
+        axes[0].plot([], [], look, color=GREY, linewidth=1, label=name)
     plots.legend(figure, axes[0])
     report.figure("medians", figure, f"Labels fitted and test accuracy with {noise:.0%} noise")
     head = ["network", "noise", "method", "true labels", "fitted", "of the pristine"]
