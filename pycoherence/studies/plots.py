@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, PercentFormatter
 
 from pycoherence.plot import GREY, INK, bare
 from pycoherence.studies.measures import Measured, late
@@ -57,6 +57,16 @@ def logarithmic(axes: Axes) -> None:
     """Values of several orders of magnitude, written out."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(_WrittenOut())
+    axes.tick_params(axis="y", which="minor", colors=GREY)
+
+
+class _WrittenOut(LogFormatter):
+    """Between powers of ten, where there are too few of them: 1.2 and not 1.2 x 10^0."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a value, or none."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def curve(
@@ -95,8 +105,7 @@ def as_coherence(panels: Sequence[Axes]) -> None:
     """m-coherence over the steps, on one logarithmic scale, with the orthogonal limit."""
     for axes in panels:
         over_steps(axes)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda m, _: f"{m:g}"))
+        logarithmic(axes)
         axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
     panels[0].set_ylabel("m-coherence", color=GREY)
     top = max(axes.get_ylim()[1] for axes in panels)

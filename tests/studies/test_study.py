@@ -47,6 +47,22 @@ def test_help_names_every_study_and_its_paper(capsys):
         assert re.search(rf"\n  {name}\n      \S.*arXiv:\d{{4}}\.\d{{5}}", text), name
 
 
+def test_the_overview_has_every_claim_and_its_verdict():
+    """In the words with which the sections begin theirs."""
+    page = (ROOT / "docs/studies.md").read_text()
+    table, verdicts, study = page.split("## What came out")[1].split("\n\n")[2], {}, ""
+    for line in table.splitlines()[2:]:
+        link, number, _, verdict = (cell.strip() for cell in line.strip("|").split("|"))
+        study = link[1:].split("]")[0] or study
+        verdicts[study, number] = verdict
+    claims = {}
+    for name in command.names():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for number, verdict in re.findall(r"\*\*Claim (\d+):[^*]*\*\*\s+(\w+)", section):
+            claims[name, number] = verdict.lower()
+    assert {key: verdict.split()[0] for key, verdict in verdicts.items()} == claims
+
+
 def test_report_has_tables_and_pictures(out):
     text = (out / "report.md").read_text()
     pictures = re.findall(r"\]\((\w+\.png)\)", text)

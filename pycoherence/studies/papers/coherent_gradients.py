@@ -228,7 +228,7 @@ def report_robust(report: Report, found: Found, classes: int) -> None:
         plots.line(over, ks, list(zip(*values, strict=True)), colour, label=label, marker="o")
     plots.title(over, "adjusted overfit, by k")
     over.set_xlabel("values clipped on each side", color=GREY)
-    over.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    over.yaxis.set_major_formatter(PercentFormatter(1))
     over.legend(frameon=False, labelcolor="linecolor")
     report.figure("robust", figure, "Labels fitted, test accuracy and overfit by k")
     head = ["noise", "gradient", "true labels", "fitted", "test", "overfit", "adjusted overfit"]

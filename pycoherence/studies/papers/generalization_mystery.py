@@ -290,7 +290,7 @@ def report_gap(report: Report, found: Found, sample: int, n: int) -> None:
         panel.set_xlabel("m-coherence" if title[0] == "M" else "sum, with L = 1", color=GREY)
         panel.margins(0.08)
         panel.locator_params(axis="x", nbins=3)
-        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].set_ylabel("training less test accuracy", color=GREY)
     plots.legend(figure, axes[0])
     report.figure("gap", figure, "The generalisation gap by coherence and by the sum of the bound")
