@@ -201,7 +201,10 @@ def gaussian_images(images: Tensor, *, seed: int) -> Tensor:
     if not images.is_floating_point():
         raise TypeError(f"expected floating images, got {images.dtype}; convert them with .float()")
     noise = torch.randn(images.shape, generator=_generator("gaussian", seed), dtype=images.dtype)
-    return images.mean() + images.std(correction=0) * noise.to(images.device)
+    # Added up in float64, so that neither the device nor the number of cores shows.
+    mean = images.mean(dtype=torch.float64).to(images)
+    norm = torch.linalg.vector_norm(images - mean, dtype=torch.float64)
+    return mean + (norm / images.numel() ** 0.5).to(images) * noise.to(images.device)
 
 
 def blended_images(images: Tensor, share: float, *, seed: int) -> Tensor:

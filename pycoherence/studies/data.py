@@ -219,8 +219,10 @@ def _standardize(name: str, train: Split, test: Split) -> Data:
     """Each pixel less its mean over the training set, all over one standard deviation."""
     x, x_test = (torch.tensor(part[0], dtype=torch.float32) for part in (train, test))
     y, y_test = (torch.tensor(part[1], dtype=torch.int64) for part in (train, test))
-    mean = x.mean(dim=0)
-    std = (x - mean).std()
+    # Added up in float64, so that the number of cores does not show.
+    mean = x.mean(dim=0, dtype=torch.float64).float()
+    norm = torch.linalg.vector_norm(x - mean, dtype=torch.float64)
+    std = (norm / max(1, x.numel() - 1) ** 0.5).float()
     if not 0 < std < math.inf:
         raise ValueError(f"expected images that differ in {name}, got a spread of {std.item():g}")
     return Data(name, (x - mean) / std, y, y, (x_test - mean) / std, y_test, int(y.max()) + 1)

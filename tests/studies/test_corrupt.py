@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from settings import threads
 
 from pycoherence.studies import corrupt
 
@@ -149,3 +150,14 @@ def test_blended_images_need_a_share(share):
         corrupt.blended_images(IMAGES, share, seed=0)
     with pytest.raises(TypeError, match="floating images"):
         corrupt.blended_images(IMAGES.byte(), 0.5, seed=0)
+
+
+def test_the_number_of_cores_does_not_show():
+    images = torch.randn(300, 3, 20, 20, generator=torch.Generator().manual_seed(4))
+    images -= images.mean()  # a sum that cancels shows in which order it was added up
+    made = []
+    for cores in (1, 2, 3):
+        with threads(cores):
+            made.append(corrupt.blended_images(images, 0.5, seed=0))
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
