@@ -217,7 +217,8 @@ def report_sets(
         f"with half of the labels fitted: step {spread([at['step'] for at in moments], 0)}, "
         f"{percent([at['train'] for at in moments])} right. New networks learn as many easy, hard "
         "or random examples, and are tested on others, with classes as they come or as many of "
-        "each class in all kinds; m is their m-coherence while a network learns easy and hard ones."
+        "each class in all kinds; m is their m-coherence while a network learns easy and hard ones"
+        "; for random, of half of each."
     )
     figure, axes = plots.panels(2, 2, "Easy and hard examples")
     rows = []
