@@ -97,6 +97,11 @@ def _train(run: Run, folder: Path, bar: Any) -> list[Measured]:
                 with replacing(checkpoint) as part:
                     torch.save(training.state_dict(), part)
                 saved = time.monotonic()
+    if not all(p.isfinite().all() for p in training.model.parameters()):
+        raise ValueError(
+            f"expected finite weights after {run.recipe.steps} steps of {run.name}, got NaN or "
+            "infinity: the study's learning rate is too high for these images; use other data"
+        )
     with replacing(result) as part:
         part.write_text(json.dumps(plain(training.history)))
     checkpoint.unlink(missing_ok=True)

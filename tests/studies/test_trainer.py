@@ -255,6 +255,14 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
                 runs.train([other], tmp_path)
 
 
+def test_a_training_that_diverges_is_no_result(data, tmp_path):
+    """Its accuracy would be that of guessing the first class."""
+    run = Run("run", recipe(lr=1e38, momentum=0.9), data, 0, accuracy)
+    with pytest.raises(ValueError, match="expected finite weights after 12 steps of run, got NaN"):
+        runs.train([run], tmp_path)
+    assert not [*tmp_path.glob("*.json")]
+
+
 def test_nan_is_null():
     assert runs.plain({"a": [float("nan"), 1.0], "b": float("inf")}) == {
         "a": [None, 1.0],
