@@ -102,7 +102,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def late_shares(seeds: Sequence[Sequence[Measured]], key: str) -> str:
     """A share in the end, for a table."""
-    return "-" if seeds[0][-1][key] is None else percent([late(run, key) for run in seeds])
+    if any(run[-1][key] is None for run in seeds):
+        return "-"  # a share of nothing, with one seed at least
+    return percent([late(run, key) for run in seeds])
 
 
 def first_steps(seeds: Sequence[Sequence[Measured]], key: str, level: float) -> str:

@@ -184,6 +184,13 @@ def test_missing_extra_is_one_line(missing, monkeypatch, tmp_path):
     assert 'pip install "pycoherence[studies]"' in str(stop.value)
 
 
+def test_a_share_that_a_seed_lacks_is_none_of_all():
+    some, none = [{"step": 1, "corrupt": 0.5}], [{"step": 1, "corrupt": None}]
+    assert report.late_shares([some, some], "corrupt") == "50.0 ± 0.0%"
+    assert report.late_shares([none, some], "corrupt") == "-"
+    assert report.late_shares([some, none], "corrupt") == "-"
+
+
 @pytest.mark.parametrize(("values", "text"), [([0.5], "50.0%"), ([0.5, 0.6, 0.4], "50.0 ± 10.0%")])
 def test_numbers_in_tables(values, text):
     assert report.percent(values) == text

@@ -194,9 +194,9 @@ def m_cells(seeds: list[list[Measured]]) -> list[str]:
 def fit_cells(seeds: list[list[Measured]], true: list[list[Measured]]) -> list[str]:
     """When half and all labels are fitted, and how many times as long as with true labels."""
     half, full = (first_steps(seeds, "train", level) for level in (0.5, FITTED))
-    times = ([first(run, "train", FITTED) for run in runs] for runs in (seeds, true))
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    return [half, full, "-" if "never" in full else spread(ratios, 1)]
+    slow, fast = ([first(run, "train", FITTED) for run in runs] for runs in (seeds, true))
+    over = [a / b for a, b in zip(slow, fast, strict=True) if b and a + b < float("inf")]
+    return [half, full, spread(over, 1) if len(over) == len(fast) else "-"]
 
 
 def report_noise(report: Report, found: Found, scale: Scale) -> None:
@@ -295,6 +295,6 @@ def constructed(name: str, data: Data, seed: int) -> Measured:
     error = (network(data.images) - targets).abs()
     on_test = network(data.test_images).round() == data.test_labels
     weights = sum(p.numel() for p in network.parameters())
-    about = {"targets": name, "seed": seed, "points": len(targets), "weights": weights}
+    about = {"targets": name, "seed": seed, "points": len(network.b), "weights": weights}
     shares = {"right": share(error < 0.5), "test": share(on_test)}
     return {**about, **shares, "error": error.max().item()}

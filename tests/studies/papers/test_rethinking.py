@@ -141,8 +141,18 @@ def test_times_to_fit_are_those_of_the_first_step():
     assert rethinking.fit_cells(true, true) == ["1", "10", "1.0"]
     assert rethinking.fit_cells(slow, true) == ["10", "100", "10.0"]
     assert rethinking.fit_cells([*slow, run(0.1, 0.2, 0.3)], true * 2) == ["never", "never", "-"]
+    # There is no ratio to what is fitted before the first step, or never.
+    at_once = [[{"step": 0, "train": 1.0}]]
+    assert rethinking.fit_cells(true, at_once) == ["1", "10", "-"]
+    assert rethinking.fit_cells(true, [run(0.1, 0.2, 0.3)]) == ["1", "10", "-"]
     assert rethinking.m_cells(slow) == ["0.0", "2.0", "4.0"]
     assert rethinking.m_cells([run(0.1, 0.2)]) == ["0.0", "never", "2.0"]
+
+
+def test_equal_points_count_once(data):
+    doubled = data.take(torch.arange(60) % 30)
+    found = rethinking.constructed("true labels", doubled, seed=0)
+    assert (found["points"], found["weights"]) == (30, 2 * 30 + 64)
 
 
 def test_the_construction_on_data_it_cannot_fit(data):
