@@ -21,8 +21,11 @@ SHARED = [
     ROOT / "tests" / "ops" / f"test_{name}.py" for name in ("backends", "views", "not_finite")
 ]
 
-# It is numpy that multiplies there, and it warns of what is not finite.
-QUIET = ["-W", "ignore::RuntimeWarning"]
+# It is numpy that multiplies there, and it warns of what is not finite; of Triton 3.6 itself, too.
+QUIET = [
+    *("-W", "ignore::RuntimeWarning"),
+    *("-W", "ignore:Conversion of an array:DeprecationWarning"),
+]
 
 # The interpreter is repeatable by itself, and slow: order statistics have tests of their own.
 SELECTED = "triton and not (test_backends and (repeatable or order))"

@@ -138,7 +138,7 @@ def sum_positions(
     o = block % blocks * TILE[2] + tl.arange(0, TILE[2])
 
     taps = coordinates(tap, KERNEL, DIMS)
-    x_tap = tl.zeros((TILE[0],), OFFSET)
+    x_tap = tl.full((TILE[0],), 0, OFFSET)
     for d in tl.static_range(DIMS):
         x_tap += (taps[d] * DILATION[d] - PADDING[d]).to(OFFSET) * x_space[d]
     x_o = (o // EACH).to(OFFSET) * x_channel
@@ -149,14 +149,14 @@ def sum_positions(
 
     first = part * chunk
     last = tl.minimum(first + chunk, T)
-    whole = tl.zeros((TILE[0], TILE[2]), ACC)
+    whole = tl.full((TILE[0], TILE[2]), 0, ACC)
     for begin in range(first, last, BLOCK):
-        acc = tl.zeros(TILE, ACC)
+        acc = tl.full(TILE, 0, ACC)
         for start in range(begin, tl.minimum(begin + BLOCK, last), TILE[1]):
             t = start + tl.arange(0, TILE[1])
             in_t = (t < last)[None, :, None]
             at = coordinates(t, out_size, DIMS)
-            x_t = tl.zeros((TILE[1],), OFFSET)
+            x_t = tl.full((TILE[1],), 0, OFFSET)
             seen = in_row & in_t
             for d in tl.static_range(DIMS):
                 x_t += (at[d] * STRIDE[d]).to(OFFSET) * x_space[d]
