@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pycoherence as pc
+from pycoherence.device import check_device
 
 try:
     import sklearn
@@ -216,13 +217,7 @@ def check(steps: int, seed: int, out: Path, device: str) -> None:
         raise ValueError(f"expected steps to be at least 1, got {steps}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"expected seed to be in [0, 2**32), got {seed}")
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"expected a device that torch can use here, got {device!r}: {reason}"
-        ) from error
+    check_device(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

@@ -5,8 +5,7 @@ import pkgutil
 import tempfile
 from pathlib import Path
 
-import torch
-
+from pycoherence.device import check_device
 from pycoherence.studies import papers
 from pycoherence.studies.data import load
 from pycoherence.studies.settings import Settings
@@ -42,7 +41,7 @@ def run(
         raise ValueError(f"expected one of {', '.join(names())} or all, got {name!r}")
     if seeds < 1:
         raise ValueError(f"expected at least one seed, got {seeds}")
-    _check_device(device)
+    check_device(device)
     loaded = load(data, root, download).to(device)
     if quick:
         loaded = loaded.first(QUICK_EXAMPLES)
@@ -68,13 +67,3 @@ def _check_folder(folder: Path) -> None:
             f"expected {folder} to be a folder to write to ({error.strerror}); name another with "
             "--out"
         ) from None
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"expected a device that torch can use here, got {device!r}: {reason}"
-        ) from error
