@@ -5,26 +5,43 @@
 Steps take turns: a plain one; one in a capture that measures nothing, where all parameters go
 through the custom Functions; a forward pass alone; and one in a capture of a single parameter,
 which looks at all functions and carries one out. Differences of medians are given for each use of
-a parameter, and for each function looked at; they hold what it costs to open and close the block.
+a parameter, which is a function that has parameters among its arguments, and for each function
+looked at; they hold what it costs to open and close the block.
+
+Then small models take a step with `collect(model, SqNorms())`, in which the norms are read, as a
+multiple of a plain step. The norms are first compared with those of one example at a time.
+Everything runs on one thread.
 """
 
 import argparse
 import cProfile
+import functools
 import pstats
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from clock import seconds_of
 from networks import GPT, Task, make
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from truth import LIMITS
 
-from pycoherence.capture import Capture, Plan, tracked_parameters
+import pycoherence as pc
+from pycoherence.capture import Capture, Request, tracked_parameters
+
+Step = Callable[[Task], object]
+
+SHORTEST = 5e-3
+"""Steps are repeated until they take so many seconds, or the clock would be seen."""
 
 
 class Counted(TorchFunctionMode):
-    """Counts torch functions, and those that use parameters."""
+    """Counts torch functions, and those that use parameters, by position, by name or in lists."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -35,7 +52,7 @@ class Counted(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.all += 1
-        self.tracked += any(id(x) in self._parameters for x in args)
+        self.tracked += any(id(x) in self._parameters for x in tree_leaves((args, kwargs)))
         return func(*args, **(kwargs or {}))
 
 
@@ -44,18 +61,25 @@ def plain(task: Task) -> None:
     task.loss().backward()
 
 
+def unmeasured(model: nn.Module, last_alone: bool = False) -> AbstractContextManager[object]:
+    """A capture that asks for no output, of all parameters or the last; no public name gives it."""
+    parameters = tracked_parameters(model)
+    if last_alone:
+        parameters = dict([next(reversed(parameters.items()))])
+    return Capture(model, parameters, Request({}))
+
+
 def captured(task: Task) -> None:
-    """Everything but statistics: with no output asked for, sites give gradients alone."""
+    """Everything but statistics: sites give gradients alone."""
     task.model.zero_grad()
-    with Capture(task.model, tracked_parameters(task.model), Plan({})):
+    with unmeasured(task.model):
         task.loss().backward()
 
 
 def watched(task: Task) -> None:
     """A forward pass that the capture looks at."""
     task.model.zero_grad()
-    name, parameter = next(reversed(tracked_parameters(task.model).items()))
-    with Capture(task.model, {name: parameter}, Plan({})):
+    with unmeasured(task.model, last_alone=True):
         task.loss()
 
 
@@ -64,18 +88,22 @@ def forward(task: Task) -> None:
     task.loss()
 
 
-def medians(task: Task, rounds: int) -> dict[str, float]:
+def with_norms(task: Task) -> Tensor:
+    """A step that gives the squared norms of the examples' own gradients, `[B]`."""
+    task.model.zero_grad()
+    with pc.collect(task.model, pc.SqNorms()) as record:
+        task.loss().backward()
+    return record.sq_norms
+
+
+def medians(task: Task, rounds: int, *steps: Step) -> list[float]:
     """Seconds of each step."""
-    steps: dict[str, Callable[[Task], None]] = {
-        step.__name__: step for step in (plain, captured, forward, watched)
-    }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name, step in steps.items():
-            seconds = seconds_of(lambda step=step: step(task))
-            if i:  # the first one warms up
-                times[name].append(seconds)
-    return {name: statistics.median(found) for name, found in times.items()}
+    runs = [functools.partial(step, task) for step in steps]
+    for run in runs:
+        run()  # warms up
+    repeats = [max(1, round(SHORTEST / seconds_of(run))) for run in runs]
+    times = [[seconds_of(*each) for each in zip(runs, repeats, strict=True)] for _ in range(rounds)]
+    return [statistics.median(found) for found in zip(*times, strict=True)]
 
 
 def small() -> Task:
@@ -88,7 +116,9 @@ def show(title: str, task: Task, rounds: int) -> None:
     """Print what there is to say of a task."""
     with Counted(task) as counted:
         task.loss()
-    found = medians(task, rounds)
+    steps = (plain, captured, forward, watched)
+    names = [step.__name__ for step in steps]
+    found = dict(zip(names, medians(task, rounds, *steps), strict=True))
     print(f"{title}: {counted.all} functions, {counted.tracked} of them of parameters")
     for name, seconds in found.items():
         print(f"  {name:9}{seconds * 1e3:9.3f} ms")
@@ -97,7 +127,67 @@ def show(title: str, task: Task, rounds: int) -> None:
     print(f"  looking: {seen / counted.all * 1e6:.1f} us each function")
 
 
-def main() -> None:
+def classifier(model: nn.Module, *shape: int, classes: int) -> Task:
+    """A task of a batch of `shape`."""
+    return Task(model, torch.randn(shape), torch.randint(classes, shape[:1]))
+
+
+def mlp() -> Task:
+    """64-64-64-10 with ReLU."""
+    layers = [nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)]
+    return classifier(nn.Sequential(*layers), 64, 64, classes=10)
+
+
+def lenet() -> Task:
+    """LeNet-5, with ReLU and max pooling."""
+    convolutions = [
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+    ]
+    layers = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    return classifier(
+        nn.Sequential(*convolutions, nn.Flatten(), *layers), 64, 1, 28, 28, classes=10
+    )
+
+
+def deep() -> Task:
+    """Twenty layers that compute next to nothing."""
+    layers = [layer for _ in range(20) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    return classifier(nn.Sequential(*layers), 8, 16, classes=16)
+
+
+SMALL: Mapping[str, Callable[[], Task]] = {
+    "MLP 64-64-64-10, B=64": mlp,
+    "LeNet 1x28x28, B=64": lenet,
+    "20 layers of 16, B=8": deep,
+}
+
+
+def error_of_norms(task: Task) -> float:
+    """Largest error of the squared norms over the largest of them, one example at a time."""
+    truth, parameters = [], list(task.model.parameters())
+    for loss in task.losses():
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        truth.append(sum(g.double().square().sum() for g in gradients))
+    expected = torch.stack(truth)
+    return ((with_norms(task).double() - expected).abs().max() / expected.max()).item()
+
+
+def compare(title: str, task: Task, rounds: int) -> bool:
+    """Print how long a step with norms takes; returns whether the norms are right."""
+    error = error_of_norms(task)
+    if not error <= LIMITS[torch.float32]:
+        print(f"{title}: FAILED, squared norms are off by {error:.1e}")
+        return False
+    without, measured = medians(task, rounds, plain, with_norms)
+    layers = sum(isinstance(module, (nn.Linear, nn.Conv2d)) for module in task.model.modules())
+    added = (measured - without) / layers
+    print(f"{title}: {without * 1e3:.3f} ms plain, {measured / without:.2f} times that with norms")
+    print(f"  added: {added * 1e6:.1f} us each layer")
+    return True
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="where the time of a pass goes")
@@ -106,11 +196,13 @@ def main() -> None:
     show("GPT", make("GPT"), max(3, options.rounds // 4))
     task = small()
     show("the same GPT, of next to no width", task, options.rounds)
+    right = [compare(title, new(), options.rounds) for title, new in SMALL.items()]
     if options.profile:
         profile = cProfile.Profile()
         profile.runcall(captured, task)
         pstats.Stats(profile).sort_stats("tottime").print_stats(12)
+    return 0 if all(right) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

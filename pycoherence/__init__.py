@@ -2,9 +2,9 @@
 
 from importlib import metadata as _metadata
 
-from pycoherence import metrics, ops, optim
+from pycoherence import metrics, ops, optim, sites
 from pycoherence.aggregate import aggregate
-from pycoherence.capture import register_site
+from pycoherence.capture import LayerRule, close_blocks, mark_examples, register_rule, register_site
 from pycoherence.collect import collect
 from pycoherence.errors import UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
@@ -57,6 +57,7 @@ __all__ = [
     "GeometricMedian",
     "Gram",
     "Krum",
+    "LayerRule",
     "MeaMed",
     "Median",
     "MedianOfMeans",
@@ -76,12 +77,16 @@ __all__ = [
     "Winsorized",
     "aggregate",
     "backend",
+    "close_blocks",
     "collect",
+    "mark_examples",
     "metrics",
     "ops",
     "optim",
+    "register_rule",
     "register_site",
     "set_workspace",
+    "sites",
     "verify",
     "weighted_sum",
     "workspace",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from types import TracebackType
 from typing import Literal, get_args
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pycoherence.capture import (
+    Aggregate,
     Capture,
     LossScale,
     OnUnsupported,
-    Order,
-    Plan,
+    Request,
+    Results,
     check_batch_norm,
     check_loss_scale,
     expect_unchanged,
@@ -108,7 +110,7 @@ class aggregate:
         loss_reduction: LossReduction = "mean",
         nonfinite: NonFinite = "nan",
         group_size: int = 1,
-        on_unsupported: OnUnsupported = "raise",
+        on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
     ) -> None:
         check_loss_reduction(loss_reduction)
@@ -142,7 +144,8 @@ class aggregate:
         parameters = tracked_parameters(self._model)
         if isinstance(self._rule, GramRule) and self._rule.carries is not None:
             self._rule.carries.check(parameters)
-        capture = Capture(self._model, parameters, self._plan(), self._filler.around)
+        capture = Capture(self._model, parameters, self._request(), self._filler.around)
+        self._filler.begin(capture.results, parameters)
         capture.__enter__()
         self._capture = capture
         return self
@@ -157,21 +160,21 @@ class aggregate:
             return
         self._capture.__exit__(kind, error, trace)
         self._capture.forget()
-        if kind is None and not self._capture.watch.seen:
+        if kind is None and not self._capture.passes.seen:
             raise RuntimeError(
                 "no backward pass of this model was seen in the block, so that nothing was "
                 "aggregated; run the forward pass of the model that aggregate was given, and "
                 "loss.backward(), inside the block and in its thread"
             )
 
-    def _plan(self) -> Plan:
+    def _request(self) -> Request:
         if isinstance(self._rule, CoordinateRule):
             name, k = self._rule.order
-            order = Order(name, k, self._drop, self._rule.counts)
-            plan = Plan({}, order=order)
+            order = Aggregate(name, k, self._drop, self._rule.counts)
+            request = Request({}, aggregate=order)
         else:
-            plan = Plan({}, factors=True, gradients=False)
-        return plan._replace(
+            request = Request({}, factors=True, gradients=False)
+        return request._replace(
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
@@ -184,24 +187,23 @@ class aggregate:
         Raises:
             RuntimeError: No backward pass has run to its end.
         """
-        capture = self._capture
-        if capture is None or capture.batch_size is None or not self._filler.done:
+        results = None if self._capture is None else self._capture.results
+        if results is None or results.batch_size is None or not self._filler.done:
             raise RuntimeError(
                 "no backward pass has run to its end in the block; call loss.backward() in it first"
             )
-        size = capture.batch_size
+        size, skipped = results.batch_size, tuple(results.skipped)
         if not isinstance(self._rule, CoordinateRule):
             by_name = {name: choice.decision for name, choice in self._filler.choices.items()}
             whole = None if self._filler.network is None else self._filler.network.decision
-            return Report(size, by_name, whole, tuple(capture.skipped))
+            return Report(size, by_name, whole, skipped)
         clipped = self._rule.clipped(size) if size else None
         by_parameter = {
-            name: Decision(clipped=clipped, kept=_share(count, capture.parameters[name]))
-            for name in capture.parameters
-            if name in capture.kept.ordered
-            for count in (capture.kept.ordered[name],)
+            name: Decision(clipped=clipped, kept=_share(results.aggregated[name], info.shape))
+            for name, info in results.parameters.items()
+            if name in results.aggregated
         }
-        return Report(size, by_parameter, skipped=tuple(capture.skipped))
+        return Report(size, by_parameter, skipped=skipped)
 
 
 class _Filler:
@@ -219,33 +221,39 @@ class _Filler:
         self.network: Choice | None = None
         self.done = False
 
+    def begin(self, results: Results, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Take what a block fills."""
+        self._results, self._parameters = results, parameters
+
     @contextmanager
-    def around(self, capture: Capture) -> Iterator[None]:
+    def around(self) -> Iterator[None]:
         """Run a backward pass inside."""
-        if capture.batch_size:
-            why = self._rule.refusal(capture.batch_size)
+        results = self._results
+        if results.batch_size:
+            why = self._rule.refusal(results.batch_size)
             if why is not None:
                 raise ValueError(
-                    f"{self._rule} {why}, got {capture.batch_size}; take larger batches, leave out "
+                    f"{self._rule} {why}, got {results.batch_size}; take larger batches, leave out "
                     "a last smaller one (drop_last=True), or change the rule"
                 )
         if isinstance(self._rule, GramRule):
-            _refuse_hooks(capture.parameters)
+            _refuse_hooks(self._parameters)
         yield
-        if isinstance(self._rule, GramRule) and capture.kept.factors:
-            self._fill(capture, self._rule)
-        self.done |= bool(capture.kept.ordered) or bool(self.choices)
+        if isinstance(self._rule, GramRule) and results.factors:
+            self._fill(self._rule)
+        self.done |= bool(results.aggregated) or bool(self.choices)
 
     @torch.no_grad()
-    def _fill(self, capture: Capture, rule: GramRule) -> None:
-        means = self._means(capture, rule)
+    def _fill(self, rule: GramRule) -> None:
+        results = self._results
+        means = self._means(rule)
         if rule.carries is not None:
             rule.carries.move(means)
-        size = capture.batch_size
+        size, skipped = results.batch_size, results.skipped
         assert size is not None
-        skipped = capture.skipped
-        parameters = {name: p for name, p in capture.parameters.items() if name not in skipped}
-        scale = (1 if self._is_mean else size) * capture.scaled.value
+        parameters = {name: p for name, p in self._parameters.items() if name not in skipped}
+        # An empty batch, which Poisson sampling draws, gets the noise of a batch of one.
+        scale = (1 if self._is_mean else max(1, size)) * results.loss_scale
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():
             noise = rule.noise(p, size, len(parameters))
@@ -256,14 +264,15 @@ class _Filler:
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))
 
-    def _means(self, capture: Capture, rule: GramRule) -> dict[str, Tensor]:
+    def _means(self, rule: GramRule) -> dict[str, Tensor]:
         """The robust mean of each parameter that has one; the factors are freed."""
-        factors, size = capture.kept.factors, capture.batch_size
+        results = self._results
+        factors, size = results.factors, results.batch_size
         assert size is not None
         expect_unchanged(factors, "leave what the layers pass on as it is until backward() returns")
-        share = (size if self._is_mean else 1) / capture.scaled.value
+        share = (size if self._is_mean else 1) / results.loss_scale
         centre = {} if rule.carries is None else rule.carries.value
-        taking = [name for name in capture.parameters if name in factors or name in centre]
+        taking = [name for name in results.parameters if name in factors or name in centre]
         groups = [taking] if rule.per == "network" else [[name] for name in taking]
         means: dict[str, Tensor] = {}
         for group in groups:
@@ -296,5 +305,5 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _share(count: Tensor | None, parameter: Tensor) -> float | None:
-    return None if count is None else count.item() / max(1, parameter.numel())
+def _share(count: Tensor | None, shape: tuple[int, ...]) -> float | None:
+    return None if count is None else count.item() / max(1, prod(shape))

@@ -31,9 +31,10 @@ class collect:
     `.grad` is filled as always, by the same pass that measures. Nothing is left on the model: the
     hooks that guard `backward()` are gone when it returns.
 
-    The first dimension of every layer's input must be the batch. Forward and backward pass run
-    inside the block; a parameter may be used any number of times in it, and what is made of
-    parameters alone may be used in their place. What runs under `torch.no_grad()` is left alone.
+    The first dimension of what comes into the block is the batch, unless
+    `pycoherence.mark_examples` says otherwise; from there on examples are followed through every
+    function. Forward and backward pass run inside the block; a parameter may be used any number of
+    times in it, and what is made of parameters alone may be used in their place.
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are not measured.
@@ -45,10 +46,11 @@ class collect:
         group_size: How many consecutive rows of the batch make one example, such as those of one
             user. `B` is then the number of groups, and `g_b` the gradient of the mean or the sum of
             the losses in group b, as `loss_reduction` says.
-        on_unsupported: What becomes of a parameter that is used in a way that is not known:
-            `"raise"` refuses it, `"skip"` leaves it out (`Record.skipped` lists it), and `"vmap"`
-            makes its gradients example by example, which takes time, and memory of `B` times the
-            parameter (`Record.fallbacks` lists it).
+        on_unsupported: What becomes of a parameter that meets examples in a function nobody has
+            described: `"auto"` makes its gradients example by example if `B` times the parameter
+            fits the workspace (`Record.fallbacks` lists it) and refuses it otherwise, `"raise"`
+            refuses it, `"skip"` leaves it out (`Record.skipped` lists it), and `"vmap"` makes them
+            example by example whatever memory it takes.
         loss_scale: What the loss is multiplied by before `backward()`, a number or the
             `torch.amp.GradScaler` that does it, read when `backward()` runs. All
             results are divided by it, and `.grad` is not.
@@ -90,7 +92,7 @@ class collect:
         loss_reduction: LossReduction = "mean",
         keep_factors: bool = False,
         group_size: int = 1,
-        on_unsupported: OnUnsupported = "raise",
+        on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
     ) -> None:
         check_loss_reduction(loss_reduction)
@@ -111,16 +113,16 @@ class collect:
             raise RuntimeError("this collect has been used; make a new one for each batch")
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
-        plan = combine(self._statistics, parameters)._replace(
+        request = combine(self._statistics, parameters)._replace(
             factors=self._keep_factors,
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
         )
-        capture = Capture(self._model, parameters, plan)
+        capture = Capture(self._model, parameters, request)
         capture.__enter__()
         self._capture = capture
-        return Record(capture, self._statistics, self._loss_reduction)
+        return Record(capture.results, request, self._statistics, self._loss_reduction)
 
     def __exit__(
         self,

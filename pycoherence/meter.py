@@ -9,7 +9,7 @@ from pycoherence.capture import (
     Capture,
     LossFn,
     OnUnsupported,
-    Plan,
+    Request,
     like_parameter,
     per_example,
     run_pass,
@@ -37,7 +37,7 @@ class CoherenceMeter:
         loss_reduction: How `loss_fn` joins per-example losses, `"mean"` or `"sum"`.
         group_size: How many consecutive rows of a batch make one example, as in
             `pycoherence.collect`.
-        on_unsupported: `"raise"` or `"vmap"`, as in `pycoherence.collect`.
+        on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
 
     Raises:
         ValueError: No parameter to track, or an unknown `loss_reduction` or `group_size`.
@@ -62,7 +62,7 @@ class CoherenceMeter:
         *,
         loss_reduction: LossReduction = "mean",
         group_size: int = 1,
-        on_unsupported: Literal["raise", "vmap"] = "raise",
+        on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
     ) -> None:
         check_loss_reduction(loss_reduction)
         self._model = model
@@ -200,7 +200,7 @@ def measure(
     loss_fn: LossFn,
     batch: Any,
     group_size: int = 1,
-    on_unsupported: OnUnsupported = "raise",
+    on_unsupported: OnUnsupported = "auto",
 ) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
     """One forward and backward pass, which leaves `.grad` alone.
 
@@ -209,13 +209,13 @@ def measure(
         in accumulation dtype, and their squared norms `[B]`, both of the loss as it is.
     """
     outputs = {"weighted_sum": like_parameter, "sq_norms": per_example}
-    plan = Plan(outputs, gradients=False, group_size=group_size, on_unsupported=on_unsupported)
-    capture = Capture(model, tracked_parameters(model), plan)
-    batch_size = run_pass(capture, model, loss_fn, batch)
-    sums, norms = (
-        {name: grad for name, p in capture.probes.items() if (grad := p[output].grad) is not None}
-        for output in outputs
+    request = Request(
+        outputs, gradients=False, group_size=group_size, on_unsupported=on_unsupported
     )
+    capture = Capture(model, tracked_parameters(model), request)
+    batch_size = run_pass(capture, model, loss_fn, batch)
+    found = capture.results.outputs
+    sums, norms = ({name: each[o] for name, each in found.items()} for o in outputs)
     return batch_size, sums, norms
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Capture, Factors, OnUnsupported, expect_unchanged
+from pycoherence.capture import Factors, OnUnsupported, Request, Results, expect_unchanged
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.statistics import (
     Batch,
@@ -64,15 +64,21 @@ class Record:
     """
 
     def __init__(
-        self, capture: Capture, statistics: Sequence[Statistic], loss_reduction: LossReduction
+        self,
+        results: Results,
+        request: Request,
+        statistics: Sequence[Statistic],
+        loss_reduction: LossReduction,
     ) -> None:
-        self._capture = capture
+        self._results = results
+        self._outputs = dict(request.outputs)
+        self._keeps = request.factors
         self._statistics = statistics
         self._loss_reduction = loss_reduction
         self._factors_used = False
 
     def __repr__(self) -> str:
-        size, n = self._capture.batch_size, len(self._capture.parameters)
+        size, n = self._results.batch_size, len(self._results.parameters)
         return f"Record(batch_size={size}, parameters={n}, loss_reduction={self._loss_reduction!r})"
 
     @property
@@ -82,7 +88,7 @@ class Record:
         Raises:
             RuntimeError: No parameter has been used yet.
         """
-        size = self._capture.batch_size
+        size = self._results.batch_size
         if size is None:
             raise RuntimeError(
                 "no parameter of the model was used in the block with gradients enabled; run "
@@ -93,12 +99,12 @@ class Record:
     @property
     def skipped(self) -> list[str]:
         """Parameters that are not measured, since `on_unsupported="skip"` left them out."""
-        return list(self._capture.skipped)
+        return list(self._results.skipped)
 
     @property
     def fallbacks(self) -> dict[str, str]:
-        """Parameters whose gradients `on_unsupported="vmap"` made one by one, and where."""
-        return dict(self._capture.fallbacks)
+        """Parameters whose gradients were made example by example, and where."""
+        return dict(self._results.fallbacks)
 
     @property
     def sq_norms(self) -> Tensor:
@@ -121,7 +127,7 @@ class Record:
         batch = self._batch()
         return {
             name: ParameterRecord(
-                self._capture.parameters[name].shape, raw, self._statistics, batch
+                self._results.parameters[name].shape, raw, self._statistics, batch
             )
             for name, raw in self._raw().items()
         }
@@ -198,21 +204,21 @@ class Record:
         Source: Bu et al. 2023, arXiv:2210.00038.
         """
         batch, factors = self._batch(), self._kept()
-        parameters = self._capture.parameters
+        parameters = self._results.parameters
         _check_coef(coef, batch.size, next(iter(parameters.values())).device)
         expect_unchanged(factors, "call weighted_sum before such changes")
         share, total = coef.detach() * batch.share, dict[str, Tensor]()
         for name, p in parameters.items():
-            if name in self._capture.skipped:
+            if name in self._results.skipped:
                 continue
-            total[name] = torch.zeros_like(p, dtype=accumulate_dtype(p.dtype), requires_grad=False)
+            total[name] = torch.zeros(p.shape, dtype=accumulate_dtype(p.dtype), device=p.device)
             if name in factors:
                 total[name] = factors.pop(name).weighted_sum(share.to(total[name]))
         self._factors_used = True
         return total
 
     def _kept(self) -> dict[str, Factors]:
-        if not self._capture.plan.factors:
+        if not self._keeps:
             raise RuntimeError(
                 "the factors of the gradients were not kept; use pc.collect(..., keep_factors=True)"
             )
@@ -222,14 +228,14 @@ class Record:
                 "once; run a new block, or call pc.weighted_sum for each sum"
             )
         self._expect_complete()
-        if not self._capture.kept.factors:
+        if not self._results.factors:
             raise RuntimeError(_NOT_RUN.format(self.batch_size))
-        return self._capture.kept.factors
+        return self._results.factors
 
     def _batch(self) -> Batch:
         size = self.batch_size
         share = size if self._loss_reduction == "mean" else 1
-        return Batch(size, share / self._capture.scaled.value)
+        return Batch(size, share / self._results.loss_scale)
 
     def _total(self, result: str) -> Tensor:
         statistic, batch = provider(self._statistics, result), self._batch()
@@ -248,24 +254,30 @@ class Record:
         )
 
     def _raw(self) -> dict[str, dict[str, Tensor]]:
-        """The gradients of the probes, by parameter; zeros for those that took no part."""
-        size = self.batch_size
-        skipped, names = self._capture.skipped, self._capture.parameters
-        probes = {name: self._capture.probes_of(name) for name in names if name not in skipped}
+        """The outputs of the loss as it is, by parameter; zeros for those that took no part."""
+        size, results = self.batch_size, self._results
         self._expect_complete()
-        if not any(p.grad is not None for outputs in probes.values() for p in outputs.values()):
+        if not results.outputs:
             raise RuntimeError(_NOT_RUN.format(size))
-        raw = {
-            name: {o: (p if p.grad is None else p.grad).detach() for o, p in outputs.items()}
-            for name, outputs in probes.items()
-        }
-        if self._capture.plan.sum_norms:
-            for name, outputs in raw.items():
-                outputs["sum_norms"] = self._capture.kept.sum_norms.get(name, torch.zeros(1))
+        raw: dict[str, dict[str, Tensor]] = {}
+        for name, info in results.parameters.items():
+            if name in results.skipped:
+                continue
+            found: dict[str, Tensor] | None = results.outputs.get(name)
+            if found is None:
+                dtype = accumulate_dtype(info.dtype)
+                found = {
+                    output: torch.zeros(shape(size, info.shape), dtype=dtype, device=info.device)
+                    for output, shape in self._outputs.items()
+                }
+                found["sum_norms"] = torch.zeros(1)
+            elif name in results.sum_norms:
+                found = {**found, "sum_norms": results.sum_norms[name]}
+            raw[name] = found
         return raw
 
     def _expect_complete(self) -> None:
-        if self._capture.watch.failed:
+        if self._results.failed:
             raise RuntimeError(
                 f"a backward pass on this batch of {self.batch_size} raised an error before its "
                 "end, so that its statistics are not complete; run forward and backward pass in a "

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_map
 
 from pycoherence.capture import LossFn, tracked_parameters
 from pycoherence.errors import VerificationError
@@ -48,7 +49,7 @@ def verify(
     loss_reduction: LossReduction = "mean",
     rtol: float | None = None,
     group_size: int = 1,
-    on_unsupported: Literal["raise", "vmap"] = "raise",
+    on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
 ) -> Verification:
     """Compare per-example gradients with those of autograd, one example at a time, on your model.
 
@@ -65,7 +66,7 @@ def verify(
         rtol: Allowed relative error; the square root of the dtype's epsilon if `None`.
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`; `loss_fn` is then also given the rows of one.
-        on_unsupported: `"raise"` or `"vmap"`, as in `pycoherence.collect`.
+        on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
 
     Returns:
         The errors found, by parameter.
@@ -73,7 +74,8 @@ def verify(
     Raises:
         ValueError: The batch is empty, or `group_size` less than one.
         TypeError: `group_size` is not an integer.
-        VerificationError: An error is larger than `rtol`; the message lists the parameters.
+        VerificationError: An error is larger than `rtol`; the message lists the parameters. Or no
+            tensor of the batch has as many rows as the capture has found examples.
         UnsupportedError: As in `pycoherence.collect`.
 
     Cost: One forward and backward pass for each example; memory of two gradients.
@@ -93,8 +95,12 @@ def verify(
     size, sums, norms = measure(model, loss_fn, batch, group_size, fallback)
     if not size:
         raise ValueError("expected a batch of one or more examples, got an empty one")
+    _expect_rows(batch, size, group_size)
     scale = size if loss_reduction == "mean" else 1
-    true_norms, true_sums = _one_at_a_time(model, loss_fn, batch, size, group_size, parameters)
+    is_mean = loss_reduction == "mean"
+    true_norms, true_sums = _one_at_a_time(
+        model, loss_fn, batch, size, group_size, parameters, is_mean=is_mean
+    )
 
     floor = _largest(torch.stack(list(true_norms.values())).sum(0))
     norm_errors: dict[str, float] = {}
@@ -116,6 +122,20 @@ def verify(
     return result
 
 
+def _expect_rows(batch: Any, size: int, group_size: int) -> None:
+    """Raise unless a tensor of the batch has the rows that the capture found examples in."""
+    rows = [len(x) for x in tree_flatten(batch)[0] if isinstance(x, Tensor) and x.dim()]
+    if rows and size * group_size not in rows:
+        found = ", ".join(map(str, sorted(set(rows))))
+        raise VerificationError(
+            f"the capture found {size} examples, but the tensors of the batch have {found} rows, "
+            "which cannot be cut into these. Likely causes: the batch is not the first "
+            "dimension of the inputs, or the model makes one row for all examples before any layer "
+            "has met them; say with pc.mark_examples where the examples are, and give verify a "
+            "batch whose first dimension they are."
+        )
+
+
 def _one_at_a_time(
     model: nn.Module,
     loss_fn: LossFn,
@@ -123,16 +143,23 @@ def _one_at_a_time(
     size: int,
     group_size: int,
     parameters: Mapping[str, nn.Parameter],
+    *,
+    is_mean: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Squared norms `[B]` and the gradients' sum of each parameter, in float64."""
+    # torch 2.13 gives wrong gradients for BatchNorm in eval mode of one example whose gradient is
+    # transposed; of two equal ones they are right.
+    doubled = any(isinstance(module, _BatchNorm) for module in model.modules())
     norms = {name: torch.zeros(size, dtype=torch.float64) for name in parameters}
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     rows = size * group_size
     for b in range(size):
         part = slice(b * group_size, (b + 1) * group_size)
-        example = tree_map(lambda x, part=part: _cut(x, part, rows), batch)
+        example = tree_map(lambda x, part=part: _cut(x, part, rows, twice=doubled), batch)
         with torch.enable_grad():
             loss = loss_fn(model, example)
+        if doubled and not is_mean:
+            loss = loss / 2
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, grads, strict=True):
             if grad is not None:
@@ -141,9 +168,10 @@ def _one_at_a_time(
     return norms, sums
 
 
-def _cut(leaf: Any, part: slice, rows: int) -> Any:
-    is_batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == rows
-    return leaf[part] if is_batched else leaf
+def _cut(leaf: Any, part: slice, rows: int, *, twice: bool) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != rows:
+        return leaf
+    return torch.cat([leaf[part], leaf[part]]) if twice else leaf[part]
 
 
 def _difference(ours: Tensor, truth: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def weighted_sum(
     *statistics: Statistic,
     loss_reduction: LossReduction = "mean",
     group_size: int = 1,
-    on_unsupported: Literal["raise", "vmap"] = "raise",
+    on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
 ) -> dict[str, Tensor]:
     r"""A weighted sum of the per-example gradients of a batch, in one forward and backward pass.
 
@@ -47,7 +47,7 @@ def weighted_sum(
             both, use `collect(..., keep_factors=True)` and `Record.weighted_sum`.
         loss_reduction: How `loss_fn` joins per-example losses.
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
-        on_unsupported: `"raise"` or `"vmap"`, as in `pycoherence.collect`.
+        on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
 
     Returns:
         For each parameter that requires a gradient a tensor of its shape, in float32 (float64 for
@@ -81,14 +81,14 @@ def weighted_sum(
     asked = statistics or (SqNorms(),)
     parameters = tracked_parameters(model)
     # Norms of the sum would take the sum, whose cost is what this function saves.
-    plan = combine(asked, parameters)._replace(
+    request = combine(asked, parameters)._replace(
         sum_norms=False,
         factors=True,
         gradients=False,
         group_size=group_size,
         on_unsupported=check_on_unsupported(on_unsupported, skip=False),
     )
-    capture = Capture(model, parameters, plan)
+    capture = Capture(model, parameters, request)
     run_pass(capture, model, loss_fn, batch)
-    record = Record(capture, asked, loss_reduction)
+    record = Record(capture.results, request, asked, loss_reduction)
     return record.weighted_sum(coef(record) if callable(coef) else coef)

@@ -33,12 +33,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def missing_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Nothing was compiled; the value is the reason that must be reported."""
     from pycoherence import info
-    from pycoherence.ops import _backends
+    from pycoherence.ops import _backends, _register
 
     remembered = (
         _backends._native_reason,
         _backends._fast_backends,
         _backends._report_missing_library,
+        _register._settled,
     )
     for function in remembered:
         function.cache_clear()

@@ -66,21 +66,6 @@ REFUSALS: dict[str, Refusal] = {
         features,
         ("batch_norm", "mix", FIX),
     ),
-    "addmm": Refusal(
-        lambda: Shaped(lambda m, x: torch.addmm(m.a.bias, x, x.mT @ x), a=nn.Linear(6, 6)),
-        features,
-        (module("a", "bias"), r"used by torch\.addmm:", FIX),
-    ),
-    "aten": Refusal(
-        lambda: Shaped(lambda m, x: torch.ops.aten.linear(x, m.a.weight), a=nn.Linear(6, 4)),
-        features,
-        (module("a", "weight"), r"aten\.linear", FIX),
-    ),
-    "scale-einsum": Refusal(
-        custom(lambda x, s: torch.einsum("bi,i->bi", x, s)),
-        features,
-        (module("1", "scale"), r"used by torch\.einsum:", FIX),
-    ),
     "attention-unbatched": Refusal(
         lambda: Shaped(lambda m, x: m.a(x[0], x[0], x[0])[0], a=nn.MultiheadAttention(6, 2)),
         sequence,
@@ -111,20 +96,7 @@ REFUSALS: dict[str, Refusal] = {
     "parameter-as-its-own-input": Refusal(
         lambda: Shaped(lambda m, x: F.linear(m.a.weight, m.a.weight) + x.sum(), a=nn.Linear(6, 6)),
         features,
-        (module("a", "weight"), "linear", FIX),
-    ),
-    "reduced-batch": Refusal(
-        lambda: Shaped(lambda m, x: m.b(m.a(x)[:2]), a=nn.Linear(6, 6), b=nn.Linear(6, 2)),
-        features,
-        (module("b", "weight"), "2 rows", FIX),
-    ),
-    "ids-B": Refusal(
-        embedding(),
-        lambda: torch.randint(5, (B,)),
-        (module("0", "weight"), "embedding", r"\(4,\)", r"ids\.unsqueeze\(1\)"),
-    ),
-    "ids-scalar": Refusal(
-        embedding(), lambda: torch.tensor(3), (module("0", "weight"), "embedding", r"\(\)", FIX)
+        (module("a", "weight"), "Tensor.add", "mixed over the batch", FIX),
     ),
     "unbatched-linear": Refusal(
         lambda: nn.Linear(6, 2), lambda: torch.randn(6), ("'weight' of the model itself", "linear")

@@ -470,4 +470,4 @@ def test_factors_are_freed_with_the_pass() -> None:
     model, batch = make("mlp")
     with pc.aggregate(model, pc.Krum(1)) as agg:
         classification("mean")(model, batch).backward()
-        assert agg._capture.kept.factors == {}
+        assert agg._capture.results.factors == {}

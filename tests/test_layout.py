@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pycoherence as pc
-from pycoherence.capture._registry import guards, handlers
+from pycoherence.capture.context import guards, handlers
 from pycoherence.ops._backends import NATIVE_NAMESPACE
 from pycoherence.ops._spec import tensors_of
 
@@ -19,13 +19,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pycoherence"
 
 OPS = sorted(path.stem for path in (PACKAGE / "ops").glob("[!_]*.py"))
-CAPTURES = sorted(path.stem for path in (PACKAGE / "capture").glob("[!_]*.py"))
+FUNCTIONS = sorted(path.stem for path in (PACKAGE / "capture/functions").glob("[!_]*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = [
-    *MODULES,
-    *(path for path in (ROOT / "csrc").rglob("*") if path.is_file()),
-    *(ROOT / "triton_kernels").glob("*.py"),
-]
+KERNELS = sorted((ROOT / "triton_kernels").glob("*.py"))
 
 # From the bottom up; a part may import its own level and those below. What is not named is on top.
 LEVELS = (
@@ -112,9 +108,9 @@ def test_every_kernel_is_named_after_an_op(folder: str) -> None:
     assert {path.stem for path in ROOT.glob(folder)} <= {*OPS, *settings}
 
 
-@pytest.mark.parametrize("name", CAPTURES)
-def test_every_capture_file_registers_something(name: str) -> None:
-    module = f"pycoherence.capture.{name}"
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_captured_function_has_a_file_that_registers_it(name: str) -> None:
+    module = f"pycoherence.capture.functions.{name}"
     importlib.import_module(module)
     functions = [*handlers.values(), *guards.values()]
     assert any(function.__module__ == module for function in functions)
@@ -124,12 +120,7 @@ def test_no_capture_handler_lives_elsewhere() -> None:
     modules = {handler.__module__ for handler in handlers.values()}
     # Examples of the docs teach it more.
     homes = {name.rpartition(".")[2] for name in modules if name.startswith("pycoherence.")}
-    assert homes <= set(CAPTURES)
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=short)
-def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 300
+    assert homes <= set(FUNCTIONS)
 
 
 def imports(path: Path, tree: ast.AST) -> Iterator[str]:
@@ -155,6 +146,44 @@ def test_imports_only_point_down(path: Path) -> None:
         if level(part) < len(LEVELS):
             assert below, f"{short(path)} imports the whole package"
         assert level(below.partition(".")[0]) <= level(part), f"{short(path)} imports {name}"
+
+
+def module_of(path: Path) -> str:
+    """The full name of a file's module, as it is imported once installed."""
+    if path.parent.name == "triton_kernels":
+        parts = ["pycoherence", "triton_kernels", path.stem]
+    else:
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def test_there_are_no_import_circles() -> None:
+    """None inside functions or behind TYPE_CHECKING either, in all folders."""
+    known = {module_of(path): path for path in (*MODULES, *KERNELS)}
+    below: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                # A name of a package is its module, if there is one.
+                found |= {
+                    full if (full := f"{node.module}.{alias.name}") in known else str(node.module)
+                    for alias in node.names
+                }
+        below[name] = (found & known.keys()) - {name}
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in sorted(below[name]):
+                walk(other, (*path, name))
+            done.add(name)
+
+    for name in sorted(below):
+        walk(name, ())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=short)

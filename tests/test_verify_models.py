@@ -10,9 +10,9 @@ from table import Row
 from torch import Tensor, nn
 
 import pycoherence as pc
-from pycoherence.capture import Call, Capture, saved
-from pycoherence.capture._registry import handlers
-from pycoherence.sites import LinearSite
+from pycoherence.capture.context import handlers
+from pycoherence.capture.rows import Rows
+from pycoherence.sites import LinearSite, Site
 
 ROWS = {f"{row.topic}: {row.name}": row for row in models.ROWS}
 
@@ -32,19 +32,17 @@ def registry() -> Iterator[None]:
     handlers.update(before)
 
 
-class Wrong(torch.autograd.Function):
+class Wrong(pc.LayerRule):
     """`x @ weight`, whose site forgets the last position."""
 
-    @staticmethod
-    def forward(ctx, call: Call, x: Tensor, weight: Tensor, *probes: Tensor) -> Tensor:
-        call.save(ctx, x, weight)
-        return x @ weight
+    def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return x @ weight, (x, weight)
 
-    @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = saved(ctx)
-        site = LinearSite(g[:, :-1], x[:, :-1])
-        return None, g @ weight.T, *ctx.call.gradients(weight=site)
+    def input_grad(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return g @ weight.T
+
+    def factors(self, rows: Rows, g: Tensor, x: Tensor, weight: Tensor) -> list[Site]:
+        return [LinearSite(rows(g)[:, :-1], rows(x)[:, :-1])]
 
 
 class Product(nn.Module):
@@ -65,11 +63,7 @@ def test_fails_at_the_parameter_of_a_wrong_site(registry: None) -> None:
     x = torch.randn(4, 7, 6, dtype=torch.float64)
     pc.verify(model, loss, x)
 
-    @pc.register_site(torch.matmul)
-    def wrong(capture: Capture, input: Tensor, other: Tensor) -> Tensor:
-        call = capture.call(input, weight=other)
-        return Wrong.apply(call, input, other, *call.probes)
-
+    pc.register_site(torch.matmul)(Wrong)
     with pytest.raises(pc.VerificationError, match=r"1 of 5 parameters:\n  1\.weight: ") as error:
         pc.verify(model, loss, x)
     assert "Likely causes" in str(error.value)
@@ -81,5 +75,5 @@ def test_refuses_what_is_no_function() -> None:
 
 
 def test_the_registry_is_restored() -> None:
-    assert handlers[torch.matmul].__module__ == "pycoherence.capture.matmul"
-    assert handlers[F.linear].__module__ == "pycoherence.capture.linear"
+    assert handlers[torch.matmul].__module__ == "pycoherence.capture.functions.product"
+    assert handlers[F.linear].__module__ == "pycoherence.capture.functions.linear"

@@ -5,7 +5,7 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
-from pycoherence.ops._reduce import Reduced, reduce_fake
+from pycoherence.ops._reduce import Reduced, reduce_zeros
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._depthwise import gradients_in_parts
 from pycoherence.triton_kernels._factors import Factors, reduce
@@ -19,7 +19,7 @@ _ONE_PASS = {"sq_norms", "dots", *_SUMS}
 
 def reduced(
     factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """All outputs but the Gram, in one pass over the factors, or two if `sum_dots` are wanted.
 
     Gradients that are `narrow` are made as rows, in one pass.
@@ -31,11 +31,11 @@ def reduced(
         want: Mask of wanted outputs.
 
     Returns:
-        The outputs in the order of `Reduced`, sums `[O, K]`; `gram` and unwanted ones are empty.
+        The outputs in the order of `Reduced`, sums `[O, K]`; `None` for `gram` and unwanted ones.
     """
     want &= ~GRAM
     if factors.empty:
-        return [out.zero_() for out in reduce_fake(factors.g, factors.shape, want)]
+        return list(reduce_zeros(factors.g, factors.shape, want))
     if factors.narrow:
         return _of_rows(factors, coef, direction, want)
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
@@ -45,7 +45,7 @@ def reduced(
         # Their direction is known only when the whole batch has been added up.
         again = one_pass(factors, {"dots"}, direction=found["weighted_sum"])
         found["sum_dots"] = again["dots"]
-    return [found[name] if name in wanted else factors.g.new_empty(0) for name in Reduced._fields]
+    return [found[name] if name in wanted else None for name in Reduced._fields]
 
 
 def one_pass(
@@ -68,7 +68,7 @@ def one_pass(
 
 def _of_rows(
     factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """What `reduced` gives, from gradients that are rows, as many as the workspace holds."""
     size = len(factors.x) * accumulate_dtype(factors.x.dtype).itemsize
     along = None if direction is None else direction.reshape(factors.shape)
@@ -84,7 +84,9 @@ def _of_rows(
     ]
     out = []
     for name, each in zip(Reduced._fields, zip(*found, strict=True), strict=True):
-        if name in _SUMS and each[0].numel():
+        if each[0] is None:
+            out.append(None)
+        elif name in _SUMS:
             out.append((each[0] if len(each) == 1 else torch.cat(each)).view(factors.shape))
         else:
             out.append(added(torch.stack(each), 0))

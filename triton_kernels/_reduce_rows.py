@@ -21,7 +21,7 @@ _TOTAL, _SUM_DOTS, _GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots
 
 def reduce_rows(
     rows: Tensor, g: Tensor, coef: Tensor | None, direction: Tensor | None, want: int
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """The outputs of a `*_reduce` op from the rows, in one launch for all but the last two.
 
     Args:
@@ -35,9 +35,7 @@ def reduce_rows(
     if rows.shape[1] > PARTS or want & _GRAM:
         rows = rows.sum(1, keepdim=True, dtype=acc)
     outputs = reduce_fake(g, rows.shape[2:], want)
-    sq_norms, dots, total, moment, signs, sum_dots, gram = (
-        out if want >> i & 1 else None for i, out in enumerate(outputs)
-    )
+    sq_norms, dots, total, moment, signs, sum_dots, gram = outputs
     if want & _SUM_DOTS and total is None:
         total = rows.new_empty(rows.shape[2], dtype=acc)
     _run(rows, coef, direction, (sq_norms, dots), (total, moment, signs))

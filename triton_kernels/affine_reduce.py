@@ -23,7 +23,7 @@ def affine_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """As `pycoherence.ops.affine_reduce`; `want` is the mask of its outputs.
 
     Two launches, or one for the shift of a single position; one more for each of `sum_dots`, long

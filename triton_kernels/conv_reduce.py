@@ -25,7 +25,7 @@ def conv_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """The outputs of `conv_reduce`, as its schema says.
 
     What is wanted comes from one pass over the factors, `sum_dots` from a second one if gradients
@@ -36,7 +36,7 @@ def conv_reduce(
     factors = Factors.of_conv(x, g, *options)
     shape = like(x, g, *options)[1]
     out = [
-        each.view(shape) if each.shape == factors.shape else each
+        each.view(shape) if each is not None and each.shape == factors.shape else each
         for each in reduced(factors, coef, direction, want)
     ]
     if want & GRAM:

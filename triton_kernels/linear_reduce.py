@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pycoherence.ops._reduce import Reduced, reduce_fake
+from pycoherence.ops._reduce import Reduced, reduce_zeros
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import precision
 from pycoherence.triton_kernels._dots import row_dots
@@ -18,7 +18,7 @@ from pycoherence.triton_kernels.linear_gram import linear_gram
 
 def linear_reduce(
     x: Tensor, g: Tensor, coef: Tensor | None, direction: Tensor | None, want: int
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """The op of this name.
 
     Args:
@@ -30,7 +30,7 @@ def linear_reduce(
     """
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     if not x.numel() or not g.numel():
-        return tuple(out.zero_() for out in reduce_fake(g, (g.shape[2], x.shape[2]), want))
+        return reduce_zeros(g, (g.shape[2], x.shape[2]), want)
     found = _without_sum(x, g, coef, direction, wanted - {"sum_dots", "gram"})
     if "sum_dots" in wanted:
         total = found.get("weighted_sum")
@@ -39,7 +39,7 @@ def linear_reduce(
         found["sum_dots"] = _without_sum(x, g, None, total, {"dots"})["dots"]
     if "gram" in wanted:
         found["gram"] = linear_gram(x, g, None, None)
-    return tuple(found.get(name, g.new_empty(0)) for name in Reduced._fields)
+    return tuple(found.get(name) for name in Reduced._fields)
 
 
 def _without_sum(

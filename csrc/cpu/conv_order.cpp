@@ -102,7 +102,7 @@ Tensor conv_order(const Tensor& x, const Tensor& g, const pc::ConvOptions& optio
                   const Order& order) {
   std::vector<int64_t> shape = {g.size(1), x.size(1) / options.groups};
   shape.insert(shape.end(), options.kernel_size.begin(), options.kernel_size.end());
-  Tensor result = torch::stable::new_empty(g, shape, pc::kDtype<T>);
+  Tensor result = pc::new_empty<T>(g, shape);
   const pc::ConvBatch<T> batch(x, g, options);
   if (batch.empty()) return torch::stable::zero_(result);
   const Patches<T> patches = batch.patches();

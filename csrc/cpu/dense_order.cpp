@@ -48,7 +48,7 @@ Tensor dense_order(const Tensor& rows, const Order& order) {
   const int64_t batch = rows.size(0);
   std::vector<int64_t> shape;
   for (int64_t d = 1; d < rows.dim(); ++d) shape.push_back(rows.size(d));
-  Tensor result = torch::stable::new_empty(rows, shape, pc::kDtype<T>);
+  Tensor result = pc::new_empty<T>(rows, shape);
   if (rows.numel() == 0) return torch::stable::zero_(result);
   const Tensor prepared = pc::prepare<T>(rows);
   const int64_t size = result.numel();

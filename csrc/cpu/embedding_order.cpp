@@ -70,7 +70,7 @@ template <typename T>
 Tensor embedding_order(const Tensor& ids, const Tensor& g, int64_t num_embeddings,
                        int64_t padding_idx, const Order& order) {
   const int64_t batch = g.size(0), positions = g.size(1), width = g.size(2);
-  Tensor table = torch::stable::new_empty(g, {num_embeddings, width}, pc::kDtype<T>);
+  Tensor table = pc::new_empty<T>(g, {num_embeddings, width});
   const Tensor wide = pc::prepare_ids(ids);
   const int64_t* found = wide.const_data_ptr<int64_t>();
   const int64_t high = pc::check_ids("embedding_order", found, wide.numel(), num_embeddings);

@@ -11,7 +11,7 @@ namespace pc {
 // [B1, B2] without values yet; a batch with itself if there is no second one.
 template <typename T>
 inline Tensor new_gram(const Tensor& one, const std::optional<Tensor>& two) {
-  return torch::stable::new_empty(one, {one.size(0), (two ? *two : one).size(0)}, kDtype<T>);
+  return new_empty<T>(one, {one.size(0), (two ? *two : one).size(0)});
 }
 
 inline Tensor zeros(Tensor gram) { return torch::stable::zero_(gram); }

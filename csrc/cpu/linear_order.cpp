@@ -125,7 +125,7 @@ void order_linear(const Linear<T>& linear, const Order& order, T* out) {
 template <typename T>
 Tensor linear_order(const Tensor& x, const Tensor& g, const Order& order) {
   const int64_t batch = x.size(0), positions = x.size(1), in = x.size(2), out = g.size(2);
-  Tensor result = torch::stable::new_empty(g, {out, in}, pc::kDtype<T>);
+  Tensor result = pc::new_empty<T>(g, {out, in});
   if (std::min({batch, positions, in, out}) == 0) return torch::stable::zero_(result);
   const Tensor x_rows = pc::prepare<T>(x), g_rows = pc::prepare<T>(g);
   order_linear(Linear<T>(pc::read<T>(x_rows), pc::read<T>(g_rows), in, out, batch, positions),

@@ -13,7 +13,7 @@
 
 namespace pc {
 
-// The outputs of an op, without values yet, empty where not wanted, and the inputs that all ops
+// The outputs of an op, without values yet, undefined where not wanted, and the inputs that all ops
 // have in common.
 template <typename T>
 struct ReduceOp {

@@ -41,7 +41,7 @@ void sq_norms(const Tensor& rows, double* out) {
 
 Tensor row_sq_norms_cpu(std::vector<Tensor> rows) {
   const int64_t many = static_cast<int64_t>(rows.size()), batch = rows[0].size(0);
-  const Tensor out = torch::stable::new_empty(rows[0], {many, batch}, pc::ScalarType::Double);
+  const Tensor out = pc::new_empty<double>(rows[0], {many, batch});
   double* to = out.mutable_data_ptr<double>();
   for (int64_t i = 0; i < many; ++i) {
     if (rows[i].numel() == 0) {

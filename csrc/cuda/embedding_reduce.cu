@@ -46,7 +46,8 @@ Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddi
   };
   // Only rows that are looked up are written.
   const auto table = [&](Tensor& to, int64_t flag) {
-    return output(to = torch::stable::zero_(to), flag);
+    if (want & flag) to = torch::stable::zero_(to);
+    return output(to, flag);
   };
   auto& [sq_norms, dots, sum, moment, sign, sum_dots, gram] = outputs;
   const pc::TableReduction<T> to = {num_embeddings,

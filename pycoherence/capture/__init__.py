@@ -1,46 +1,56 @@
-"""Capture: from a model's forward pass to sites.
+"""Capture: from a model's forward pass to the factors of per-example gradients.
 
-Each file of this folder without a leading underscore teaches one torch function (or family) to
-`Capture`; it is found by being here.
+Read in this order: `mode` (what happens to one torch function), `facts` and `propagation` (whose
+elements a tensor holds), `meeting` (where parameters meet examples), `layer` and `uses` (the
+autograd Function and what its backward pass does), `backward` (what guards the passes), `results`.
+Each file of `functions/` teaches one torch function or a family.
 """
 
-import importlib
-import pkgutil
-
-from pycoherence.capture._call import Call, differentiable_once, saved
-from pycoherence.capture._capture import Capture
-from pycoherence.capture._kept import Factors, expect_unchanged
-from pycoherence.capture._loss_scale import LossScale, check_loss_scale
-from pycoherence.capture._parameters import tracked_parameters
-from pycoherence.capture._pass import LossFn, run_pass
-from pycoherence.capture._plan import OnUnsupported, Order, Plan
-from pycoherence.capture._probes import Shape, like_parameter, per_example, per_pair
-from pycoherence.capture._registry import register_site
-from pycoherence.capture.batch_norm import check_batch_norm
+from pycoherence.capture import functions
+from pycoherence.capture.blocks import close_blocks
+from pycoherence.capture.custom import register_site
+from pycoherence.capture.layer import LayerRule
+from pycoherence.capture.marks import mark_examples
+from pycoherence.capture.mode import Capture
+from pycoherence.capture.model import check_batch_norm, tracked_parameters
+from pycoherence.capture.passes import LossFn, run_pass
+from pycoherence.capture.request import (
+    Aggregate,
+    LossScale,
+    OnUnsupported,
+    Request,
+    Shape,
+    check_loss_scale,
+    like_parameter,
+    per_example,
+    per_pair,
+)
+from pycoherence.capture.results import Factors, ParameterInfo, Results, expect_unchanged
+from pycoherence.capture.rules import register_rule
 
 __all__ = [
-    "Call",
+    "Aggregate",
     "Capture",
     "Factors",
+    "LayerRule",
     "LossFn",
     "LossScale",
     "OnUnsupported",
-    "Order",
-    "Plan",
+    "ParameterInfo",
+    "Request",
+    "Results",
     "Shape",
     "check_batch_norm",
     "check_loss_scale",
-    "differentiable_once",
+    "close_blocks",
     "expect_unchanged",
+    "functions",
     "like_parameter",
+    "mark_examples",
     "per_example",
     "per_pair",
+    "register_rule",
     "register_site",
     "run_pass",
-    "saved",
     "tracked_parameters",
 ]
-
-for _module in pkgutil.iter_modules(__path__):
-    if not _module.name.startswith("_"):
-        importlib.import_module(f"{__name__}.{_module.name}")

@@ -45,6 +45,8 @@ class Reduced(NamedTuple):
 
 def mask(want: Sequence[str]) -> int:
     """The `want` argument of the schemas: bit i is set iff field i of `Reduced` is wanted."""
+    if isinstance(want, tuple):
+        return _mask(want)
     if isinstance(want, str):
         raise TypeError(f"expected want to be a tuple of names such as ({want!r},), got a string")
     return _mask(tuple(want))
@@ -60,9 +62,8 @@ def _mask(want: tuple[str, ...]) -> int:
     return sum(1 << i for i, name in enumerate(Reduced._fields) if name in want)
 
 
-def unpack(outputs: Sequence[Tensor], want: int) -> Reduced:
-    """Give the wanted outputs of an op their names."""
-    return Reduced(*[out if want >> i & 1 else None for i, out in enumerate(outputs)])
+unpack = Reduced._make
+"""Gives the outputs of an op their names."""
 
 
 def check_factors(op: str, **tensors: Tensor) -> None:
@@ -121,7 +122,7 @@ def reduce_reference(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Reduce materialised gradients, chunk by chunk of the batch.
 
     Args:
@@ -133,11 +134,11 @@ def reduce_reference(
         want: Mask of wanted outputs.
 
     Returns:
-        The outputs in the order of `Reduced`; unwanted ones are empty.
+        The outputs in the order of `Reduced`; `None` where not wanted.
     """
     gradients, parts = chunks
-    outputs = reduce_fake(g, shape, want)
-    out = unpack([x.zero_() for x in outputs], want)
+    outputs = reduce_zeros(g, shape, want)
+    out = unpack(outputs)
     total = torch.zeros((), dtype=accumulate_dtype(g.dtype), device=g.device).expand(*shape)
     for part in parts:
         rows = gradients(part)
@@ -169,15 +170,19 @@ def _scale(rows: Tensor, coef: Tensor) -> Tensor:
     return torch.where(coef == 0, torch.zeros_like(rows), coef * rows)
 
 
-def reduce_fake(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor, ...]:
-    """Uninitialised outputs of the right shapes and dtypes, empty where not wanted."""
+def reduce_fake(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
+    """Uninitialised outputs of the right shapes and dtypes, `None` where not wanted."""
     dtype = accumulate_dtype(g.dtype)
     batch, parameter = (g.shape[0],), tuple(shape)
     sizes = (batch, batch, parameter, parameter, parameter, batch, batch * 2)
     return tuple(
-        g.new_empty(size, dtype=dtype) if want >> i & 1 else g.new_empty(0)
-        for i, size in enumerate(sizes)
+        g.new_empty(size, dtype=dtype) if want >> i & 1 else None for i, size in enumerate(sizes)
     )
+
+
+def reduce_zeros(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
+    """As `reduce_fake`, filled with zeros."""
+    return tuple(None if x is None else x.zero_() for x in reduce_fake(g, shape, want))
 
 
 def _tails(
@@ -198,7 +203,7 @@ def reduce_spec(
     *,
     check: Callable[..., None],
     like: Callable[..., tuple[Tensor, Sequence[int]]],
-    reference: Callable[..., tuple[Tensor, ...]],
+    reference: Callable[..., tuple[Tensor | None, ...]],
     heads: Callable[[torch.device | str, torch.dtype], Iterable[tuple[Any, ...]]],
     supports: Mapping[str, Callable[..., str | None]] = MappingProxyType({}),
 ) -> OpSpec:
@@ -221,7 +226,7 @@ def reduce_spec(
         check(name, *args[:-3])
         check_tail(name, *like(*args[:-3]), *args[-3:])
 
-    def fake(*args: Any) -> tuple[Tensor, ...]:
+    def fake(*args: Any) -> tuple[Tensor | None, ...]:
         return reduce_fake(*like(*args[:-3]), args[-1])
 
     def samples(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

@@ -1,5 +1,7 @@
 """From an `OpSpec` to `torch.ops.pycoherence.<op>`."""
 
+import functools
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from pycoherence.ops import _backends
 from pycoherence.ops._backends import NATIVE_NAMESPACE, pick
 from pycoherence.ops._spec import OpSpec, Outputs, tensors_of
 
@@ -85,12 +88,25 @@ def invoke(op: str, *args: Any) -> Any:
         return pick(spec, _device_type(args), args)(*args)
 
 
+@functools.cache
+def _settled(op: str, device: str) -> Callable[..., Any] | None:
+    """What runs whatever the arguments are, if no backend is forced; `None` if they matter."""
+    fast = _backends._fast_backends(op, device)
+    settled = fast and fast[0] not in specs[op].supports
+    return _backends._kernel(op, fast[0]) if settled else None
+
+
 def execute(op: str, *args: Any) -> Any:
     """As `invoke`, for arguments that are known to be right, where no gradient is recorded."""
+    first = args[0]
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    if traced or type(args[0]) is not Tensor:
+    if traced or type(first) is not Tensor:
         return invoke(op, *args)
-    return pick(specs[op], _device_type(args), args)(*args)
+    # Small models spend much of their time from here to the kernel, so what can be is looked up;
+    # to ask a tensor for its device takes longer than the look-up.
+    device = "cpu" if first.is_cpu else first.device.type
+    found = _settled(op, device) if _backends._forced is None else None
+    return (found or pick(specs[op], device, args))(*args)
 
 
 class _NotDifferentiable(torch.autograd.Function):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Outputs = Tensor | tuple[Tensor, ...]
+Outputs = Tensor | tuple[Tensor | None, ...]
+"""What an op returns; `None` stands for an output that was not asked for."""
 
 
 @dataclass(frozen=True)

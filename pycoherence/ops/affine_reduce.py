@@ -71,9 +71,8 @@ def affine_reduce(
         >>> pc.ops.affine_reduce(torch.ones(2, 5, 3)).sq_norms
         tensor([75., 75.])
     """
-    bits = mask(want)
-    out = invoke("affine_reduce", g, x, mean, rstd, coef, direction, bits)
-    return unpack(out, bits)
+    out = invoke("affine_reduce", g, x, mean, rstd, coef, direction, mask(want))
+    return unpack(out)
 
 
 def _check(op: str, g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None) -> None:
@@ -127,7 +126,7 @@ def materialise(g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor |
 
 def _reference(
     g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None, *tail: Any
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     return reduce_reference(materialise(g, x, mean, rstd), g, (g.shape[2],), *tail)
 
 

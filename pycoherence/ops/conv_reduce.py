@@ -80,7 +80,7 @@ def conv_reduce(
         >>> pc.ops.conv_reduce(x, g, (3, 3), padding="same").weighted_sum is None
         True
     """
-    n, bits = len(kernel_size), mask(want)
+    n = len(kernel_size)
     strides, dilations = per_dim(stride, n, "stride"), per_dim(dilation, n, "dilation")
     x, pads = resolve_padding(x, kernel_size, strides, padding, dilations)
     out = invoke(
@@ -94,9 +94,9 @@ def conv_reduce(
         groups,
         coef,
         direction,
-        bits,
+        mask(want),
     )
-    return unpack(out, bits)
+    return unpack(out)
 
 
 def check(
@@ -184,7 +184,7 @@ def materialise(
     return Chunks.of(gradients, x.shape[0], elements, acc)
 
 
-def _reference(x: Tensor, g: Tensor, *options_and_tail: Any) -> tuple[Tensor, ...]:
+def _reference(x: Tensor, g: Tensor, *options_and_tail: Any) -> tuple[Tensor | None, ...]:
     options, tail = options_and_tail[:5], options_and_tail[5:]
     return reduce_reference(materialise(x, g, *options), *like(x, g, *options), *tail)
 

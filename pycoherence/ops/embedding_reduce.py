@@ -70,10 +70,9 @@ def embedding_reduce(
         >>> pc.ops.embedding_reduce(ids, g, num_embeddings=4).sq_norms
         tensor([12.,  6.])
     """
-    bits = mask(want)
     padding = resolve_padding_idx("embedding_reduce", padding_idx, num_embeddings)
-    out = invoke("embedding_reduce", ids, g, num_embeddings, padding, coef, direction, bits)
-    return unpack(out, bits)
+    out = invoke("embedding_reduce", ids, g, num_embeddings, padding, coef, direction, mask(want))
+    return unpack(out)
 
 
 def resolve_padding_idx(op: str, padding_idx: int | None, num_embeddings: int) -> int:
@@ -148,20 +147,17 @@ def _reference(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     used, local = touched("embedding_reduce", ids, num_embeddings)
     shape, part = (len(used), g.shape[2]), None if direction is None else direction[used]
     chunks = materialise(local, g, ids == padding_idx, len(used))
-    outputs = reduce_reference(chunks, g, shape, coef, part, want)
-    reduced = unpack(outputs, want)
+    reduced = unpack(reduce_reference(chunks, g, shape, coef, part, want))
     for name in ("weighted_sum", "second_moment", "sign_sum"):
         rows = getattr(reduced, name)
         if rows is not None:
             table = rows.new_zeros(num_embeddings, shape[1]).index_copy_(0, used, rows)
             reduced = reduced._replace(**{name: table})
-    return tuple(
-        out if out is not None else unwanted for out, unwanted in zip(reduced, outputs, strict=True)
-    )
+    return tuple(reduced)
 
 
 def heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

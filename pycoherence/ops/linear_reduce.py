@@ -67,8 +67,7 @@ def linear_reduce(
         >>> pc.ops.linear_reduce(x, g).sq_norms
         tensor([300., 300.])
     """
-    bits = mask(want)
-    return unpack(invoke("linear_reduce", x, g, coef, direction, bits), bits)
+    return unpack(invoke("linear_reduce", x, g, coef, direction, mask(want)))
 
 
 def check(op: str, x: Tensor, g: Tensor) -> None:
@@ -96,7 +95,7 @@ def materialise(x: Tensor, g: Tensor) -> Chunks:
     return Chunks.of(gradients, x.shape[0], g.shape[2] * x.shape[2], acc)
 
 
-def _reference(x: Tensor, g: Tensor, *tail: Any) -> tuple[Tensor, ...]:
+def _reference(x: Tensor, g: Tensor, *tail: Any) -> tuple[Tensor | None, ...]:
     return reduce_reference(materialise(x, g), *like(x, g), *tail)
 
 

@@ -169,7 +169,7 @@ def _like(total: Tensor, found: Tensor | None) -> Tensor:
 
 
 def _is_short(kept: Factors) -> bool:
-    tensors = (getattr(kept.site, name) for name in kept.versions)
+    tensors = kept.tensors.values()
     return any(x.is_floating_point() and x.dtype != torch.float64 for x in tensors)
 
 

@@ -1,20 +1,28 @@
 """Sites: one use of one parameter, as the factors of its per-example gradients."""
 
-from pycoherence.sites._joint import joint, made_of, of_rows
-from pycoherence.sites._site import Site, norm_rows
+from pycoherence.sites._derived import made_of, made_of_edge
+from pycoherence.sites._joint import joint, of_rows
+from pycoherence.sites._site import FactoredSite, Site, norm_rows
 from pycoherence.sites.affine import AffineSite
 from pycoherence.sites.conv import ConvSite
 from pycoherence.sites.embedding import EmbeddingSite
 from pycoherence.sites.linear import LinearSite
+from pycoherence.sites.parts import Part, PartsSite
+from pycoherence.sites.shifted import ShiftedSite
 
 __all__ = [
     "AffineSite",
     "ConvSite",
     "EmbeddingSite",
+    "FactoredSite",
     "LinearSite",
+    "Part",
+    "PartsSite",
+    "ShiftedSite",
     "Site",
     "joint",
     "made_of",
+    "made_of_edge",
     "norm_rows",
     "of_rows",
 ]

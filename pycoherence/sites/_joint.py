@@ -1,15 +1,13 @@
-"""Several uses of one parameter, and uses of what is made of it."""
+"""Several uses of one parameter."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pycoherence.sites._site import Site, positions_last
+from pycoherence.sites._site import Site
 from pycoherence.sites.affine import AffineSite
-from pycoherence.sites.embedding import EmbeddingSite
 from pycoherence.sites.linear import LinearSite
 
 
@@ -18,98 +16,59 @@ def joint(sites: Sequence[Site]) -> Site:
 
     Factors of one kind are put side by side. A table that is both looked up and multiplied with, as
     a tied embedding, is taken for a weight whose output gradients are one where something is looked
-    up. Of others the gradients are added up as they are, `[B, *shape]`.
+    up, and blocks of a matrix for the whole with zeros around. Of others the gradients are added up
+    as they are, `[B, *shape]`.
     """
-    if len(sites) == 1:
-        return sites[0]
-    if {type(site) for site in sites} == {EmbeddingSite, LinearSite}:
-        linear = [site.as_linear() if isinstance(site, EmbeddingSite) else site for site in sites]
-        sites = linear if _are_smaller(linear) else sites
-    kinds = {type(site) for site in sites}
     first: Any = sites[0]
-    found = first.with_others(sites[1:]) if len(kinds) == 1 else None
-    if found is not None:
-        return found
-    total = sites[0].rows()
+    if len(sites) == 1:
+        return first
+    if len({type(site) for site in sites}) == 1:
+        found = first.with_others(sites[1:])
+        if found is not None:
+            return found
+    linear = [_as_linear(site) for site in sites]
+    known = [site for site in linear if site is not None]
+    if len(known) == len(sites) and _are_smaller(known):
+        found = known[0].with_others(known[1:])
+        if found is not None:
+            return found
+    total = first.rows()
     for site in sites[1:]:
         total += site.rows()
     return of_rows(total)
 
 
-def of_rows(rows: Tensor) -> AffineSite:
-    """The site of gradients `[B, *shape]` as they are."""
-    return AffineSite(rows.reshape(len(rows), 1, -1), shape=tuple(rows.shape[1:]))
+class ComplexRows:
+    """Complex gradients `[B, *shape]`, on their way back to what they were made of.
 
-
-def made_of(site: Site, source: Tensor, leaves: Sequence[Tensor]) -> list[Site]:
-    """The sites of the parameters that a tensor was made of, in no example's particular way.
-
-    A block of a matrix, or of its transpose, leaves factors factors. Anything else takes the
-    gradients `[B, *shape]` back through the graph of the tensor.
-
-    Args:
-        site: Of the tensor.
-        source: The tensor, with its graph.
-        leaves: The parameters.
+    A tracked parameter is real, so that nothing but `made_of` ever sees them.
     """
-    if len(leaves) == 1:
-        if source is leaves[0]:
-            return [site]
-        found = _within(site, source, leaves[0])
-        if found is not None:
-            return [found]
-    rows = site.rows().to(source.dtype)
-    if not len(rows):
-        return [of_rows(leaf.new_zeros(0, *leaf.shape)) for leaf in leaves]
-    with torch.enable_grad():
-        found = torch.autograd.grad(
-            source, leaves, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
-    return [
-        of_rows(leaf.new_zeros(len(rows), *leaf.shape) if grad is None else grad)
-        for grad, leaf in zip(found, leaves, strict=True)
-    ]
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def rows(self) -> Tensor:
+        """The gradients."""
+        return self._rows
 
 
-def _are_smaller(sites: Sequence[Any]) -> bool:
+def of_rows(rows: Tensor) -> Any:
+    """The site of gradients `[B, *shape]` as they are."""
+    if rows.is_complex():
+        return ComplexRows(rows)
+    shape = tuple(rows.shape[1:])
+    return AffineSite(rows.reshape(len(rows), 1, math.prod(shape)), shape=shape)
+
+
+def _as_linear(site: Any) -> LinearSite | None:
+    """The same gradients with the factors of a weight, if they have such."""
+    if isinstance(site, LinearSite):
+        return site
+    found = getattr(site, "as_linear", None)
+    return None if found is None else found()
+
+
+def _are_smaller(sites: Sequence[LinearSite]) -> bool:
     """Whether factors of linear sites, side by side, take less memory than gradients."""
     x, g = (sum(getattr(site, name).numel() for site in sites) for name in ("x", "g"))
-    rows = len(sites[0].x) * sites[0].x.shape[-1] * sites[0].g.shape[-1]
-    return x + g < rows
-
-
-def _within(site: Site, source: Tensor, leaf: Tensor) -> Site | None:
-    """The site of the parameter, if its factors are those of the tensor but for zeros around."""
-    shares = source.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr()
-    if not shares or source.dtype != leaf.dtype or not leaf.is_contiguous():
-        return None
-    if isinstance(site, AffineSite):
-        same = source.is_contiguous() and source.numel() == leaf.numel()
-        if not same:
-            return None
-        return AffineSite(site.g, site.x, site.mean, site.rstd, tuple(leaf.shape))
-    if not isinstance(site, LinearSite) or site.shape is not None:
-        return None
-    if source.numel() == leaf.numel():
-        shape = None if leaf.dim() == 2 else tuple(leaf.shape)
-        if source.is_contiguous():
-            return LinearSite(site.x, site.g, shape)
-        if source.stride() == (1, len(source)):
-            return LinearSite(site.g, site.x, shape)
-    if leaf.dim() != 2:
-        return None
-    columns = leaf.shape[1]
-    row, column = divmod(int(source.storage_offset() - leaf.storage_offset()), max(1, columns))
-    x, g = positions_last(site.x), positions_last(site.g)
-    if source.stride() == (1, columns) and columns > 1:
-        x, g = g, x
-    elif source.stride() != (columns, 1):
-        return None
-    if column + x.shape[2] > columns or row + g.shape[2] > leaf.shape[0]:
-        return None
-    return LinearSite(_around(x, column, columns), _around(g, row, leaf.shape[0]))
-
-
-def _around(x: Tensor, start: int, size: int) -> Tensor:
-    """`[B, T, n]` with zeros before and behind, `[B, T, size]`."""
-    return x if x.shape[2] == size else F.pad(x, (start, size - start - x.shape[2]))
+    return x + g < len(sites[0].x) * math.prod(sites[0].op_shape)

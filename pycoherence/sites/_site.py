@@ -1,16 +1,23 @@
 """What every kind of site can do."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
+from pycoherence.ops._chunks import Chunks
 from pycoherence.ops._reduce import mask, unpack
 from pycoherence.ops._register import execute
 from pycoherence.ops._rules import check_rule
+
+F = TypeVar("F", bound="FactoredSite")
+
+PARAMETER_SHAPED = ("weighted_sum", "second_moment", "sign_sum")
+"""The fields of `Reduced` that have the shape of the parameter."""
 
 
 class Site(Protocol):
@@ -48,6 +55,102 @@ class Site(Protocol):
         """
         ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that the site holds, those of sites inside it too, by names of its own."""
+        ...
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Site":
+        """The same site with other tensors in the place of those that `tensors` names."""
+        ...
+
+
+class FactoredSite:
+    """A site whose fields are the factors that one family of ops takes.
+
+    A subclass is a frozen dataclass. It names its family, gives the ops' arguments in `head` and
+    says in `op_shape` how the ops see the parameter; the reshapes to and from `shape` are here.
+
+    Attributes:
+        family: What the names of the ops begin with.
+        g: Gradient with respect to the layer output; its first dimension is the batch.
+        shape: Shape of the parameter if it is not `op_shape`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    family: ClassVar[str]
+    g: Tensor
+    shape: Sequence[int] | None
+
+    @property
+    def op_shape(self) -> tuple[int, ...]:
+        """The shape that the ops give to the parameter."""
+        raise NotImplementedError
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """The shape of the parameter."""
+        return self.op_shape if self.shape is None else tuple(self.shape)
+
+    def head(self) -> tuple[Any, ...]:
+        """The arguments of the ops before those that all ops share."""
+        raise NotImplementedError
+
+    def chunks(self) -> Chunks:
+        """The gradients of `op_shape`, in parts."""
+        raise NotImplementedError
+
+    def reduce(
+        self,
+        want: Sequence[str],
+        *,
+        coef: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Reduced:
+        """As `Site.reduce`."""
+        op = f"{self.family}_reduce"
+        if self.shape is None:
+            return reduce(op, want, *self.head(), coef=coef, direction=direction)
+        if direction is not None:
+            direction = direction.reshape(self.op_shape)
+        out = reduce(op, want, *self.head(), coef=coef, direction=direction)
+        return shaped(out, self.shape)
+
+    def order(self, rule: str, k: float, drop: bool) -> Tensor:
+        """As `Site.order`."""
+        op = f"{self.family}_order"
+        out = order(op, len(self.g), *self.head(), rule=rule, k=k, drop=drop)
+        return out if self.shape is None else out.view(tuple(self.shape))
+
+    def rows(self) -> Tensor:
+        """As `Site.rows`."""
+        rows = self.chunks().joined()
+        return rows if self.shape is None else rows.view(len(rows), *self.shape)
+
+    def reshaped(self: F, shape: Sequence[int]) -> F:
+        """The same numbers as the gradients of a parameter of another shape."""
+        shape = tuple(shape)
+        if shape == self.parameter_shape:
+            return self
+        return replace(self, shape=None if shape == self.op_shape else shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As `Site.tensors`: by field."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def with_tensors(self: F, tensors: Mapping[str, Tensor]) -> F:
+        """As `Site.with_tensors`."""
+        return replace(self, **tensors)
+
+
+def nested(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of a site inside a site, from all tensors of the outer one.
+
+    Args:
+        tensors: By name.
+        prefix: What the names of the inner ones begin with, which is taken off.
+    """
+    return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
+
 
 def norm_rows(site: Site) -> tuple[Tensor, ...]:
     """Rows `[B, n]` of which the norms, multiplied, are those of `G_b`; none if it has no such."""
@@ -59,8 +162,7 @@ def reduce(
     op: str, want: Sequence[str], *head: Any, coef: Tensor | None, direction: Tensor | None
 ) -> Reduced:
     """Run a `*_reduce` op, past the checks of its arguments: a site's are right as they are."""
-    bits = mask(want)
-    return unpack(execute(op, *head, coef, direction, bits), bits)
+    return unpack(execute(op, *head, coef, direction, mask(want)))
 
 
 def order(op: str, batch: int, *head: Any, rule: str, k: float, drop: bool) -> Tensor:
@@ -71,13 +173,14 @@ def order(op: str, batch: int, *head: Any, rule: str, k: float, drop: bool) -> T
 
 def shaped(out: Reduced, shape: Sequence[int]) -> Reduced:
     """Give what is like the parameter its shape."""
-    like = ("weighted_sum", "second_moment", "sign_sum")
-    found = {name: x for name in like if (x := getattr(out, name)) is not None}
+    found = {name: x for name in PARAMETER_SHAPED if (x := getattr(out, name)) is not None}
     return out._replace(**{name: x.view(tuple(shape)) for name, x in found.items()})
 
 
 def positions_last(x: Tensor) -> Tensor:
     """Give a layer's `[B, ..., C]` tensor the ops' shape `[B, T, C]`."""
+    if x.dim() == 3:
+        return x
     return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
 
 
@@ -88,7 +191,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def joined(x: Tensor, n: int) -> Tensor:
     """Make the positions of `n` examples those of one: `[B, T, ...]` to `[B / n, n T, ...]`."""
-    return x.unflatten(0, (-1, n)).flatten(1, 2)
+    return x.unflatten(0, (len(x) // n, n)).flatten(1, 2)
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor:

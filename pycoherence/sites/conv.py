@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pycoherence.ops import Reduced
+from pycoherence.ops._chunks import Chunks
 from pycoherence.ops.conv_reduce import materialise
-from pycoherence.sites._site import order, reduce, shaped
+from pycoherence.sites._site import FactoredSite
 
 
 @dataclass(frozen=True)
-class ConvSite:
+class ConvSite(FactoredSite):
     """The gradient of a convolution weight `[O, I / groups, *kernel_size]`.
 
     Attributes:
@@ -26,6 +26,8 @@ class ConvSite:
         shape: Shape of the weight if it is not `[O, I / groups, *kernel_size]`.
     """
 
+    family: ClassVar[str] = "conv"
+
     x: Tensor
     g: Tensor
     kernel_size: Sequence[int]
@@ -35,27 +37,22 @@ class ConvSite:
     groups: int
     shape: Sequence[int] | None = None
 
-    def reduce(
-        self,
-        want: Sequence[str],
-        *,
-        coef: Tensor | None = None,
-        direction: Tensor | None = None,
-    ) -> Reduced:
-        """As `Site.reduce`."""
-        if self.shape is not None and direction is not None:
-            direction = direction.reshape(*self.shape[:2], *self.kernel_size)
-        out = reduce("conv_reduce", want, *self._head(), coef=coef, direction=direction)
-        return out if self.shape is None else shaped(out, self.shape)
+    @property
+    def op_shape(self) -> tuple[int, ...]:
+        """As `FactoredSite.op_shape`."""
+        return self.g.shape[1], self.x.shape[1] // self.groups, *self.kernel_size
 
-    def order(self, rule: str, k: float, drop: bool) -> Tensor:
-        """As `Site.order`."""
-        out = order("conv_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
-        return out if self.shape is None else out.view(tuple(self.shape))
+    def head(self) -> tuple[Any, ...]:
+        """As `FactoredSite.head`."""
+        options = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return (self.x, self.g, *map(list, options), self.groups)
+
+    def chunks(self) -> Chunks:
+        """As `FactoredSite.chunks`."""
+        return materialise(*self.head())
 
     def grouped(self, n: int) -> "ConvSite":
         """As `Site.grouped`: the examples are one more spatial dimension, with a kernel of one."""
-        shape = self.shape or (self.g.shape[1], self.x.shape[1] // self.groups, *self.kernel_size)
         return replace(
             self,
             x=_stacked(self.x, n),
@@ -64,23 +61,14 @@ class ConvSite:
             stride=(1, *self.stride),
             padding=(0, *self.padding),
             dilation=(1, *self.dilation),
-            shape=shape,
+            shape=self.parameter_shape,
         )
-
-    def rows(self) -> Tensor:
-        """As `Site.rows`."""
-        rows = materialise(*self._head()).joined()
-        return rows if self.shape is None else rows.view(len(rows), *self.shape)
 
     def with_others(self, others: Sequence["ConvSite"]) -> "ConvSite | None":
         """As `Site.with_others`: none, since images of several sizes have no common factors."""
         return None
 
-    def _head(self) -> tuple[Any, ...]:
-        options = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return (self.x, self.g, *map(list, options), self.groups)
-
 
 def _stacked(x: Tensor, n: int) -> Tensor:
     """`[B, C, *S]` to `[B / n, C, n, *S]`, with the channels last in memory, as the kernels are."""
-    return x.movedim(1, -1).contiguous().unflatten(0, (-1, n)).movedim(-1, 1)
+    return x.movedim(1, -1).contiguous().unflatten(0, (len(x) // n, n)).movedim(-1, 1)

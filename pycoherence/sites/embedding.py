@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pycoherence.ops import Reduced
+from pycoherence.ops._chunks import Chunks
 from pycoherence.ops.embedding_reduce import materialise
-from pycoherence.sites._site import joined, order, positions_last, reduce, side_by_side
+from pycoherence.sites._site import FactoredSite, joined, positions_last, side_by_side
 from pycoherence.sites.linear import LinearSite
 
 
 @dataclass(frozen=True)
-class EmbeddingSite:
+class EmbeddingSite(FactoredSite):
     """`G_b[v] = sum of g_bt over the t with ids_bt = v`, the gradient of a table `[V, D]`.
 
     Attributes:
@@ -22,41 +22,42 @@ class EmbeddingSite:
         g: Gradient with respect to the looked-up vectors, `[B, ..., D]`.
         num_embeddings: `V`.
         padding_idx: Row that receives no gradient, or `None`.
+        shape: Shape of the parameter if it is not `[V, D]`.
     """
+
+    family: ClassVar[str] = "embedding"
 
     ids: Tensor
     g: Tensor
     num_embeddings: int
     padding_idx: int | None
+    shape: Sequence[int] | None = None
 
-    def reduce(
-        self,
-        want: Sequence[str],
-        *,
-        coef: Tensor | None = None,
-        direction: Tensor | None = None,
-    ) -> Reduced:
-        """As `Site.reduce`."""
-        return reduce("embedding_reduce", want, *self._head(), coef=coef, direction=direction)
+    @property
+    def op_shape(self) -> tuple[int, ...]:
+        """As `FactoredSite.op_shape`."""
+        return self.num_embeddings, self.g.shape[-1]
 
-    def order(self, rule: str, k: float, drop: bool) -> Tensor:
-        """As `Site.order`."""
-        return order("embedding_order", len(self.g), *self._head(), rule=rule, k=k, drop=drop)
+    def head(self) -> tuple[Any, ...]:
+        """As `FactoredSite.head`."""
+        padding = -1 if self.padding_idx is None else self.padding_idx
+        return (self.ids.flatten(1), positions_last(self.g), self.num_embeddings, padding)
+
+    def chunks(self) -> Chunks:
+        """As `FactoredSite.chunks`."""
+        ids, g = self.ids.flatten(1).long(), positions_last(self.g)
+        return materialise(ids, g, self._padded(), self.num_embeddings)
 
     def grouped(self, n: int) -> "EmbeddingSite":
         """As `Site.grouped`."""
         ids, g = joined(self.ids.flatten(1), n), joined(positions_last(self.g), n)
         return replace(self, ids=ids, g=g)
 
-    def rows(self) -> Tensor:
-        """As `Site.rows`."""
-        ids, g = self.ids.flatten(1).long(), positions_last(self.g)
-        return materialise(ids, g, self._padded(), self.num_embeddings).joined()
-
     def with_others(self, others: Sequence["EmbeddingSite"]) -> "EmbeddingSite | None":
         """As `Site.with_others`: further lookups of the same examples."""
         sites = [self, *others]
-        if any(site.padding_idx != self.padding_idx for site in sites):
+        tables = {(site.padding_idx, site.parameter_shape, site.op_shape) for site in sites}
+        if len(tables) > 1:
             return None
         ids = side_by_side([site.ids.flatten(1) for site in sites])
         return replace(self, ids=ids, g=side_by_side([positions_last(site.g) for site in sites]))
@@ -65,7 +66,8 @@ class EmbeddingSite:
         """The same as the gradient of a weight `[V, D]`, whose outputs are what is looked up."""
         g = positions_last(self.g)
         found = torch.nn.functional.one_hot(self.ids.flatten(1).long(), self.num_embeddings)
-        return LinearSite(g, found.masked_fill_(self._padded().unsqueeze(-1), 0).to(g.dtype))
+        outputs = found.masked_fill_(self._padded().unsqueeze(-1), 0).to(g.dtype)
+        return LinearSite(g, outputs, self.shape)
 
     def _padded(self) -> Tensor:
         ids = self.ids.flatten(1)
@@ -74,7 +76,3 @@ class EmbeddingSite:
             if self.padding_idx is None
             else (ids == self.padding_idx)
         )
-
-    def _head(self) -> tuple[Any, ...]:
-        padding = -1 if self.padding_idx is None else self.padding_idx
-        return (self.ids.flatten(1), positions_last(self.g), self.num_embeddings, padding)

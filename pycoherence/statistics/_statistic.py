@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from pycoherence.capture import Plan, Shape
+from pycoherence.capture import Request, Shape
 
 Raw = Mapping[str, Tensor]
 """The outputs of one parameter, by name, of the loss as it is."""
@@ -55,7 +55,7 @@ class Statistic(ABC):
         """One of `results`, a new tensor, from the outputs of one parameter."""
 
 
-def combine(statistics: Sequence[Statistic], parameters: Mapping[str, Tensor]) -> Plan:
+def combine(statistics: Sequence[Statistic], parameters: Mapping[str, Tensor]) -> Request:
     """What several statistics need of a pass over some parameters.
 
     Raises:
@@ -81,4 +81,4 @@ def combine(statistics: Sequence[Statistic], parameters: Mapping[str, Tensor]) -
     if "gram" in outputs:
         outputs.pop("sq_norms", None)  # its diagonal
     directions = {name: v for one in statistics for name, v in one.directions(parameters).items()}
-    return Plan(outputs, directions, sum_norms)
+    return Request(outputs, directions, sum_norms)

@@ -1,4 +1,4 @@
-"""Ways past the capture. Each must be exact or refused; never quietly wrong."""
+"""Ways bypassing the capture. Each must be exact or refused; never quietly wrong."""
 
 import copy
 import warnings
@@ -91,7 +91,7 @@ def test_forward_outside_the_block_is_refused(
     before = Snapshot(model)
     with pc.collect(model, pc.SqNorms()):
         loss = outside if alone else outside + model(X).square().mean()
-        with pytest.raises(pc.UnsupportedError, match=r"'.*' of module '.*past the capture"):
+        with pytest.raises(pc.UnsupportedError, match=r"'.*' of module '.*bypassing the capture"):
             backward(loss, model)
     before.assert_unchanged(model)
 
@@ -101,7 +101,7 @@ def test_forward_in_another_block_is_refused() -> None:
     with pc.collect(model, pc.SqNorms()):
         loss = model(X).square().mean()
     with (
-        pytest.raises(pc.UnsupportedError, match="past the capture"),
+        pytest.raises(pc.UnsupportedError, match="bypassing the capture"),
         pc.collect(model, pc.SqNorms()) as record,
     ):
         (loss + model(X).square().mean()).backward()

@@ -116,6 +116,9 @@ def test_an_empty_batch_has_no_groups(name: str) -> None:
     assert record.sq_norms.shape == (0,)
 
 
+OTHERS = torch.ones(6, 3)  # made outside of the block
+
+
 def test_rows_that_are_not_whole_groups_are_refused() -> None:
     model = nn.Linear(3, 2)
     message = (
@@ -128,7 +131,7 @@ def test_rows_that_are_not_whole_groups_are_refused() -> None:
         model(torch.ones(8, 3)).sum().backward()
         assert record.batch_size == 4
         with pytest.raises(pc.UnsupportedError, match="has 6 rows, but the batch size of this"):
-            model(torch.ones(6, 3))
+            model(OTHERS)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,9 @@ def test_hooks_see_what_they_always_see(
     classification("mean")(plain, batch).backward()
     with pc.collect(model, pc.SqNorms()) as record:
         classification("mean")(model, batch).backward()
-    assert set(ours) == set(theirs) != set()
+    # Positions are looked up once for all examples and then again for each, without its hooks.
+    theirs.pop("position", None)
+    assert set(ours) - {"position"} == set(theirs) != set()
     for label, tensors in theirs.items():
         for one, other in zip(ours[label], tensors, strict=True):
             assert relative_error(one, other) < 1e-9, label

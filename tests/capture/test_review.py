@@ -28,13 +28,17 @@ class Scalars(nn.Module):
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2])
-def test_a_bias_that_is_broadcast_is_refused(dims: int) -> None:
+def test_a_bias_that_is_broadcast_is_exact(dims: int) -> None:
     model = Scalars(dims)
-    with (
-        pytest.raises(pc.UnsupportedError, match=r"'bias'.*linear.*broadcast.*bias \[O\]"),
-        pc.collect(model, pc.SqNorms()),
-    ):
-        model(X).sum().backward()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return model(batch[0]).square().sum(1).mean()
+
+    with pc.collect(model, pc.SqNorms()) as record:
+        loss(model, (X,)).backward()
+    for name, gradients in per_example_gradients(model, loss, (X,)).items():
+        truth = gradients.reshape(len(X), -1).square().sum(1)
+        torch.testing.assert_close(record.by_parameter[name].sq_norms, truth, rtol=1e-10, atol=0)
 
 
 class Rerun(torch.autograd.Function):
@@ -184,7 +188,7 @@ def test_a_call_that_fails_has_not_happened() -> None:
 
 @pytest.mark.parametrize("shape", [(200_001,), (1, 100_000), (40_000, 3)], ids=str)
 def test_coherence_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) -> None:
-    from pycoherence.capture._kept import row_norms
+    from pycoherence.capture.results import row_norms
     from pycoherence.statistics import sum_sq_norm
 
     x = torch.randn(shape)

@@ -108,7 +108,7 @@ def test_autocast(build) -> None:
 
 
 def test_the_fast_path_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would compute whole layers past the capture."""
+    """It would compute whole layers bypassing the capture."""
 
     def fast(*args: object) -> None:
         raise AssertionError("the fast path was taken")

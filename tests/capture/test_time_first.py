@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pycoherence as pc
-from pycoherence.errors import VerificationError
 
 B = 4
 
@@ -40,6 +39,11 @@ FOLLOWED = {
     "norm": lambda m, x: m.b(m.c(m.a(x)[0]).relu() * 2).transpose(0, 1),
     "scaled in place": lambda m, x: m.a(x)[0].mul_(m.c.weight).transpose(0, 1),
     "a number": lambda m, x: (m.c.weight[:1] * m.a(x)[0]).transpose(0, 1),
+    "rolled": lambda m, x: m.b(torch.roll(m.a(x)[0], 1, 0)).transpose(0, 1),
+    "moved": lambda m, x: m.b(m.a(x)[0].movedim(0, 1)),
+    "folded": lambda m, x: m.b(m.a(x)[0].reshape(-1, 5)).view(*x.shape[:2], 3).swapaxes(0, 1),
+    "added": lambda m, x: (m.c.weight + torch.roll(m.a(x)[0], 1, 0)).transpose(0, 1),
+    "any function": lambda m, x: torch.cosine_similarity(m.a(x)[0], m.c.weight, dim=-1).T,
     "heads": lambda m, x: m.b(m.a(x)[0].view(B, -1, 1, 5)).transpose(0, 1),
 }
 
@@ -89,21 +93,15 @@ def test_behind_checkpoints(reentrant: bool) -> None:
     assert_norms(record, truth, 1e-10)
 
 
-LOST = {
-    "rolled": lambda m, x: m.b(torch.roll(m.a(x)[0], 1, 0)),
-    "moved": lambda m, x: m.b(m.a(x)[0].movedim(0, 1)),
-    "folded": lambda m, x: m.b(m.a(x)[0].reshape(-1, 5)),
-    "folded by a frozen layer": lambda m, x: m.b(m.g(x)[0].reshape(-1, 5)),
-    "added": lambda m, x: m.c.weight + torch.roll(m.a(x)[0], 1, 0),
+MIXED = {
     "a recurrent layer that has it first": lambda m, x: m.d(m.a(x)[0])[0],
     "a convolution": lambda m, x: m.e(m.a(x)[0]),
     "over the batch": lambda m, x: m.f(m.a(x)[0]),
-    "any function": lambda m, x: torch.cosine_similarity(m.a(x)[0], m.c.weight, dim=-1),
 }
 
 
-@pytest.mark.parametrize("function", LOST.values(), ids=LOST)
-def test_what_is_not_followed_is_refused(function) -> None:
+@pytest.mark.parametrize("function", MIXED.values(), ids=MIXED)
+def test_what_mixes_examples_is_refused(function) -> None:
     model = after_lstm(function)
     model.d, model.e = nn.GRU(5, 2, batch_first=True).double(), nn.Conv1d(B, 2, 3).double()
     model.g = nn.GRU(6, 5).double().requires_grad_(False)
@@ -116,16 +114,24 @@ def test_what_is_not_followed_is_refused(function) -> None:
         model(x).square().sum().backward()
 
 
-def test_nothing_says_where_the_batch_is() -> None:
-    """It is then the first dimension, as documented; `verify` tells that it is not."""
+def test_a_transpose_says_where_the_batch_is() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch.transpose(0, 1)).square().sum((0, 2)).mean()
 
     x = torch.randn(B, B, 6) * torch.arange(1, 5).view(B, 1, 1)
-    with pytest.raises(VerificationError, match=r"0\.weight"):
-        pc.verify(model, loss, x)
+    pc.verify(model, loss, x)
+
+
+def test_nothing_says_where_the_batch_is() -> None:
+    """It is then the first dimension, as documented, unless the user marks it."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    x = torch.randn(7, B, 6)  # the time first
+    for mark, size in ((False, 7), (True, B)):
+        with pc.collect(model, pc.SqNorms()) as record:
+            model(pc.mark_examples(x, dim=1) if mark else x).square().sum((0, 2)).mean().backward()
+        assert record.batch_size == size
 
 
 def test_verify_holds_for_what_says_so() -> None:

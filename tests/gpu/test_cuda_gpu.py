@@ -135,7 +135,8 @@ def run(op: str, args: Args) -> tuple[Tensor, ...]:
 
 
 def same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("op", CALLS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.info import report
-from pycoherence.ops import _backends
+from pycoherence.ops import _backends, _register
 from pycoherence.ops._spec import OpSpec
 
 X, G = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
@@ -88,7 +88,12 @@ def test_a_forced_backend_that_cannot_run_says_why() -> None:
 @pytest.fixture
 def kernel_in_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """linear_reduce has a kernel in Triton, which is installed; neither is imported."""
-    cached = (_backends._triton_reason, _backends._fast_backends, _backends._kernel)
+    cached = (
+        _backends._triton_reason,
+        _backends._fast_backends,
+        _backends._kernel,
+        _register._settled,
+    )
 
     def kernel(*args: object) -> None:
         """The kernel."""
@@ -198,6 +203,25 @@ def test_what_a_backend_does_not_support_falls_to_the_next() -> None:
         assert _backends.reasons(picky, "cpu", ARGS)["native"] == "T is odd"
         with pc.backend("native"), pytest.raises(RuntimeError, match="T is odd"):
             _backends.pick(picky, "cpu", ARGS)
+
+
+@needs_native
+def test_known_arguments_run_what_is_picked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked up once, and a block is heeded nevertheless."""
+    ran, spec = [], pc.ops.specs["linear_reduce"]
+
+    def reference(*args: object) -> object:
+        ran.append(args)
+        return spec.reference(*args)
+
+    watched = OpSpec(**{**vars(spec), "reference": reference})
+    monkeypatch.setitem(pc.ops.specs, "linear_reduce", watched)
+    for forced, times in ((None, 0), ("reference", 1), ("native", 1), (None, 1)):
+        with pc.backend(forced):
+            assert _register.execute("linear_reduce", *ARGS)[0].tolist() == [180.0, 180.0]
+        assert len(ran) == times
+    assert _register._settled("linear_reduce", "cpu") is picked()
+    assert _register._settled("linear_order", "cpu") is None  # its arguments are asked
 
 
 @needs_native

@@ -292,8 +292,5 @@ ROWS = [
             a=encoder(),
         ),
         lambda: torch.randint(5, (B, B)),
-        "refused",
-        says="takes the second dimension.*a function before it took the first",
-        note="What nothing says of has the batch first: look up `[B, T]`, then transpose.",
     ),
 ]

@@ -89,8 +89,6 @@ ROWS = [
             b=lambda: nn.Linear(6, 6),
         ),
         sequence,
-        "refused",
-        says=r"12 rows|batch size",
     ),
     Row(
         LINEAR,
@@ -173,7 +171,6 @@ ROWS = [
         "a weight for each head",
         product("bthk,hko->btho", 2, 5, 3),
         normal(B, T, 2, 5),
-        "vmap",
     ),
     Row(OTHERS, "`nn.PReLU`", lambda: nn.PReLU(3), sequence),
     Row(OTHERS, "`nn.PReLU`, one slope", lambda: nn.PReLU(), features),
@@ -185,9 +182,15 @@ ROWS = [
     ),
     Row(
         OTHERS,
-        "any other function, such as `F.cosine_similarity`",
+        "`F.cosine_similarity` with a parameter",
         uses(lambda m, x: F.cosine_similarity(x, m.p, dim=-1), p=normal(6)),
         sequence,
-        "vmap",
+    ),
+    Row(
+        OTHERS,
+        "any other function, such as `torch.trapezoid`",
+        uses(lambda m, x: torch.trapezoid(x, m.p), p=normal(6)),
+        sequence,
+        "fallback",
     ),
 ]

@@ -192,16 +192,13 @@ ROWS = [
     ),
     Row(
         RECURRENT,
-        "without a batch, `[T, I]`, then a head",
+        "one example after the other, `[T, I]`",
         uses(
-            lambda m, x: m.head(m.a(x[0])[0]),
+            lambda m, x: torch.stack([m.head(m.a(one)[0]) for one in x]),
             a=lambda: nn.LSTM(6, 5),
             head=lambda: nn.Linear(5, 3),
         ),
         sequence,
-        "refused",
-        says="3 rows.*batch size of this block is 1",
-        note="Alone, it is a batch of one example.",
     ),
     Row(
         RECURRENT,
@@ -212,8 +209,5 @@ ROWS = [
             a=lambda: nn.GRU(6, 5),
         ),
         lambda: torch.randint(5, (B, B)),
-        "refused",
-        says="takes the second dimension.*a function before it took the first",
-        note="What nothing says of has the batch first: look up `[B, T]`, then transpose.",
     ),
 ]

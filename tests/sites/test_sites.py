@@ -1,5 +1,6 @@
 """Each kind of site gives parameter-shaped reductions of the gradients autograd would."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,16 @@ from settings import workspace
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.sites import AffineSite, ConvSite, EmbeddingSite, LinearSite, Site
+from pycoherence.sites import (
+    AffineSite,
+    ConvSite,
+    EmbeddingSite,
+    FactoredSite,
+    LinearSite,
+    Site,
+    joint,
+    of_rows,
+)
 
 B = 4
 
@@ -130,3 +140,34 @@ def test_what_is_not_wanted_is_none(case: Callable[[], Case]) -> None:
     out = site.reduce(("weighted_sum",))
     assert [name for name, x in out._asdict().items() if x is not None] == ["weighted_sum"]
     assert out.weighted_sum.shape == shape
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_parameter_of_another_shape(case: Callable[[], Case]) -> None:
+    site, _, shape, _ = case()
+    assert isinstance(site, FactoredSite)
+    rows, flat = site.rows(), site.reshaped((1, math.prod(shape)))
+    assert flat.reshaped(shape).parameter_shape == site.parameter_shape == shape
+    coef, direction = randn(B), randn(math.prod(shape), 1).mT
+    expected = reductions(rows.view(B, 1, -1), Reduced._fields, coef, direction)
+    actual = flat.reduce(Reduced._fields, coef=coef, direction=direction)
+    assert_reduced_close(actual, expected, 1e-10)
+    assert torch.equal(flat.order("median", 0, False), site.order("median", 0, False).view(1, -1))
+    assert torch.equal(flat.rows(), rows.view(B, 1, -1))
+    assert flat.grouped(2).rows().shape == (B // 2, 1, math.prod(shape))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_tensors_can_be_changed(case: Callable[[], Case]) -> None:
+    site, _, _, _ = case()
+    assert list(site.tensors()) == [n for n, x in vars(site).items() if isinstance(x, Tensor)]
+    doubled = site.with_tensors({"g": 2 * site.tensors()["g"]})
+    torch.testing.assert_close(doubled.rows(), 2 * site.rows())
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (), (0, 4)])
+def test_no_gradients_at_all(shape: tuple[int, ...]) -> None:
+    site = of_rows(randn(0, *shape))
+    assert site.rows().shape == (0, *shape)
+    assert torch.equal(site.order("median", 0, False), torch.zeros(shape, dtype=torch.float64))
+    assert joint([site, site]).rows().shape == (0, *shape)

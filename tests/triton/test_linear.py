@@ -42,7 +42,9 @@ def _one_kind(outputs: tuple[Tensor, ...]) -> Reduced:
     """Whether dot products of infinities end up as NaN or Inf depends on the order of the sum."""
     out = Reduced(*outputs)
     found = {name: getattr(out, name) for name in ("dots", "sum_dots", "gram")}
-    return out._replace(**{k: x.where(x.isfinite(), torch.nan) for k, x in found.items()})
+    return out._replace(
+        **{k: x.where(x.isfinite(), torch.nan) for k, x in found.items() if x is not None}
+    )
 
 
 def factors(b: int, t: int, i: int, o: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -29,16 +29,32 @@ enum Want : int64_t {
 template <typename T>
 constexpr ScalarType kDtype = sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 
+// What torch::stable has looks an operator up by its name, which takes longer than a small kernel;
+// these two call torch directly, or not at all.
+template <typename T>
+inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& size) {
+  int32_t dtype =
+      sizeof(T) == sizeof(double) ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), size.data(),
+                                                   static_cast<int64_t>(size.size()), &dtype,
+                                                   nullptr, nullptr, 0, nullptr, &made));
+  return Tensor(made);
+}
+
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
 // The tensor in the dtype T, contiguous; itself if it is so already.
 template <typename T>
 inline Tensor prepare(const Tensor& x) {
-  return torch::stable::contiguous(x.scalar_type() == kDtype<T> ? x
-                                                                : torch::stable::to(x, kDtype<T>));
+  return as_contiguous(x.scalar_type() == kDtype<T> ? x : torch::stable::to(x, kDtype<T>));
 }
 
 // Ids in int64, contiguous.
 inline Tensor prepare_ids(const Tensor& ids) {
-  return torch::stable::contiguous(
+  return as_contiguous(
       ids.scalar_type() == ScalarType::Long ? ids : torch::stable::to(ids, ScalarType::Long));
 }
 
@@ -47,12 +63,13 @@ inline const T* read(const Tensor& x) {
   return x.const_data_ptr<T>();
 }
 
-// The outputs of a *_reduce op, without values yet, empty where not wanted.
+// The outputs of a *_reduce op, without values yet; where not wanted undefined, which is None in
+// Python.
 template <typename T>
 inline Outputs new_outputs(const Tensor& g, const std::vector<int64_t>& shape, int64_t want) {
+  const Tensor none;
   const auto output = [&](int64_t flag, const std::vector<int64_t>& size) {
-    return want & flag ? torch::stable::new_empty(g, size, kDtype<T>)
-                       : torch::stable::new_empty(g, std::vector<int64_t>{0});
+    return want & flag ? new_empty<T>(g, size) : none;
   };
   const std::vector<int64_t> batch = {g.size(0)};
   return {output(kSqNorms, batch),
@@ -66,7 +83,10 @@ inline Outputs new_outputs(const Tensor& g, const std::vector<int64_t>& shape, i
 
 // Sums of nothing.
 inline Outputs zeros(const Outputs& outputs) {
-  std::apply([](auto... output) { (torch::stable::zero_(output), ...); }, outputs);
+  const auto clear = [](Tensor output) {
+    if (output.defined()) torch::stable::zero_(output);
+  };
+  std::apply([&](const auto&... output) { (clear(output), ...); }, outputs);
   return outputs;
 }
 

@@ -1,0 +1,391 @@
+"""The backward passes of a block: what they may miss is refused, and what they give is complete."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pycoherence.capture.errors import unsupported
+from pycoherence.capture.facts import tensors
+from pycoherence.capture.request import Request
+from pycoherence.capture.results import Results
+from pycoherence.capture.torch_internals import (
+    counted_gradients,
+    graph_below,
+    is_custom,
+    is_reentrant_checkpoint,
+    leaves_below,
+    run_engine,
+)
+from pycoherence.capture.uses import LayerCall, measure
+from pycoherence.errors import UnsupportedError
+from pycoherence.sites import Site, joint, of_rows
+
+BACKWARD = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
+"""What starts a backward pass."""
+
+
+class BackwardPass:
+    """One backward pass.
+
+    Args:
+        calls: The captured calls in it, by number, and the parameters of each.
+        accumulate: Whether gradients are added to leaves.
+        keep: Whether its results are those of the block.
+
+    Attributes:
+        single: Whether the batch is one example, whose gradients are those of the batch.
+    """
+
+    def __init__(self, calls: Mapping[int, list[str]], *, accumulate: bool, keep: bool) -> None:
+        self.calls, self.accumulate, self.keep = calls, accumulate, keep
+        self.single = False
+        self.left = Counter(name for names in calls.values() for name in names)
+        self.names = set(self.left)
+        self._parts: dict[str, list[Site]] = {}
+
+    def complete(self, name: str, site: Site) -> Site | None:
+        """The site of all uses of a parameter, from that of each; `None` before the last."""
+        self.left[name] -= 1
+        if name not in self._parts and not self.left[name]:
+            return site
+        self._parts.setdefault(name, []).append(site)
+        return None if self.left[name] else joint(self._parts.pop(name))
+
+
+class BackwardPasses:
+    """Runs and guards the backward passes over what one capture has seen.
+
+    Args:
+        model: Whose passes they are.
+        parameters: Those that are tracked.
+        request: What to measure.
+        results: Where it goes.
+        around: Gives what a backward pass that makes gradients of parameters runs inside.
+
+    Attributes:
+        seen: Whether one over a captured call has begun.
+        reruns: Whether layers may be run again in one.
+        is_single: Whether a batch of one example has met parameters, as far as is known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        request: Request,
+        results: Results,
+        around: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.seen = False
+        self.reruns = False
+        self.is_single = False
+        self._model = model
+        self._parameters = parameters
+        self._request = request
+        self._results = results
+        self._around = around
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._skipped: set[str] = set()
+        self._asked: set[str] = set()
+        self._done: set[int] = set()
+        self._finished: set[str] = set()
+        self._expected: set[str] = set()
+        self._scale_is_read = False
+        self._pass: BackwardPass | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a backward pass is running that was found to miss nothing."""
+        return self._pass is not None
+
+    @property
+    def keeping(self) -> bool:
+        """Whether the results of the pass that is running are those of the block."""
+        return self._pass is not None and self._pass.keep
+
+    def expect_running(self, call: int) -> None:
+        """As `UseSink.expect_running`.
+
+        Raises:
+            RuntimeError: None is.
+        """
+        if self._pass is None or call not in self._pass.calls:
+            raise RuntimeError(
+                "this backward pass was not started by loss.backward() inside the block of its "
+                "forward pass, so that a gradient that bypasses the capture would not be noticed; "
+                "call loss.backward() there"
+            )
+
+    def complete(self, name: str, site: Site) -> Site | None:
+        """As `UseSink.complete`."""
+        assert self._pass is not None
+        return self._pass.complete(name, site)
+
+    def skip(self, name: str) -> None:
+        """Let the gradients of a parameter bypass the capture."""
+        self._names.pop(id(self._parameters[name]), None)
+        self._skipped.add(name)
+
+    def run(
+        self,
+        mode: TorchFunctionMode,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names_of: Callable[[Tensor], Iterable[str]],
+    ) -> Any:
+        """Call a function that starts a backward pass, and guard it."""
+        accumulate = func is not torch.autograd.grad
+        if accumulate and kwargs.get("inputs") is not None:
+            raise RuntimeError(
+                "backward(inputs=...) would leave the statistics out, which need the gradients of "
+                "all parameters; call loss.backward(), or torch.autograd.grad for other gradients"
+            )
+        if not accumulate:
+            self._check_inputs(args[1] if len(args) > 1 else kwargs.get("inputs"), names_of)
+        if self.running:
+            return self.guarded(mode, func, args, kwargs)
+        self._read_scale()
+        # A gradient that is made after the pass has no part in torch.autograd.grad.
+        makes = accumulate or self._request.gradients
+        with self._around() if makes else nullcontext():
+            return self.guarded(mode, func, args, kwargs)
+
+    def guarded(
+        self,
+        mode: TorchFunctionMode,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        keep: bool = False,
+    ) -> Any:
+        """Call a function that starts a backward pass, after a check that it will miss nothing."""
+        roots = tensors(args[0] if args else list(kwargs.values()))
+        accumulate = func is not torch.autograd.grad
+        with (
+            self._pass_of(roots, accumulate=accumulate, keep=keep) as this,
+            self._single(this) if this.single else nullcontext(),
+        ):
+            inputs = args[1] if len(args) > 1 else kwargs.get("inputs")
+            asks = not accumulate and not keep and self._asks_for_all(this, inputs)
+            if this.names & self._asked and (accumulate or asks):
+                self._take_back()
+            if not asks or kwargs.get("is_grads_batched"):
+                return self._call(mode, func, args, kwargs)
+            # `torch.autograd.grad` of all parameters measures; a later pass may take its place.
+            self._asked |= this.names
+            this.keep = True
+            try:
+                return self._call(mode, func, args, kwargs)
+            except BaseException:
+                self._take_back()
+                raise
+
+    def _call(
+        self,
+        mode: TorchFunctionMode,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if self.reruns:
+            return run_engine(func, args, kwargs, mode)
+        return func(*args, **kwargs)
+
+    def _asks_for_all(self, this: BackwardPass, inputs: Any) -> bool:
+        """Whether all parameters that take part are asked for, for the first time."""
+        known = {id(x) for x in tensors(inputs)}
+        wanted = all(id(self._parameters[name]) in known for name in this.names)
+        flat = isinstance(inputs, (Tensor, list, tuple))
+        first = not self._finished & this.names and self._request.gradients
+        return wanted and flat and bool(this.names) and first
+
+    def _take_back(self) -> None:
+        """Forget what `torch.autograd.grad` has measured."""
+        for name in self._asked:
+            self._results.forget(name)
+        self._asked.clear()
+
+    def _check_inputs(self, inputs: Any, names_of: Callable[[Tensor], Iterable[str]]) -> None:
+        """Refuse `torch.autograd.grad` of parameters where it cannot be exact."""
+        names = [name for x in tensors(inputs) for name in names_of(x)]
+        if names and self.running:
+            raise unsupported(
+                names,
+                None,
+                "its gradient is taken inside a backward pass, bypassing the capture",
+                "leave functions that do so out of the block",
+            )
+        if names and not self._request.gradients:
+            raise RuntimeError(
+                f"torch.autograd.grad cannot give the gradients of {', '.join(names)}, which are "
+                "made of all layers together after the backward pass; call loss.backward()"
+            )
+
+    def _read_scale(self) -> None:
+        """Read the scale of the loss, which a scaler changes after the step."""
+        given, results = self._request.loss_scale, self._results
+        now = given.get_scale() if isinstance(given, torch.amp.GradScaler) else given
+        if self._scale_is_read and now != results.loss_scale:
+            raise UnsupportedError(
+                f"the scale of the loss was {results.loss_scale} in a backward pass of this block, "
+                f"and is {now} now. What to do: call scaler.update() after the block."
+            )
+        results.loss_scale, self._scale_is_read = now, True
+
+    @contextmanager
+    def _pass_of(
+        self, roots: Iterable[Tensor], *, accumulate: bool, keep: bool
+    ) -> Iterator[BackwardPass]:
+        """Be in a backward pass from `roots`, after a check that it will miss nothing.
+
+        Raises:
+            UnsupportedError: A gradient would reach, or has reached, a tracked parameter and bypass
+                the captured calls.
+            RuntimeError: It would measure a second time, or the parameters have changed.
+        """
+        self._expect_same_model()
+        roots = list(roots)
+        single = self.is_single and self._results.batch_size in (None, 1)
+        calls = {} if single else self._find_calls(roots, accumulate)
+        outer = self._pass
+        this = BackwardPass(calls, accumulate=accumulate, keep=accumulate or keep)
+        if single:
+            leaves = {id(x) for root in roots for x in leaves_below(root)}
+            this.names = {self._names[key] for key in leaves if key in self._names}
+            this.single = bool(this.names)
+        if accumulate:
+            self._expect_first(this, outer)
+        self.seen |= bool(this.names)
+        self._pass = this
+        try:
+            with self._counted(this) if outer is None else nullcontext():
+                yield this
+        except BaseException:
+            self._results.failed |= accumulate
+            raise
+        finally:
+            self._pass = outer
+
+    @contextmanager
+    def _single(self, this: BackwardPass) -> Iterator[None]:
+        """Measure the gradients of a batch of one example, which need no captured call."""
+        if self._request.group_size > 1:
+            raise UnsupportedError(
+                "the batch has 1 row, which is not whole groups of "
+                f"group_size={self._request.group_size}. What to do: give it a multiple of "
+                f"{self._request.group_size} rows, each group's next to each other."
+            )
+        self._results.batch_size = 1
+        want = self._request.want
+
+        def hook(name: str, g: Tensor) -> Tensor | None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                site = of_rows(g.detach().unsqueeze(0))
+                arguments = (name, site, self._request, self._results, want)
+                found = measure(*arguments, keep=this.keep)
+                if self._request.aggregate is not None and found is not None:
+                    return found.to(g.dtype)
+                return None if self._request.gradients else torch.zeros_like(g)
+
+        handles = [
+            self._parameters[name].register_hook(functools.partial(hook, name))
+            for name in this.names
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _counted(self, this: BackwardPass) -> Iterator[None]:
+        """Notice gradients that bypass the capture, from passes that are not seen."""
+        self._expected = set(this.names if this.accumulate else ())
+        with counted_gradients(self._parameters) as counts:
+            yield
+        past = [
+            name
+            for name, n in counts.items()
+            if name not in self._skipped and n > (name in self._expected)
+        ]
+        if past:
+            self._results.failed = True
+            raise unsupported(
+                past,
+                None,
+                "a gradient reached it from a backward pass inside this one, bypassing the capture",
+                "leave functions that run layers again in their backward, such as reversible "
+                "layers, out of the block; for activation checkpointing give use_reentrant=False",
+            )
+
+    def _expect_same_model(self) -> None:
+        now = {name: id(p) for name, p in self._model.named_parameters() if p.requires_grad}
+        then = {name: id(p) for name, p in self._parameters.items()}
+        if now != then:
+            changed = ", ".join(sorted({name for name, _ in now.items() ^ then.items()}))
+            raise RuntimeError(
+                f"parameters were replaced, frozen or unfrozen inside the block: {changed}; do so "
+                "before it"
+            )
+
+    def _find_calls(self, roots: Iterable[Tensor], accumulate: bool) -> dict[int, list[str]]:
+        """The captured calls below `roots`, by number, and the parameters of each."""
+        calls: dict[int, list[str]] = {}
+        for node in graph_below(roots):
+            call = getattr(node, "call", None)
+            if isinstance(call, LayerCall) and call.sink is self:
+                calls[call.number] = call.names
+                continue
+            self.reruns |= is_custom(node)
+            leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
+            past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
+            if past or (is_reentrant_checkpoint(node) and not accumulate):
+                raise unsupported(
+                    past,
+                    None,
+                    f"a gradient would reach it through {node.name()}, bypassing the capture",
+                    "run the whole forward pass inside the block, write the layer with functions "
+                    "of torch.nn.functional, without custom autograd.Function, torch.compile or "
+                    "scripted code, say where the examples are with pc.mark_examples if no input "
+                    "of the pass comes from outside the block, give activation checkpointing "
+                    "use_reentrant=False, or freeze the parameter with requires_grad_(False)",
+                )
+        return calls
+
+    def _expect_first(self, this: BackwardPass, outer: BackwardPass | None) -> None:
+        twice = self._finished & this.names
+        if outer is not None and (twice or (this.names and not outer.accumulate)):
+            raise unsupported(
+                sorted(twice or this.names),
+                None,
+                "layers that are run again in a backward pass inside this one use it, and so do "
+                "others"
+                if twice
+                else "a gradient would be added to it in a backward pass inside "
+                "this one, which only asks for others",
+                "checkpoint with use_reentrant=False, or leave it out of the block",
+            )
+        if twice or self._done.intersection(this.calls):
+            raise RuntimeError(
+                "expected one backward pass over a forward pass, got a second, whose statistics "
+                "would add up as if of other examples; sum the losses before one backward(), or "
+                "use a block for each"
+            )
+        once = not self._request.gradients
+        if once and outer is None and this.calls and self._done:
+            raise RuntimeError(
+                "expected one backward pass in the block, whose gradients are made of all layers "
+                "together, got a second; sum the losses before one backward(), or use a block for "
+                "each"
+            )
+        self._done.update(this.calls)
+        self._finished |= this.names
+        self._expected |= this.names

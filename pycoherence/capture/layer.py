@@ -1,0 +1,114 @@
+"""The autograd Function of all captured calls, and what a function has to say of itself."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pycoherence.capture.autocast import without_autocast
+from pycoherence.capture.rows import Rows
+from pycoherence.capture.uses import LayerCall
+from pycoherence.errors import UnsupportedError
+from pycoherence.sites import Site
+
+Kept = tuple[Tensor | None, ...]
+"""What a rule keeps of a call for its backward pass."""
+
+
+class LayerRule:
+    """A function of examples and parameters, as the factors of each example's gradient.
+
+    Attributes:
+        features: How many of the last dimensions of the input are a row; those before are rows,
+            each of one example.
+    """
+
+    features: int = 1
+
+    def forward(self, x: Any, *parameters: Any) -> tuple[Any, Kept]:
+        """What the function returns, and what to keep for the methods below."""
+        raise NotImplementedError
+
+    def needed(self, kept: Kept, wants: Sequence[bool], inputs: bool) -> Kept:
+        """What is kept, without what is not needed: it may be changed in place.
+
+        Args:
+            kept: As `forward` gave it.
+            wants: Of each parameter argument, whether its gradient is wanted.
+            inputs: Whether that of an input is.
+        """
+        return kept
+
+    def factors(self, rows: Rows, g: Any, *kept: Any) -> Sequence[Site | None]:
+        """The site of each parameter argument, in their order, from the output gradient."""
+        raise NotImplementedError
+
+    def input_grad(self, g: Any, *kept: Any) -> Tensor | None:
+        """The gradient of the input."""
+        raise NotImplementedError
+
+    def input_grads(self, needed: Sequence[bool], g: Any, *kept: Any) -> Sequence[Tensor | None]:
+        """The gradients of all inputs, of those that need one."""
+        return (self.input_grad(g, *kept) if needed[0] else None,)
+
+
+class CapturedLayer(torch.autograd.Function):
+    """Calls a `LayerRule`, whose backward pass gives gradients and statistics together."""
+
+    @staticmethod
+    def forward(ctx: Any, call: LayerCall, *tensors: Any) -> Any:
+        ctx.call = call
+        n = call.inputs + len(call.arguments)
+        output, kept = call.rule.forward(*tensors[:n])  # pyright: ignore
+        wants = [argument is not None for argument in call.arguments]
+        kept = call.rule.needed(kept, wants, any(ctx.needs_input_grad[1 : 1 + call.inputs]))
+        if type(output) is tuple:
+            ctx.mark_non_differentiable(*(x for x in output if not _flows(x)))
+        # The mark comes first: it tells checkpointing that ran the layer again unseen.
+        ctx.save_for_backward(_mark(), *kept)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            return _guarded(ctx, *grads)
+        return _backward(ctx, *grads)
+
+
+def _backward(ctx: Any, *grads: Any) -> Any:
+    call: LayerCall = ctx.call
+    call.sink.expect_running(call.number)
+    # Casts have been made in the forward pass, and what runs here is ours.
+    with without_autocast(grads), torch._C.DisableTorchFunction():
+        with torch._C._EnableTorchFunction():
+            mark, *kept = ctx.saved_tensors
+        if mark is None or mark.shape != _mark().shape:
+            raise UnsupportedError(
+                "activation checkpointing has run a captured layer again where the capture cannot "
+                "see it. What to do: call loss.backward() inside the block of the forward pass, or "
+                "leave checkpointing out of it."
+            )
+        rule: Any = call.rule
+        g: Any = grads[0] if len(grads) == 1 else grads
+        needed = ctx.needs_input_grad[1 : 1 + call.inputs]
+        inputs = rule.input_grads(needed, g, *kept) if any(needed) else (None,) * call.inputs
+        if call.rows is not None:
+            call.rows.check(g)
+        return None, *inputs, *call.gradients(rule.factors(call.rows, g, *kept))
+
+
+_guarded = once_differentiable(_backward)
+
+
+def _flows(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+@functools.cache
+def _mark() -> Tensor:
+    """A tensor that no torch function would save."""
+    with torch._C._DisableTorchDispatch():
+        return torch.empty(0, 7, 0, 7, dtype=torch.uint8, device="cpu")

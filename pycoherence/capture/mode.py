@@ -1,0 +1,845 @@
+"""The mode that sees every torch function of a forward pass.
+
+Reading order: `see` -> `dispatch` -> one of `_propagate` (no parameter takes part),
+`_derive` (no example does) and `meeting.meet` (both do).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.parameter import UninitializedParameter
+
+from pycoherence.capture.autocast import expect_no_autocast
+from pycoherence.capture.backward import BACKWARD, BackwardPasses
+from pycoherence.capture.blocks import Block, Mode
+from pycoherence.capture.context import decompositions, guards, handlers
+from pycoherence.capture.derived import Derived, Recipe
+from pycoherence.capture.errors import describe, function_name, unsupported
+from pycoherence.capture.facts import (
+    CONSTANT,
+    EXAMPLES,
+    FOREIGN,
+    IS_CONSTANT,
+    IS_FOREIGN,
+    IS_MADE,
+    PARAMETERS,
+    Facts,
+    FactTable,
+    Ids,
+    Lost,
+    Owner,
+    Regular,
+    along,
+    regular_at,
+    tensors,
+)
+from pycoherence.capture.layer import CapturedLayer, LayerRule
+from pycoherence.capture.meeting import meet
+from pycoherence.capture.outside import Outside
+from pycoherence.capture.owners import owners_of, written_owner
+from pycoherence.capture.propagation import JOINED, joined
+from pycoherence.capture.request import Request
+from pycoherence.capture.results import ParameterInfo, Results
+from pycoherence.capture.rows import rows_of
+from pycoherence.capture.rules import (
+    ATTRIBUTE,
+    ELEMENTWISE,
+    FACTORY,
+    UNKNOWN,
+    VIEW,
+    Rule,
+    rule_of,
+)
+from pycoherence.capture.spread import dims_of_owner
+from pycoherence.capture.torch_internals import (
+    active,
+    are_saved_otherwise,
+    is_hooked,
+    is_in_vmap,
+    leaves_below,
+    saved_as_they_are,
+)
+from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
+from pycoherence.errors import UnsupportedError
+
+_rules: dict[Any, Rule] = {}
+"""Of every function that was ever seen."""
+
+_RANDOM = frozenset(
+    """
+    rand randn randint normal tensor as_tensor new_tensor bernoulli
+    """.split()
+)
+_DATA = frozenset(["tensor", "as_tensor", "new_tensor"])
+_DRAWS = frozenset(
+    """
+    dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d
+    bernoulli rand_like randn_like randint_like multinomial rrelu gumbel_softmax normal
+    fractional_max_pool2d fractional_max_pool3d
+    """.split()
+)
+_SHAPE_ONLY = frozenset(["expand_as", "view_as", "reshape_as", "type_as", "to"])
+_LIKE = frozenset(["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "new"])
+
+
+class Capture:
+    """Routes each function in which parameters meet examples through `CapturedLayer`.
+
+    Args:
+        model: Whose pass it is.
+        parameters: Its `tracked_parameters`.
+        request: What to measure.
+        around: Gives what a backward pass that makes gradients of parameters runs inside.
+
+    Attributes:
+        parameters: The tracked parameters, by name.
+        request: As given.
+        results: What the backward passes leave.
+        passes: What runs and guards them.
+        count: How many rows the batch has; `None` until it is known.
+        function: The torch function that is being called, for messages.
+        used: The tracked parameters that it meets.
+        inside: Its input, if several examples lie within what it takes for one row.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        request: Request,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.parameters = parameters
+        self.request = request
+        self.results = Results({name: info_of(p) for name, p in parameters.items()})
+        self.passes = BackwardPasses(model, parameters, request, self.results, around)
+        self.count: int | None = None
+        self.function: Callable[..., Any] | None = None
+        self.used: Sequence[str] = ()
+        self.inside: Tensor | None = None
+        self._source = ""
+        self._names = {id(p): name for name, p in parameters.items()}
+        self._facts = FactTable()
+        self._outside = Outside(model)
+        self._rewritten: set[int] = set()
+        self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
+        self._calls = count()
+        self._want = request.want
+        for p in parameters.values():
+            self._facts.put(p, Facts(PARAMETERS))
+
+    def __enter__(self) -> "Capture":
+        self._mode = Mode(self)
+        self._block = Block(self, self._mode)
+        self._block.open()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._block.close()
+
+    def forget(self) -> None:
+        """Let go of the tensors of the forward pass; constants stay constants in later blocks."""
+        self._outside.remember(self._facts.constants())
+        self._facts.clear()
+        self._casts.clear()
+        self._rewritten.clear()
+
+    # The walk of one function.
+
+    def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function of the block."""
+        rule = _rules.get(func)
+        if rule is None:
+            rule = _rules[func] = rule_of(func)
+        if rule.kind == ATTRIBUTE:
+            if func not in BACKWARD:
+                return func(*args, **kwargs)
+            return self.passes.run(self._mode, func, args, kwargs, self.names_of)
+        if func is torch.autograd.grad or func is torch.autograd.backward:
+            return self.passes.run(self._mode, func, args, kwargs, self.names_of)
+        return self.dispatch(func, args, kwargs, rule)
+
+    def measure(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
+        """Run a backward pass that leaves the gradients of the model alone."""
+        arguments = (loss, leaves), {"allow_unused": True}
+        self.passes.guarded(self._mode, torch.autograd.grad, *arguments, keep=True)
+
+    def dispatch(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rule: Rule | None = None,
+    ) -> Any:
+        """Call a function as the model does, and remember what its results are."""
+        if rule is None:
+            rule = _rules.get(func) or rule_of(func)
+        kinds, seen = 0, list[tuple[Tensor, Facts]]()
+        values = args if rule.name not in _SHAPE_ONLY else args[:1]
+        for value in values:
+            if isinstance(value, Tensor):
+                facts = self.facts(value)
+                kinds |= facts.kind
+                seen.append((value, facts))
+            elif isinstance(value, (list, tuple, dict)):
+                kinds |= self._look_into(value, seen)
+        for value in kwargs.values() if kwargs else ():
+            if isinstance(value, Tensor):
+                facts = self.facts(value)
+                kinds |= facts.kind
+                seen.append((value, facts))
+            elif isinstance(value, (list, tuple, dict)):
+                kinds |= self._look_into(value, seen)
+        if func in guards and kinds & EXAMPLES:
+            self._begin(func, seen)
+            guards[func](self, *args, **kwargs)
+        if kinds & PARAMETERS and torch.is_grad_enabled() and rule.name not in _LIKE:
+            if self.count is None and kinds & EXAMPLES and self._look_for_batch(seen):
+                return self.dispatch(func, args, kwargs, rule)
+            if kinds & EXAMPLES and self._is_single(seen):
+                self.passes.is_single = True
+            elif kinds & EXAMPLES:
+                self._begin(func, seen)
+                before = self.count, self.results.batch_size, self.passes.is_single
+                try:
+                    return meet(self, func, args, kwargs, rule, seen)
+                except BaseException:
+                    # A call that fails has not happened.
+                    self.count, self.results.batch_size, self.passes.is_single = before
+                    raise
+            if func in decompositions and rule.kind == UNKNOWN:
+                self._begin(func, seen)
+                found = handlers[func](self, *args, **kwargs)
+                if found is not NotImplemented:
+                    return found
+            return self._derive(func, args, kwargs, rule, seen)
+        if kinds & EXAMPLES and rule.name not in _LIKE and rule.kind != FACTORY:
+            if func in decompositions and rule.kind == UNKNOWN:
+                self._begin(func, seen)
+                try:
+                    found = handlers[func](self, *args, **kwargs)
+                except UnsupportedError:
+                    found = NotImplemented  # no parameter takes part that would be missed
+                if found is not NotImplemented:
+                    return found
+            return self._propagate(func, args, kwargs, rule, seen)
+        result = func(*args, **kwargs)
+        self._note_new(rule, result, soft=not kinds and rule.name in _RANDOM)
+        return result
+
+    def _look_into(self, value: Any, seen: list[tuple[Tensor, Facts]]) -> int:
+        kinds = 0
+        for x in tensors(value):
+            facts = self.facts(x)
+            kinds |= facts.kind
+            seen.append((x, facts))
+        return kinds
+
+    def _begin(self, func: Callable[..., Any], seen: list[tuple[Tensor, Facts]]) -> None:
+        self.function, self.inside = func, None
+        used = [n for x, f in seen if f.kind == PARAMETERS for n in self.names_of(x)]
+        self.used = list(dict.fromkeys(used))
+
+    def _note_new(self, rule: Rule, result: Any, *, soft: bool) -> None:
+        if self.count is None and rule.name in ("ones", "full") and not self.passes.is_single:
+            soft = any(x.dim() > 1 for x in tensors(result))
+        for x in tensors(result):
+            known = self._facts.get(x)
+            if known is None or (known.kind != PARAMETERS and not rule.writes):
+                # Integers that are written down in the block are places, not words.
+                if soft and x.dim() and (x.is_floating_point() or rule.name not in _DATA):
+                    self._facts.put(x, self._outside.by_first_dimension(x, 2))
+                else:
+                    self._facts.put(x, IS_MADE)
+
+    # Facts of tensors.
+
+    def facts(self, x: Tensor) -> Facts:
+        """What is known of a tensor."""
+        found = self._facts.get(x)
+        if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
+            # Nothing that was seen has made it, or made it a part of the graph.
+            found = self._behind_hook(x) if is_hooked(x) else self._outside.facts(x, self.count)
+            self._facts.put(x, found)
+        elif self._rewritten and x._base is not None and id(x._base) in self._rewritten:
+            found = self._of_base(x)
+        if found.soft and self.count is not None:
+            if found.soft == 2:
+                return IS_CONSTANT
+            if found.owner.count != self.count:
+                return IS_CONSTANT if found.owner.count <= 1 else IS_FOREIGN
+            if x.dim() > 1 and x.shape[0] == x.shape[1] and not x.is_floating_point():
+                # Ids [B, T] or places [T, T]: what they meet will tell.
+                return IS_CONSTANT
+        return found
+
+    def _behind_hook(self, x: Tensor) -> Facts:
+        """The facts of a module's output that its backward hooks have wrapped, unseen."""
+        for y, facts in self._facts.alive():
+            same = y is not x and y.shape == x.shape and y.dtype == x.dtype
+            if same and y.data_ptr() == x.data_ptr():
+                if facts.kind != PARAMETERS:
+                    return facts
+                recipe = Recipe(Tensor.contiguous, (y,), {}, y._version, 0)
+                return Facts(PARAMETERS, derived=Derived(x, recipe))
+        return self._outside.facts(x, self.count)
+
+    def put(self, x: Tensor, facts: Facts) -> None:
+        """Say what a tensor is."""
+        self._facts.put(x, facts)
+
+    def mark(self, x: Tensor, owner: Owner) -> None:
+        """Say whose elements a tensor holds."""
+        self._facts.put(x, Facts(EXAMPLES, owner))
+
+    def rewrite(self, x: Tensor, owner: Owner) -> None:
+        """Say whose elements a tensor holds, of which there are views, after it was written."""
+        self._facts.put(x, Facts(EXAMPLES, owner))
+        self._rewritten.add(id(x))
+
+    def mark_shared(self, x: Tensor) -> None:
+        """Say that no example has a part in a tensor."""
+        self._facts.put(x, IS_CONSTANT)
+
+    def names_of(self, x: Any) -> tuple[str, ...]:
+        """The tracked parameters that a tensor is, or is made of, with no example in it."""
+        name = self._names.get(id(x))
+        if name is not None:
+            return (name,)
+        facts = self._facts.get(x) if isinstance(x, Tensor) else None
+        if facts is None or facts.kind != PARAMETERS or facts.derived is None:
+            return ()
+        return tuple(use.name for use in self._uses(facts.derived.source))
+
+    def _uses(self, source: Tensor) -> list[ParameterUse]:
+        name = self._names.get(id(source))
+        if name is not None:
+            return [ParameterUse(name, source)]
+        leaves = [x for x in leaves_below(source) if id(x) in self._names]
+        order = {name: i for i, name in enumerate(self.parameters)}
+        uses = [ParameterUse(self._names[id(x)], x) for x in leaves]
+        return sorted(uses, key=lambda use: order[use.name])
+
+    def skip(self, names: Sequence[str]) -> None:
+        """Measure parameters no longer: they count as constants."""
+        for name in names:
+            self.results.skipped.append(name)
+            self._facts.put(self.parameters[name], IS_CONSTANT)
+            self._names.pop(id(self.parameters[name]), None)
+            self.passes.skip(name)
+
+    def _look_for_batch(self, seen: list[tuple[Tensor, Facts]]) -> bool:
+        """Whether the first tensor that the model was called with tells of another batch."""
+        if not all(f.soft for _, f in seen if f.kind == EXAMPLES):
+            return False
+        for x in self._outside.arguments() or ():
+            facts = self.facts(x)
+            if facts.kind == EXAMPLES and not isinstance(facts.owner, Lost):
+                counts = {f.owner.count for _, f in seen if f.kind == EXAMPLES}
+                if facts.owner.count == 1 or counts != {facts.owner.count}:
+                    self.settle(facts.owner, x)
+                    self._facts.put(x, Facts(EXAMPLES, facts.owner, soft=1))
+                    return True
+                return False
+        return False
+
+    def _is_single(self, seen: list[tuple[Tensor, Facts]]) -> bool:
+        """Whether what may be of examples is one row, while the size of the batch is not known.
+
+        It is then the same for all, such as one time step of a diffusion model; or the batch is of
+        one example, whose gradients are those of the batch.
+        """
+        if self.count is not None:
+            return False
+        return all(f.soft and f.owner.count == 1 for _, f in seen if f.kind == EXAMPLES)
+
+    def _of_base(self, x: Tensor) -> Facts:
+        """The facts of a view whose base has been written into."""
+        base = x._base
+        assert base is not None
+        facts = self._facts.get(base)
+        if facts is None or facts.kind == CONSTANT:
+            return IS_CONSTANT
+        if facts.kind == PARAMETERS:
+            found = Facts(PARAMETERS, derived=Derived(x, None))
+        else:
+            owner = written_owner(base, facts.owner, x, None)
+            found = IS_CONSTANT if owner is None else Facts(EXAMPLES, owner, soft=facts.soft)
+        return found
+
+    def known(self, x: Tensor) -> bool:
+        """Whether it has been said what a tensor is."""
+        return self._facts.get(x) is not None
+
+    def is_example(self, x: Tensor) -> bool:
+        """Whether examples have a part in a tensor."""
+        return self.facts(x).kind == EXAMPLES
+
+    def declare(self, x: Tensor, dim: int) -> None:
+        """Take what a function says of a tensor from outside: which dimension is the batch.
+
+        Raises:
+            UnsupportedError: A function before it took another dimension.
+        """
+        facts = self._facts.get(x) or self._outside.facts(x, self.count)
+        if facts.kind != EXAMPLES:
+            return
+        owner = regular_at(tuple(x.shape), dim, 1, x.shape[dim])
+        mine = facts.owner
+        if facts.soft and isinstance(mine, Ids):
+            owner = mine
+        elif facts.soft and isinstance(mine, Regular):
+            place = along(tuple(x.shape), mine)
+            if place is not None and place[0] == dim:
+                owner = mine  # perhaps with several rows for an example
+        if facts.soft and (self.count is None or self.count == owner.count):
+            self._facts.put(x, Facts(EXAMPLES, owner))
+        elif facts.soft and isinstance(facts.owner, Regular) and facts.owner.count == self.count:
+            self._facts.put(x, Facts(EXAMPLES, facts.owner))
+        elif not facts.soft and not _only_along(facts.owner, dim, tuple(x.shape)):
+            words = ("first", "second")
+            self.refuse(
+                f"it takes the {words[dim]} dimension of its input {tuple(x.shape)} for the batch, "
+                "but a function before it took another one"
+                if not isinstance(facts.owner, Lost)
+                else f"it takes the {words[dim]} dimension of its input {tuple(x.shape)} for the "
+                f"batch, but where that is after {facts.owner.function} is not known",
+                "keep the batch first in all layers (batch_first=True); say where it is in the "
+                "input with pc.mark_examples(x, dim=1); or give the layers before it inputs "
+                "[B, T, ...], and transpose(0, 1) what they return",
+            )
+
+    def share_soft(self, x: Tensor) -> None:
+        """Take what a function says of a tensor from outside: no dimension is the batch."""
+        facts = self._facts.get(x)
+        if facts is not None and facts.kind == EXAMPLES and facts.soft:
+            self._facts.put(x, IS_CONSTANT)
+
+    def by_rows(self, x: Tensor) -> None:
+        """Take the first dimension of a tensor for the batch."""
+        owner = regular_at(tuple(x.shape), 0, 1, x.shape[0])
+        self._facts.put(x, Facts(EXAMPLES, owner))
+
+    def mark_like(self, found: Any, x: Tensor, features: int) -> None:
+        """Say that a result has the rows of an input."""
+        facts, n = self.facts(x), x.dim() - features
+        for y in tensors(found):
+            places = [d if d < n else JOINED for d in range(x.dim())]
+            owner = joined([(x, facts.owner, places)], y, self.function_name)
+            self._facts.put(y, IS_CONSTANT if owner is None else Facts(EXAMPLES, owner))
+
+    def aligned(self, x: Tensor, dim: int, other: Tensor, place: int) -> Tensor:
+        """A tensor whose dimension is the batch, as a function says, beside another tensor."""
+        facts, others = self.facts(x), self.facts(other)
+        if others.kind != EXAMPLES or (facts.kind == EXAMPLES and not facts.soft):
+            return x
+        if x.shape[dim] != other.shape[place] or facts.kind == PARAMETERS:
+            return x
+        owner: Owner = others.owner
+        shape = tuple(other.shape)
+        if isinstance(owner, Regular):
+            at = along(shape, owner)
+            if at is None or at[0] != place:
+                return x
+            owner = regular_at(tuple(x.shape), dim, at[1], owner.count)
+        elif isinstance(owner, Lost):
+            return x
+        else:
+            size = [1] * x.dim()
+            size[dim] = owner.ids.shape[place]
+            if owner.ids.numel() != size[dim]:
+                return x
+            owner = Ids(owner.ids.reshape(size), owner.count)
+        alias = x.view_as(x)
+        self._facts.put(alias, Facts(EXAMPLES, owner, soft=others.soft))
+        return alias
+
+    def owner_by_index(self, p: Tensor, pick: Callable[[Tensor], Tensor], index: Any) -> Any:
+        """Whose the elements are that indices pick from what all examples share."""
+        constant = p.detach()
+        self._facts.put(constant, IS_CONSTANT)
+        with self.tracked(), torch.no_grad():
+            found = pick(constant)
+        facts = self._facts.get(found)
+        return facts.owner if facts is not None and facts.kind == EXAMPLES else None
+
+    # No parameter takes part.
+
+    def _propagate(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rule: Rule,
+        seen: list[tuple[Tensor, Facts]],
+    ) -> Any:
+        before = args
+        if rule.writes and rule.kind not in (ELEMENTWISE, VIEW) and args[0].dim() > 1:
+            # What changes the shape in place is told by what it was.
+            old = args[0].detach()
+            self._facts.put(old, self.facts(args[0]))
+            before = (old, *args[1:])
+            seen = [(old if x is args[0] else x, f) for x, f in seen]
+        result = func(*args, **kwargs)
+        self.note(func, before, kwargs, rule, seen, result if not rule.writes else args[0])
+        return result
+
+    def note(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rule: Rule,
+        seen: list[tuple[Tensor, Facts]],
+        result: Any,
+        *,
+        firm: bool = False,
+    ) -> None:
+        """Remember whose elements the results of a function hold.
+
+        Args:
+            func: The function.
+            args: Its positional arguments.
+            kwargs: Its arguments by name.
+            rule: What is known of it.
+            seen: The tensors among its arguments.
+            result: What it returned.
+            firm: Whether the owner is certain, since the function was captured.
+        """
+        owned = [(x, f) for x, f in seen if f.kind == EXAMPLES]
+        # The usual case first: all of one shape and one owner, and so is the result.
+        x, facts = owned[0]
+        if (
+            not firm
+            and rule.kind in (ELEMENTWISE, VIEW)
+            and type(result) is Tensor
+            and (result.shape == x.shape or (rule.kind == VIEW and result.numel() == x.numel()))
+        ):
+            for y, other in owned[1:]:
+                if y.shape != x.shape or other.owner != facts.owner or other.soft:
+                    break
+            else:
+                if type(facts.owner) is not Ids or result.shape == x.shape:
+                    if not rule.writes or self._facts.get(result) is not facts:
+                        self._put_result(result, facts, rule)
+                    return
+        results = tensors(result)
+        owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
+        soft = 0 if firm or not all(f.soft for _, f in owned) else min(f.soft for _, f in owned)
+        for y, owner in zip(results, owners, strict=True):
+            if owner is None or (
+                type(owner) is Lost
+                and not y.requires_grad
+                and not (y.is_floating_point() and soft and self.count is None)
+            ):
+                # No gradient flows through it: it is the same for all who look at it.
+                if owner is None and rule.writes and y.requires_grad and not y._is_view():
+                    y.detach_()  # nothing of an example went in, as of a mask that picked no row
+                self._put_result(y, IS_CONSTANT, rule)
+            else:
+                if soft and self.count is None:
+                    owner = self._outside.rerooted(y, owner)
+                self._put_result(y, Facts(EXAMPLES, owner, soft=soft), rule)
+
+    def _put_result(self, x: Tensor, facts: Facts, rule: Rule) -> None:
+        if rule.writes and x._base is not None:
+            self._write_base(x, facts)
+        self._facts.put(x, facts)
+        if rule.writes:
+            self._rewritten.add(id(x))
+
+    def _write_base(self, x: Tensor, facts: Facts) -> None:
+        """Remember what was written into a view in its base, which other views look at."""
+        base = x._base
+        assert base is not None
+        known = self.facts(base)
+        if facts.kind == PARAMETERS:
+            self._facts.put(base, Facts(PARAMETERS, derived=Derived(base, None)))
+        elif facts.kind == EXAMPLES and known.kind != PARAMETERS:
+            owner = known.owner if known.kind == EXAMPLES else None
+            found = written_owner(base, owner, x, facts.owner)
+            self._facts.put(base, IS_CONSTANT if found is None else Facts(EXAMPLES, found))
+        self._rewritten.add(id(base))
+
+    # No example takes part.
+
+    def _derive(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rule: Rule,
+        seen: list[tuple[Tensor, Facts]],
+    ) -> Any:
+        foreign = [x for x, f in seen if f.kind == FOREIGN and x.is_floating_point()]
+        if foreign:
+            self._begin(func, seen)
+            self.refuse_rows(foreign[0])
+        recipe_of: tuple[Any, ...] | None = None
+        with saved_as_they_are():
+            if rule.name in ("dropout", "dropout1d", "dropout2d", "dropout3d") and not rule.writes:
+                func, args, kwargs = self._with_mask(func, args, kwargs)
+            result = func(*args, **kwargs)
+        if not rule.writes and rule.name not in _DRAWS and rule.kind != UNKNOWN:
+            recipe_of = func, args, kwargs, _versions(args, kwargs)
+        same = () if rule.writes else {id(x) for x, _ in seen}
+        for i, x in enumerate(tensors(args[0] if rule.writes and args else result)):
+            if id(x) in same:
+                continue  # such as what is contiguous already
+            if not x.requires_grad:
+                self._facts.put(x, IS_CONSTANT)
+            elif x.layout != torch.strided:
+                self._begin(func, seen)
+                self.refuse(
+                    f"what it makes of the parameter is sparse ({x.layout})",
+                    "make a dense tensor of it, or freeze the parameter with requires_grad_(False)",
+                )
+            elif id(x) not in self._names:
+                recipe = None if recipe_of is None else Recipe._make((*recipe_of, i))
+                self._put_result(x, Facts(PARAMETERS, derived=Derived(x, recipe)), rule)
+        return result
+
+    def _with_mask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Dropout as a product with the mask it draws, so that it can be made again."""
+        x = args[0] if args else kwargs["input"]
+        given = {k: v for k, v in kwargs.items() if k != "input"}
+        if given.pop("inplace", False) or len(args) > 3:
+            return func, args, kwargs
+        mask = func(torch.ones_like(x), *args[1:], **given)
+        self._facts.put(mask, IS_CONSTANT)
+        return torch.mul, (x, mask), {}
+
+    # For functions and rules.
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """See torch functions that the code of a rule calls, as if the model did."""
+        before = self.function, self.used
+        with active(self._mode):
+            yield
+        self.function, self.used = before
+
+    def settle(self, owner: Owner, x: Tensor) -> None:
+        """Learn how many examples there are, or compare.
+
+        Raises:
+            UnsupportedError: There are others, no whole groups, or it is not known whose they are.
+        """
+        if isinstance(owner, Lost):
+            self.refuse_lost(owner, x)
+        group = self.request.group_size
+        if self.count is None:
+            if owner.count % group:
+                self.refuse(
+                    f"its input {tuple(x.shape)} has {owner.count} rows, which are not whole "
+                    f"groups of group_size={group}",
+                    f"give it a multiple of {group} rows, each group's next to each other",
+                )
+            self.count = owner.count
+            self.passes.is_single = False
+            self.results.batch_size = owner.count // group
+            name = describe(self.used[0]) if self.used else "a mark"
+            self._source = f"{name} with input {tuple(x.shape)}"
+        elif owner.count != self.count:
+            self.refuse_rows(x)
+
+    def layer(self, rule: LayerRule, inputs: Any, *parameters: Tensor | None) -> Any:
+        """Call a function of examples and parameters as a captured one.
+
+        Args:
+            rule: The function.
+            inputs: Its input of examples, or several.
+            parameters: Its parameter arguments; `None` where one is absent.
+
+        Returns:
+            What the function returns; `NotImplemented` if an example's elements lie within what the
+            function takes for one row.
+        """
+        several = inputs if isinstance(inputs, tuple) else (inputs,)
+        x = several[0]
+        facts = self.facts(x)
+        if facts.kind == FOREIGN:
+            self.refuse_rows(x)
+        if facts.kind != EXAMPLES or any(p is not None and p.is_complex() for p in parameters):
+            return NotImplemented
+        self.settle(facts.owner, x)
+        if facts.soft == 2:
+            self._facts.put(x, Facts(EXAMPLES, facts.owner, soft=1))  # it told the batch
+        group = self.request.group_size
+        rows = rows_of(
+            tuple(x.shape), facts.owner, rule.features, group, x.device, self.function_name
+        )
+        if rows is None:
+            self.inside = x
+            return NotImplemented
+        return self.apply(rule, rows, several, parameters)
+
+    def apply(
+        self, rule: Any, rows: Any, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None]
+    ) -> Any:
+        """Run `CapturedLayer`."""
+        self.expect_plain(inputs)
+        arguments, values, leaves = list[ParameterArgument | None](), list[Any](), list[Tensor]()
+        for p in parameters:
+            argument = None if p is None else self._argument(p)
+            arguments.append(argument)
+            if p is None or argument is None or argument.source is None:
+                values.append(p)
+            else:
+                values.append(self._stand_in(p))
+                leaves += [use.leaf for use in argument.uses]
+        call = LayerCall(
+            rule,
+            next(self._calls),
+            self.passes,
+            arguments,
+            len(inputs),
+            rows,
+            self.request,
+            self.results,
+            self._want,
+        )
+        if (
+            self.passes.seen
+            and not self.passes.running
+            and not {*call.names}.isdisjoint(self.results.measured)
+        ):
+            self.refuse(
+                "expected one forward and backward pass in a block, got a second",
+                "open the block inside the loop or closure, around one forward and backward pass",
+            )
+        self.passes.reruns |= are_saved_otherwise()
+        found = CapturedLayer.apply(call, *inputs, *values, *leaves)
+        for name in call.names:
+            if name not in self.results.measured:
+                self.results.measured.add(name)
+                self.results.parameters[name] = info_of(self.parameters[name])
+        return found
+
+    def expect_plain(self, inputs: Sequence[Tensor]) -> None:
+        """Refuse tensors that no kernel takes, and what autocast would make of arguments."""
+        for x in inputs:
+            if x.layout != torch.strided:
+                self.refuse(
+                    f"its input is sparse ({x.layout})", "give it a dense tensor: x.to_dense()"
+                )
+            if is_in_vmap(x):
+                self.refuse(
+                    "it is called inside torch.vmap, where the examples cannot be told apart",
+                    "call the model on the batch, without torch.vmap",
+                )
+            expect_no_autocast(x, self.refuse)
+        if not self.request.gradients:
+            expect_no_sync(self.refuse)
+
+    def _argument(self, p: Tensor) -> ParameterArgument | None:
+        if not p.requires_grad and self._facts.get(p) is None:
+            return None
+        name = self._names.get(id(p))
+        if name is not None:
+            return ParameterArgument(p.dtype, (ParameterUse(name, p),), None)
+        facts = self.facts(p)
+        if facts.kind != PARAMETERS or facts.derived is None:
+            return ParameterArgument(p.dtype, (), None) if p.requires_grad else None
+        source = facts.derived.source
+        uses = tuple(self._uses(source))
+        if not uses:
+            return None
+        edge = get_gradient_edge(source)
+        return ParameterArgument(p.dtype, uses, source, edge, source._version)
+
+    def _stand_in(self, p: Tensor) -> Tensor:
+        derived = self.facts(p).derived
+        return derived.stand_in
+
+    def make(self, function: Callable[[Tensor], Tensor], p: Tensor) -> Tensor:
+        """What a function makes of a parameter, or of what is made of some."""
+        return self.dispatch(function, (p,), {})
+
+    def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor in another dtype; a parameter keeps gradients of its own dtype."""
+        if value.dtype == dtype:
+            return value
+        facts = self.facts(value)
+        if facts.kind != PARAMETERS:
+            found = value.to(dtype)
+            self._facts.put(found, facts)
+            return found
+        version, found = self._casts.get((id(value), dtype), (-1, value))
+        if version != value._version:
+            source = value if facts.derived is None else facts.derived.source
+            found = value.detach().to(dtype)
+            self._facts.put(found, Facts(PARAMETERS, derived=Derived(source, None, found)))
+            self._casts[id(value), dtype] = value._version, found
+        return found
+
+    # Errors.
+
+    @property
+    def function_name(self) -> str:
+        """The function being called, as users write it."""
+        return "" if self.function is None else function_name(self.function)
+
+    def refuse(self, why: str, fix: str) -> NoReturn:
+        """Raise the `UnsupportedError` for the torch function being called."""
+        raise unsupported(self.used, self.function, why, fix)
+
+    def refuse_lost(self, owner: Lost, x: Tensor) -> NoReturn:
+        """Refuse a tensor of which it is not known whose elements it holds."""
+        if owner.mixed:
+            self.refuse(
+                f"several examples have a part in each element of its input {tuple(x.shape)}, "
+                f"mixed over the batch by {owner.function}",
+                "keep examples apart until the loss is taken; weight losses before their mean; "
+                "leave an L2 penalty to the optimizer's weight_decay, and take others outside the "
+                "block; or say with pc.mark_examples whose elements its input holds",
+            )
+        self.refuse(
+            f"where the batch is in its input {tuple(x.shape)} is not known after {owner.function}",
+            "keep the batch first in all layers; describe that function with pc.register_rule; or "
+            "say with pc.mark_examples(x, dim=...) whose elements the input holds",
+        )
+
+    def refuse_rows(self, x: Tensor) -> NoReturn:
+        """Refuse a tensor with other rows than the batch."""
+        rows = x.shape[0] if x.dim() else 1
+        self.refuse(
+            f"its input {tuple(x.shape)} has {rows} rows, but the batch size of this block is "
+            f"{self.count}, as set by {self._source}",
+            "keep the batch first in every input, or say with pc.mark_examples(x, dim=...) which "
+            "dimension it is; dim=None says that all examples share x",
+        )
+
+
+def info_of(p: Tensor) -> ParameterInfo:
+    """What is to be known of a parameter; a lazy one has no shape yet."""
+    shape = () if isinstance(p, UninitializedParameter) else tuple(p.shape)
+    return ParameterInfo(shape, p.dtype, p.device)
+
+
+def expect_no_sync(refuse: Callable[[str, str], NoReturn]) -> None:
+    """Refuse a pass whose gradients DistributedDataParallel would average before they are made."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    ddp = DistributedDataParallel._get_active_ddp_module()
+    if ddp is not None and ddp.require_backward_grad_sync:
+        refuse(
+            "DistributedDataParallel averages gradients in the backward pass, and those of a rule "
+            "over whole examples are made after it",
+            "run forward and backward pass inside model.no_sync(), and average each .grad "
+            "afterwards with torch.distributed.all_reduce; or use a rule over coordinates",
+        )
+
+
+def _only_along(owner: Owner, dim: int, shape: tuple[int, ...]) -> bool:
+    """Whether an owner varies along one dimension alone, or not at all."""
+    return not isinstance(owner, Lost) and set(dims_of_owner(owner, shape)) <= {dim}
+
+
+def _versions(args: Any, kwargs: Any) -> int:
+    return sum(x._version for x in tensors((args, kwargs)))

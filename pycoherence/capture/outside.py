@@ -1,0 +1,141 @@
+"""Tensors that come from outside of a block: its batch, and what the model holds."""
+
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pycoherence.capture.facts import (
+    EXAMPLES,
+    IS_CONSTANT,
+    Facts,
+    Ids,
+    Lost,
+    Owner,
+    Regular,
+    tensors,
+)
+from pycoherence.capture.torch_internals import has_captured, is_in_vmap
+
+_CALL = nn.Module._call_impl.__code__
+
+_constants: dict[int, "weakref.ref[Tensor]"] = {}
+"""What blocks have made without examples and left alive, such as a cached table of positions."""
+
+
+class Outside:
+    """Tells what a tensor is that no function of the block has made.
+
+    Args:
+        model: Its parameters, buffers and plain attributes are the same for all examples.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._held: set[int] | None = None
+
+    def facts(self, x: Tensor, count: int | None) -> Facts:
+        """What a tensor is."""
+        if isinstance(x, nn.Parameter) or self._is_held(x) or is_remembered(x):
+            return IS_CONSTANT
+        if x.layout != torch.strided or x.is_nested:
+            kind = "a nested tensor" if x.is_nested else f"a sparse tensor ({x.layout})"
+            return Facts(EXAMPLES, Lost(kind, mixed=False, count=count or 1))
+        if is_in_vmap(x):
+            return Facts(EXAMPLES, Lost("torch.vmap", mixed=False, count=count or 1))
+        if not x.dim():
+            return IS_CONSTANT
+        if x.grad_fn is not None:
+            # A function that torch does not show, such as a custom autograd.Function, made it.
+            if not has_captured(x):
+                return IS_CONSTANT  # of parameters: that it bypasses the capture will be refused
+            if count is not None and x.shape[0] != count:
+                return Facts(EXAMPLES, Lost("a function torch does not show", False, count))
+            return Facts(EXAMPLES, _first(x), soft=int(count is None))
+        return self.by_first_dimension(x, 1)
+
+    def by_first_dimension(self, x: Tensor, soft: int) -> Facts:
+        """The default: the first dimension is the batch, until the tensor meets what is certain."""
+        return Facts(EXAMPLES, _first(x), soft=soft)
+
+    def rerooted(self, x: Tensor, owner: Owner) -> Owner:
+        """Of data that was picked from a larger set before the model ran, each row is an example.
+
+        A batch that was only put in another order keeps whose rows they are, and so does what the
+        model itself picks.
+        """
+        if not x.dim():
+            return owner
+        if isinstance(owner, Regular) and x.shape[0]:
+            return owner
+        if self.arguments() is not None:
+            return owner
+        if isinstance(owner, (Lost, Regular)):
+            return _first(x)
+        varying = [d for d, n in enumerate(owner.ids.shape) if n > 1]
+        if len(varying) == 1:
+            ids = owner.ids.flatten()
+            if len(ids) == owner.count and len(ids.unique()) == owner.count:
+                return owner
+        return _first(x) if x.dim() else owner
+
+    def remember(self, constants: Iterable[Tensor]) -> None:
+        """Take what a block made without examples for constants in later ones too."""
+        for x in constants:
+            key = id(x)
+            if key not in _constants or _constants[key]() is not x:
+                _constants[key] = weakref.ref(x, lambda _, key=key: _constants.pop(key, None))
+
+    def arguments(self) -> list[Tensor] | None:
+        """The tensors that the model was called with, if it is running; seen on the stack."""
+        found: list[Tensor] | None = None
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _CALL and frame.f_locals.get("self") is self._model:
+                values = (frame.f_locals.get("args"), frame.f_locals.get("kwargs"))
+                found = tensors(values)
+            frame = frame.f_back
+        return found
+
+    def _is_held(self, x: Tensor) -> bool:
+        if self._held is None:
+            self._held = {id(y) for y in _held_by(self._model)}
+        return id(x) in self._held
+
+
+def is_remembered(x: Tensor) -> bool:
+    """Whether an earlier block has made a tensor without examples."""
+    found = _constants.get(id(x))
+    return found is not None and found() is x
+
+
+def _first(x: Tensor) -> Owner:
+    return Regular(max(1, prod(x.shape[1:])), x.shape[0])
+
+
+def _held_by(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        for x in module._parameters.values():
+            if x is not None:
+                yield x
+        for x in module._buffers.values():
+            if x is not None:
+                yield x
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor):
+                yield value
+            elif type(value) in (list, tuple, dict) and value:
+                yield from _tensors_in(value)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, Tensor):
+            yield item
+
+
+__all__ = ["Ids", "Outside"]

@@ -1,0 +1,98 @@
+"""What a capture is asked to measure."""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Shape = Callable[[int, tuple[int, ...]], tuple[int, ...]]
+"""Shape of an output, from the batch size and the parameter's shape."""
+
+OnUnsupported = Literal["auto", "raise", "skip", "vmap"]
+"""Example by example if it is small, refuse the parameter, leave it out, or example by example."""
+
+LossScale = float | torch.amp.GradScaler
+"""A number, or the scaler that multiplies the loss."""
+
+
+def per_example(batch: int, parameter: tuple[int, ...]) -> tuple[int, ...]:
+    """One number for each example."""
+    return (batch,)
+
+
+def per_pair(batch: int, parameter: tuple[int, ...]) -> tuple[int, ...]:
+    """One number for each pair of examples."""
+    return (batch, batch)
+
+
+def like_parameter(batch: int, parameter: tuple[int, ...]) -> tuple[int, ...]:
+    """One number for each of the parameter's."""
+    return parameter
+
+
+class Aggregate(NamedTuple):
+    """A rule over the values of each coordinate.
+
+    Attributes:
+        rule: As `Site.order` takes it; so are `k` and `drop`.
+        k: How much of the rule.
+        drop: Whether values that are not finite are left out.
+        count: Whether to keep how many coordinates of the result are not zero.
+    """
+
+    rule: str
+    k: float
+    drop: bool
+    count: bool
+
+
+class Request(NamedTuple):
+    """What to take of every site.
+
+    Attributes:
+        outputs: Fields of `pycoherence.ops.Reduced`, and their shapes.
+        directions: What the output `dots` is taken with, by parameter.
+        sum_norms: Whether to keep norms of the rows of the gradients' sum.
+        factors: Whether to keep the factors of the per-example gradients.
+        gradients: Whether the backward pass has to give the gradients of the parameters.
+        aggregate: What it gives in their place; `None` for the gradients themselves.
+        group_size: How many consecutive rows make one example.
+        on_unsupported: What becomes of a parameter that is used in a way that is not known.
+        loss_scale: What the loss is multiplied by.
+    """
+
+    outputs: Mapping[str, Shape]
+    directions: Mapping[str, Tensor] = MappingProxyType({})
+    sum_norms: bool = False
+    factors: bool = False
+    gradients: bool = True
+    aggregate: Aggregate | None = None
+    group_size: int = 1
+    on_unsupported: OnUnsupported = "auto"
+    loss_scale: LossScale = 1.0
+
+    @property
+    def want(self) -> tuple[str, ...]:
+        """The outputs that a site has to compute."""
+        total = self.sum_norms or (self.gradients and self.aggregate is None)
+        return tuple({*self.outputs, "weighted_sum"} if total else self.outputs)
+
+
+def check_loss_scale(value: Any) -> LossScale:
+    """The value, if losses can be multiplied by it.
+
+    Raises:
+        TypeError: It is neither a number nor a scaler.
+        ValueError: It is not positive and finite.
+    """
+    if isinstance(value, torch.amp.GradScaler):
+        return value
+    why = f"expected loss_scale to be a positive number or a torch.amp.GradScaler, got {value!r}"
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(why)
+    if not 0 < value < math.inf:
+        raise ValueError(why)
+    return float(value)

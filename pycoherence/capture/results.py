@@ -1,0 +1,129 @@
+"""What a backward pass leaves behind: plain tensors, without the pass, the model or its graph."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pycoherence.sites import Site
+
+
+class ParameterInfo(NamedTuple):
+    """What is to be known of a parameter when it is gone."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A site without its graph, and what its tensors were when it was kept.
+
+    Attributes:
+        site: The factors.
+        versions: How often each tensor had been changed in place.
+    """
+
+    site: Site
+    versions: dict[str, int]
+
+    @classmethod
+    def of(cls, site: Site) -> "Factors":
+        """Keep the factors of a site."""
+        detached = {name: x.detach() for name, x in site.tensors().items()}
+        versions = {name: x._version for name, x in detached.items()}
+        return cls(site.with_tensors(detached), versions)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the site, by name."""
+        return self.site.tensors()
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(iter(self.site.tensors().values())).device
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Site:
+        """The site of other factors, each made of one of these."""
+        return self.site.with_tensors({n: change(x) for n, x in self.site.tensors().items()})
+
+    def weighted_sum(self, coef: Tensor) -> Tensor:
+        """`sum_b coef_b G_b`."""
+        total = self.site.reduce(("weighted_sum",), coef=coef).weighted_sum
+        assert total is not None
+        return total
+
+    @property
+    def changed(self) -> bool:
+        """Whether a tensor has been changed in place, here or through the model."""
+        return any(x._version != self.versions[n] for n, x in self.site.tensors().items())
+
+
+@dataclass
+class Results:
+    """By parameter, what the backward passes of one block have measured.
+
+    Attributes:
+        parameters: All that are tracked.
+        batch_size: `B`; `None` until a parameter has met examples.
+        outputs: Fields of `pycoherence.ops.Reduced`, of the loss as it is.
+        sum_norms: Norms of the rows of the gradients' sum.
+        factors: What the per-example gradients are made of.
+        aggregated: Of the gradients that a rule over coordinates gave, how many numbers are not
+            zero, if that was asked for.
+        skipped: Parameters that are not measured.
+        fallbacks: Why parameters had their gradients made example by example.
+        loss_scale: What the loss was multiplied by.
+        failed: Whether a backward pass has raised, and left some results without the others.
+        measured: Parameters that have met examples in a captured call.
+    """
+
+    parameters: dict[str, ParameterInfo]
+    batch_size: int | None = None
+    outputs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    sum_norms: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Factors] = field(default_factory=dict)
+    aggregated: dict[str, Tensor | None] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    loss_scale: float = 1.0
+    failed: bool = False
+    measured: set[str] = field(default_factory=set)
+
+    def forget(self, name: str) -> None:
+        """Take back what was measured of a parameter."""
+        for known in (self.outputs, self.sum_norms, self.factors, self.aggregated):
+            known.pop(name, None)
+
+
+def expect_unchanged(factors: Mapping[str, Factors], what: str) -> None:
+    """Raise if a tensor has been changed in place since it was kept.
+
+    Args:
+        factors: By parameter.
+        what: When to have come, for the message.
+
+    Raises:
+        RuntimeError: One has.
+    """
+    changed = sorted(name for name, kept in factors.items() if kept.changed)
+    if changed:
+        raise RuntimeError(
+            "an input or an output gradient has been changed in place since the backward pass, "
+            f"so that the gradients of {', '.join(changed)} are lost; {what}"
+        )
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Norms of the rows; of a single row its numbers.
+
+    They tell the norm of the whole, and unlike it, the order in which torch adds them up does not
+    depend on the number of threads.
+    """
+    if x.dim() < 2 or x.shape[0] == 1:
+        return x.flatten().clone()  # the gradient itself belongs to the user
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())))

@@ -1,0 +1,186 @@
+"""All private parts of torch that the capture relies on, each with its reason."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable, _make_grads
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
+
+
+def are_saved_otherwise() -> bool:
+    """Whether tensors for the backward pass are not kept as they are, but perhaps made again."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+    return hooks(False) is not None
+
+
+def saved_as_they_are() -> AbstractContextManager[Any]:
+    """A context in which tensors for the backward pass are kept."""
+    if not are_saved_otherwise():
+        return nullcontext()
+    # Kept with its graph, an output would hold itself.
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda x: x)
+
+
+@contextmanager
+def active(mode: TorchFunctionMode) -> Iterator[None]:
+    """Have a mode see torch functions again that it has stepped out of."""
+    TorchFunctionMode.__enter__(mode)
+    try:
+        yield
+    finally:
+        TorchFunctionMode.__exit__(mode, None, None, None)
+
+
+def leave_mode(mode: TorchFunctionMode) -> None:
+    """Take a mode off the stack, wherever in it that is."""
+    above = list[TorchFunctionMode]()
+    while torch._C._len_torch_function_stack():
+        top: TorchFunctionMode = torch._C._pop_torch_function_stack()  # pyright: ignore
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        torch._C._push_on_torch_function_stack(other)
+
+
+def run_engine(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchFunctionMode
+) -> Any:
+    """What a function that starts a backward pass does, with a mode active in the pass.
+
+    Activation checkpointing runs layers again in the backward pass, where the mode has to see them.
+    The functions that start a pass step out of it, since they ask modes themselves; so the engine
+    is called as they would.
+    """
+    bound = signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    outputs, given, keep_graph, create_graph, *_ = _named(bound.arguments)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    given = (given,) if given is None or isinstance(given, Tensor) else tuple(given)
+    grads = _make_grads(outputs, given * (len(outputs) // len(given)), is_grads_batched=False)
+    keep_graph = create_graph if keep_graph is None else keep_graph
+    run = Variable._execution_engine.run_backward
+    if func is not torch.autograd.grad:
+        with active(mode):
+            run(outputs, grads, keep_graph, create_graph, (), True, True)
+        return None
+    options = bound.arguments
+    if options["is_grads_batched"]:
+        raise RuntimeError("is_grads_batched=True and layers that are run again do not go together")
+    inputs, unused = options["inputs"], options["allow_unused"]
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    zeros = options["materialize_grads"]
+    unused = zeros if unused is None else unused
+    with active(mode):
+        found = run(outputs, grads, keep_graph, create_graph, inputs, unused, False)
+    if not zeros:
+        return found
+    pairs = zip(found, inputs, strict=True)
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in pairs)
+
+
+def _named(options: dict[str, Any]) -> tuple[Any, ...]:
+    names = (("self", "tensors", "outputs"), ("gradient", "grad_tensors", "grad_outputs"))
+    ahead = [options[name] for group in names for name in group if name in options]
+    return (*ahead, options["retain_graph"], options["create_graph"])
+
+
+def graph_below(roots: Iterable[Tensor]) -> Iterator[Any]:
+    """Every node that a backward pass from `roots` may run, once; not those that fill leaves."""
+    seen: set[Any] = set()
+    stack = [root.grad_fn for root in roots]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [below for below, _ in node.next_functions if type(below) is not _FillLeaf]
+
+
+def leaves_below(root: Tensor) -> Iterator[Tensor]:
+    """The leaves that a tensor was made of, each once, as its graph tells."""
+    seen: set[Any] = set()
+    stack = [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node) is _FillLeaf:
+            yield node.variable  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            stack += [below for below, _ in node.next_functions]
+
+
+def is_hooked(x: Tensor) -> bool:
+    """Whether a tensor is the input or output of a module, wrapped for its backward hooks."""
+    return type(x.grad_fn).__name__ == "BackwardHookFunctionBackward"
+
+
+def has_captured(root: Tensor) -> bool:
+    """Whether a captured call is below a tensor, in its graph."""
+    return any(hasattr(node, "call") for node in graph_below([root]))
+
+
+def _fill_leaf() -> type:
+    node = torch.empty(0, requires_grad=True).clone().grad_fn
+    assert node is not None
+    return type(node.next_functions[0][0])
+
+
+_FillLeaf = _fill_leaf()
+
+
+def is_reentrant_checkpoint(node: Any) -> bool:
+    """Whether the node runs a forward and a backward pass of its own."""
+    return isinstance(node, CheckpointFunction._backward_cls)
+
+
+def is_in_vmap(x: Tensor) -> bool:
+    """Whether a tensor stands for one of many, inside `torch.vmap`."""
+    return torch._C._functorch.is_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_custom(node: Any) -> bool:
+    """Whether the node runs code in Python."""
+    return isinstance(node, BackwardCFunction)
+
+
+@contextmanager
+def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]]:
+    """Count how often a gradient is added to each parameter while the block lasts."""
+    counts: Counter[str] = Counter()
+    names = {id(p): name for name, p in parameters.items()}
+
+    def count(p: Tensor) -> None:
+        counts[names[id(p)]] += 1
+
+    bare = [p for p in parameters.values() if p._post_accumulate_grad_hooks is None]
+    try:
+        for p in bare:
+            # As torch does when it registers a hook, in less time.
+            setattr(p, "_post_accumulate_grad_hooks", OrderedDict())  # noqa: B010
+        for p in parameters.values():
+            _hooks(p)[_COUNTER] = count
+        yield counts
+    finally:
+        for p in parameters.values():
+            _hooks(p).pop(_COUNTER, None)
+        for p in bare:
+            if not _hooks(p):
+                setattr(p, "_post_accumulate_grad_hooks", None)  # noqa: B010
+
+
+def _hooks(parameter: Tensor) -> dict[Any, Any]:
+    hooks = parameter._post_accumulate_grad_hooks
+    return {} if hooks is None else hooks
+
+
+_COUNTER = "pycoherence"
