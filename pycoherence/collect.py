@@ -68,7 +68,7 @@ class collect:
         UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
             a parameter used in a way that is not known or batch sizes that disagree or are not
             whole groups; from `backward()`, before it starts, if a gradient would reach a parameter
-            past the capture.
+            and bypass the capture.
 
     Cost: One forward and backward pass, in which each weight gradient is computed together with its
     statistics; memory as each statistic says, `O(B)` for each parameter with `SqNorms`.

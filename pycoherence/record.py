@@ -240,7 +240,11 @@ class Record:
     def _total(self, result: str) -> Tensor:
         statistic, batch = provider(self._statistics, result), self._batch()
         # One at a time, since a Gram matrix for each parameter may be much to hold.
-        parts = (statistic.read(result, raw, batch) for raw in self._raw().values())
+        found = list(self._raw().values())
+        whole = statistic.read_total(result, found, batch)
+        if whole is not None:
+            return whole
+        parts = (statistic.read(result, raw, batch) for raw in found)
         total = next(parts)
         for part in parts:
             total += part.to(total.device)

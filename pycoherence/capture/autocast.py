@@ -32,9 +32,14 @@ _AS_THEY_ARE = {
 _ALIASES = {"rmatmul": "matmul", "rpow": "pow"}
 
 
+def is_autocast_enabled() -> bool:
+    """Whether autocast is enabled for any kind of device."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def autocast_device(*values: Any) -> str | None:
     """The kind of device of a tensor for which autocast is enabled."""
-    if not torch._C._is_any_autocast_enabled():
+    if not is_autocast_enabled():
         return None
     for x in tensors(values):
         if torch.is_autocast_enabled(x.device.type):

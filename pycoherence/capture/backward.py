@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pycoherence.capture.errors import unsupported
 from pycoherence.capture.facts import tensors
+from pycoherence.capture.model import modules_of, trained_parameters
 from pycoherence.capture.request import Request
 from pycoherence.capture.results import Results
 from pycoherence.capture.torch_internals import (
@@ -327,7 +328,7 @@ class BackwardPasses:
             )
 
     def _expect_same_model(self) -> None:
-        now = {name: id(p) for name, p in self._model.named_parameters() if p.requires_grad}
+        now = {name: id(p) for name, p in trained_parameters(modules_of(self._model)).items()}
         then = {name: id(p) for name, p in self._parameters.items()}
         if now != then:
             changed = ", ".join(sorted({name for name, _ in now.items() ^ then.items()}))

@@ -24,8 +24,12 @@ class CallContext(Protocol):
     request: Request
     results: Results
     count: int | None
-    used: Sequence[str]
     inside: Tensor | None
+
+    @property
+    def used(self) -> Sequence[str]:
+        """The tracked parameters that the function being called meets."""
+        ...
 
     @property
     def function_name(self) -> str:

@@ -1,5 +1,6 @@
 """How errors speak of parameters and functions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType
 from typing import Any
@@ -17,6 +18,7 @@ def describe(name: str) -> str:
     return f"parameter {parameter!r} of " + (f"module {module!r}" if module else "the model itself")
 
 
+@functools.cache
 def function_name(function: Callable[..., Any]) -> str:
     """A torch function as users write it: `F.linear`, `torch.addmm`, `Tensor.mT`."""
     name = resolve_name(function)

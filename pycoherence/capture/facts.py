@@ -209,9 +209,9 @@ def join_along(ids: Tensor, dims: list[int]) -> Tensor:
 def recognise(ids: Tensor, shape: tuple[int, ...], count: int, function: str) -> Owner | None:
     """The simplest owner that says the same as ids; `None` if no example has a part.
 
-    Elements of no example, such as zeros that were not written over, take the owner that continues
-    the pattern of the others, if there is only one: index j of one dimension belongs to the same
-    example throughout. Otherwise they stay nobody's, and no gradient may arrive at them.
+    Elements of no example, such as zeros that were put behind the words of a sentence, take the
+    owner of what they stand beside, if all indices of one dimension have a single owner each.
+    Otherwise they stay nobody's, and no gradient may arrive at them.
     """
     if 0 in shape:
         return Regular(1, count)
@@ -224,7 +224,11 @@ def recognise(ids: Tensor, shape: tuple[int, ...], count: int, function: str) ->
     if count == 1:
         return Regular(1, 1)
     if bool(shared.any()):
-        return _continued(ids, shared, shape, count) or Ids(_squeezed(ids).to(device), count)
+        continued = _continued(ids.expand(shape), shape, count)
+        if isinstance(continued, Regular):
+            return continued
+        ids = ids if continued is None else ids_of(continued, shape, ids.device)
+        return Ids(_squeezed(ids).to(device), count)
     ids = _squeezed(ids)
     varying = [d for d in range(ids.dim()) if ids.shape[d] > 1]
     if len(varying) == 1:
@@ -248,18 +252,21 @@ def _squeezed(ids: Tensor) -> Tensor:
     return ids
 
 
-def _continued(ids: Tensor, shared: Tensor, shape: tuple[int, ...], count: int) -> Regular | None:
-    """The only pattern along one dimension that known ids follow."""
-    found: list[Regular] = []
+def _continued(ids: Tensor, shape: tuple[int, ...], count: int) -> Owner | None:
+    """The only owner along one dimension that known ids follow, with every example in it.
+
+    Nothing is concluded if an index of that dimension has no known element, since rows may lie in
+    any order, or if an example is missing, since any dimension then looks like the batch.
+    """
+    found: list[Owner] = []
     for d, n in enumerate(ids.shape):
-        if n % count or not count:
+        if n == 1:
             continue
-        for inner in _divisors(n // count):
-            size = [1] * ids.dim()
-            size[d] = n
-            pattern = (torch.arange(n) // inner % count).view(size)
-            if bool((shared | (ids == pattern)).all()):
-                found.append(regular_at(shape, d, inner, count))
+        each = join_along(ids, [e for e in range(ids.dim()) if e != d])
+        if bool(((each == SHARED) | (each == MIXED)).any()) or len(each.unique()) < count:
+            continue
+        inner = _period(each.flatten(), count)
+        found.append(Ids(each, count) if inner is None else regular_at(shape, d, inner, count))
     return found[0] if len(found) == 1 else None
 
 

@@ -272,7 +272,7 @@ def _places(
         return None
     found: list[int] = []
     for a, b in zip(one, whole, strict=True):
-        if a.dim() != b.dim():
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dim() != b.dim():
             return None
         differ = [d for d in range(a.dim()) if a.shape[d] != b.shape[d]]
         if count == 1 and a.dim():

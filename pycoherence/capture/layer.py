@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pycoherence.capture.autocast import without_autocast
+from pycoherence.capture.autocast import is_autocast_enabled, without_autocast
 from pycoherence.capture.rows import Rows
 from pycoherence.capture.uses import LayerCall
 from pycoherence.errors import UnsupportedError
@@ -81,23 +81,28 @@ class CapturedLayer(torch.autograd.Function):
 def _backward(ctx: Any, *grads: Any) -> Any:
     call: LayerCall = ctx.call
     call.sink.expect_running(call.number)
+    mark, *kept = ctx.saved_tensors
+    if mark is None or mark.shape != _mark().shape:
+        raise UnsupportedError(
+            "activation checkpointing has run a captured layer again where the capture cannot "
+            "see it. What to do: call loss.backward() inside the block of the forward pass, or "
+            "leave checkpointing out of it."
+        )
+    if not is_autocast_enabled() and not torch._C._len_torch_function_stack():
+        return _gradients(ctx, call, grads, kept)
     # Casts have been made in the forward pass, and what runs here is ours.
     with without_autocast(grads), torch._C.DisableTorchFunction():
-        with torch._C._EnableTorchFunction():
-            mark, *kept = ctx.saved_tensors
-        if mark is None or mark.shape != _mark().shape:
-            raise UnsupportedError(
-                "activation checkpointing has run a captured layer again where the capture cannot "
-                "see it. What to do: call loss.backward() inside the block of the forward pass, or "
-                "leave checkpointing out of it."
-            )
-        rule: Any = call.rule
-        g: Any = grads[0] if len(grads) == 1 else grads
-        needed = ctx.needs_input_grad[1 : 1 + call.inputs]
-        inputs = rule.input_grads(needed, g, *kept) if any(needed) else (None,) * call.inputs
-        if call.rows is not None:
-            call.rows.check(g)
-        return None, *inputs, *call.gradients(rule.factors(call.rows, g, *kept))
+        return _gradients(ctx, call, grads, kept)
+
+
+def _gradients(ctx: Any, call: LayerCall, grads: Any, kept: Any) -> Any:
+    rule = call.rule
+    g: Any = grads[0] if len(grads) == 1 else grads
+    needed = ctx.needs_input_grad[1 : 1 + call.inputs]
+    inputs = rule.input_grads(needed, g, *kept) if any(needed) else (None,) * call.inputs
+    if call.rows is not None:
+        call.rows.check(g)
+    return None, *inputs, *call.gradients(rule.factors(call.rows, g, *kept))
 
 
 _guarded = once_differentiable(_backward)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.capture.autocast import autocast_done
+from pycoherence.capture.autocast import autocast_done, is_autocast_enabled
 from pycoherence.capture.context import CallContext, decompositions, handlers
 from pycoherence.capture.errors import describe, function_name
 from pycoherence.capture.facts import (
@@ -50,8 +50,11 @@ def meet(
     """Call a function in which tracked parameters meet examples."""
     handler = handlers.get(func)
     if handler is not None:
-        with autocast_done(func, (args, kwargs), c.cast) as (new_args, new_kwargs):
-            result = handler(c, *new_args, **new_kwargs)
+        if is_autocast_enabled():
+            with autocast_done(func, (args, kwargs), c.cast) as (new_args, new_kwargs):
+                result = handler(c, *new_args, **new_kwargs)
+        else:
+            result = handler(c, *args, **kwargs)
         if result is not NotImplemented:
             if func not in decompositions and not _is_known(c, result):
                 c.note(func, args, kwargs, rule, seen, result, firm=True)
@@ -309,7 +312,7 @@ def _unsupported(
             return plain
     if lost is not None and isinstance(lost[1], Lost):
         c.refuse_lost(lost[1], lost[0])
-    if way != "raise":
+    if way != "raise" and not rule.writes:
         result = example_by_example(c, func, args, kwargs, seen, always=way == "vmap")
         if result is not NotImplemented:
             return result

@@ -40,12 +40,12 @@ from pycoherence.capture.facts import (
 )
 from pycoherence.capture.layer import CapturedLayer, LayerRule
 from pycoherence.capture.meeting import meet
-from pycoherence.capture.outside import Outside
+from pycoherence.capture.outside import NESTED, SPARSE, VMAP, Outside
 from pycoherence.capture.owners import owners_of, written_owner
 from pycoherence.capture.propagation import JOINED, joined
 from pycoherence.capture.request import Request
 from pycoherence.capture.results import ParameterInfo, Results
-from pycoherence.capture.rows import rows_of
+from pycoherence.capture.rows import First, rows_of
 from pycoherence.capture.rules import (
     ATTRIBUTE,
     ELEMENTWISE,
@@ -53,6 +53,7 @@ from pycoherence.capture.rules import (
     UNKNOWN,
     VIEW,
     Rule,
+    known_rules,
     rule_of,
 )
 from pycoherence.capture.spread import dims_of_owner
@@ -60,15 +61,11 @@ from pycoherence.capture.torch_internals import (
     active,
     are_saved_otherwise,
     is_hooked,
-    is_in_vmap,
     leaves_below,
     saved_as_they_are,
 )
 from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
 from pycoherence.errors import UnsupportedError
-
-_rules: dict[Any, Rule] = {}
-"""Of every function that was ever seen."""
 
 _RANDOM = frozenset(
     """
@@ -103,7 +100,6 @@ class Capture:
         passes: What runs and guards them.
         count: How many rows the batch has; `None` until it is known.
         function: The torch function that is being called, for messages.
-        used: The tracked parameters that it meets.
         inside: Its input, if several examples lie within what it takes for one row.
     """
 
@@ -120,7 +116,7 @@ class Capture:
         self.passes = BackwardPasses(model, parameters, request, self.results, around)
         self.count: int | None = None
         self.function: Callable[..., Any] | None = None
-        self.used: Sequence[str] = ()
+        self._seen: list[tuple[Tensor, Facts]] = []
         self.inside: Tensor | None = None
         self._source = ""
         self._names = {id(p): name for name, p in parameters.items()}
@@ -130,8 +126,13 @@ class Capture:
         self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
         self._calls = count()
         self._want = request.want
+        self._leaves = {
+            id(p): ParameterArgument(p.dtype, (ParameterUse(name, p),), None)
+            for name, p in parameters.items()
+        }
+        is_parameter = Facts(PARAMETERS)
         for p in parameters.values():
-            self._facts.put(p, Facts(PARAMETERS))
+            self._facts.put(p, is_parameter)
 
     def __enter__(self) -> "Capture":
         self._mode = Mode(self)
@@ -153,9 +154,9 @@ class Capture:
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function of the block."""
-        rule = _rules.get(func)
+        rule = known_rules.get(func)
         if rule is None:
-            rule = _rules[func] = rule_of(func)
+            rule = known_rules[func] = rule_of(func)
         if rule.kind == ATTRIBUTE:
             if func not in BACKWARD:
                 return func(*args, **kwargs)
@@ -178,19 +179,15 @@ class Capture:
     ) -> Any:
         """Call a function as the model does, and remember what its results are."""
         if rule is None:
-            rule = _rules.get(func) or rule_of(func)
+            rule = known_rules.get(func) or rule_of(func)
         kinds, seen = 0, list[tuple[Tensor, Facts]]()
-        values = args if rule.name not in _SHAPE_ONLY else args[:1]
+        values: Any = args if rule.name not in _SHAPE_ONLY else args[:1]
+        if kwargs:
+            values = (*values, *kwargs.values())
+        facts_of = self.facts
         for value in values:
             if isinstance(value, Tensor):
-                facts = self.facts(value)
-                kinds |= facts.kind
-                seen.append((value, facts))
-            elif isinstance(value, (list, tuple, dict)):
-                kinds |= self._look_into(value, seen)
-        for value in kwargs.values() if kwargs else ():
-            if isinstance(value, Tensor):
-                facts = self.facts(value)
+                facts = facts_of(value)
                 kinds |= facts.kind
                 seen.append((value, facts))
             elif isinstance(value, (list, tuple, dict)):
@@ -229,7 +226,8 @@ class Capture:
                     return found
             return self._propagate(func, args, kwargs, rule, seen)
         result = func(*args, **kwargs)
-        self._note_new(rule, result, soft=not kinds and rule.name in _RANDOM)
+        if isinstance(result, (Tensor, list, tuple)):
+            self._note_new(rule, result, soft=not kinds and rule.name in _RANDOM)
         return result
 
     def _look_into(self, value: Any, seen: list[tuple[Tensor, Facts]]) -> int:
@@ -241,12 +239,20 @@ class Capture:
         return kinds
 
     def _begin(self, func: Callable[..., Any], seen: list[tuple[Tensor, Facts]]) -> None:
-        self.function, self.inside = func, None
-        used = [n for x, f in seen if f.kind == PARAMETERS for n in self.names_of(x)]
-        self.used = list(dict.fromkeys(used))
+        self.function, self.inside, self._seen = func, None, seen
+
+    @property
+    def used(self) -> list[str]:
+        """The tracked parameters that the function being called meets."""
+        names = [n for x, f in self._seen if f.kind == PARAMETERS for n in self.names_of(x)]
+        return list(dict.fromkeys(names))
 
     def _note_new(self, rule: Rule, result: Any, *, soft: bool) -> None:
-        if self.count is None and rule.name in ("ones", "full") and not self.passes.is_single:
+        if (
+            self.count is None
+            and rule.name in ("zeros", "ones", "full")
+            and not self.passes.is_single
+        ):
             soft = any(x.dim() > 1 for x in tensors(result))
         for x in tensors(result):
             known = self._facts.get(x)
@@ -273,7 +279,8 @@ class Capture:
                 return IS_CONSTANT
             if found.owner.count != self.count:
                 return IS_CONSTANT if found.owner.count <= 1 else IS_FOREIGN
-            if x.dim() > 1 and x.shape[0] == x.shape[1] and not x.is_floating_point():
+            square = x.dim() > 1 and x.shape[0] == x.shape[1]
+            if square and not x.is_floating_point() and not x.is_complex():
                 # Ids [B, T] or places [T, T]: what they meet will tell.
                 return IS_CONSTANT
         return found
@@ -331,6 +338,7 @@ class Capture:
             self.results.skipped.append(name)
             self._facts.put(self.parameters[name], IS_CONSTANT)
             self._names.pop(id(self.parameters[name]), None)
+            self._leaves.pop(id(self.parameters[name]), None)
             self.passes.skip(name)
 
     def _look_for_batch(self, seen: list[tuple[Tensor, Facts]]) -> bool:
@@ -521,8 +529,10 @@ class Capture:
             and (result.shape == x.shape or (rule.kind == VIEW and result.numel() == x.numel()))
         ):
             for y, other in owned[1:]:
-                if y.shape != x.shape or other.owner != facts.owner or other.soft:
+                if y.shape != x.shape or other.owner != facts.owner:
                     break
+                if other.soft < facts.soft:
+                    facts = other  # the more certain
             else:
                 if type(facts.owner) is not Ids or result.shape == x.shape:
                     if not rule.writes or self._facts.get(result) is not facts:
@@ -619,10 +629,10 @@ class Capture:
     @contextmanager
     def tracked(self) -> Iterator[None]:
         """See torch functions that the code of a rule calls, as if the model did."""
-        before = self.function, self.used
+        before = self.function, self._seen
         with active(self._mode):
             yield
-        self.function, self.used = before
+        self.function, self._seen = before
 
     def settle(self, owner: Owner, x: Tensor) -> None:
         """Learn how many examples there are, or compare.
@@ -670,14 +680,17 @@ class Capture:
         self.settle(facts.owner, x)
         if facts.soft == 2:
             self._facts.put(x, Facts(EXAMPLES, facts.owner, soft=1))  # it told the batch
-        group = self.request.group_size
-        rows = rows_of(
-            tuple(x.shape), facts.owner, rule.features, group, x.device, self.function_name
-        )
+        group, owner = self.request.group_size, facts.owner
+        name = self.function_name if type(owner) is Ids else ""
+        rows = rows_of(tuple(x.shape), owner, rule.features, group, x.device, name)
         if rows is None:
             self.inside = x
             return NotImplemented
-        return self.apply(rule, rows, several, parameters)
+        found = self.apply(rule, rows, several, parameters)
+        if type(rows) is First and type(found) is Tensor:
+            # All rows stay where they are, and the first dimension is the batch.
+            self._facts.put(found, Facts(EXAMPLES, regular_at(found.shape, 0, 1, owner.count)))
+        return found
 
     def apply(
         self, rule: Any, rows: Any, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None]
@@ -718,31 +731,23 @@ class Capture:
         for name in call.names:
             if name not in self.results.measured:
                 self.results.measured.add(name)
-                self.results.parameters[name] = info_of(self.parameters[name])
+                if not self.results.parameters[name].shape:  # of a lazy parameter perhaps
+                    self.results.parameters[name] = info_of(self.parameters[name])
         return found
 
     def expect_plain(self, inputs: Sequence[Tensor]) -> None:
-        """Refuse tensors that no kernel takes, and what autocast would make of arguments."""
+        """Refuse what is not known of autocast, or of other processes."""
         for x in inputs:
-            if x.layout != torch.strided:
-                self.refuse(
-                    f"its input is sparse ({x.layout})", "give it a dense tensor: x.to_dense()"
-                )
-            if is_in_vmap(x):
-                self.refuse(
-                    "it is called inside torch.vmap, where the examples cannot be told apart",
-                    "call the model on the batch, without torch.vmap",
-                )
             expect_no_autocast(x, self.refuse)
         if not self.request.gradients:
             expect_no_sync(self.refuse)
 
     def _argument(self, p: Tensor) -> ParameterArgument | None:
+        found = self._leaves.get(id(p))
+        if found is not None:
+            return found
         if not p.requires_grad and self._facts.get(p) is None:
             return None
-        name = self._names.get(id(p))
-        if name is not None:
-            return ParameterArgument(p.dtype, (ParameterUse(name, p),), None)
         facts = self.facts(p)
         if facts.kind != PARAMETERS or facts.derived is None:
             return ParameterArgument(p.dtype, (), None) if p.requires_grad else None
@@ -791,6 +796,21 @@ class Capture:
 
     def refuse_lost(self, owner: Lost, x: Tensor) -> NoReturn:
         """Refuse a tensor of which it is not known whose elements it holds."""
+        if owner.function in (NESTED, SPARSE):
+            dense = (
+                "torch.nested.to_padded_tensor(x, 0)"
+                if owner.function == NESTED
+                else "x.to_dense()"
+            )
+            self.refuse(
+                f"its input is {owner.function}, in which examples cannot be followed",
+                f"give it a dense tensor: {dense}",
+            )
+        if owner.function == VMAP:
+            self.refuse(
+                "it is called inside torch.vmap, where the examples cannot be told apart",
+                "call the model on the batch, without torch.vmap",
+            )
         if owner.mixed:
             self.refuse(
                 f"several examples have a part in each element of its input {tuple(x.shape)}, "

@@ -19,7 +19,11 @@ from pycoherence.capture.facts import (
     Regular,
     tensors,
 )
+from pycoherence.capture.model import modules_of
 from pycoherence.capture.torch_internals import has_captured, is_in_vmap
+
+NESTED, SPARSE, VMAP = "a nested tensor", "a sparse tensor", "torch.vmap"
+"""What loses the examples of a tensor from outside."""
 
 _CALL = nn.Module._call_impl.__code__
 
@@ -42,11 +46,11 @@ class Outside:
         """What a tensor is."""
         if isinstance(x, nn.Parameter) or self._is_held(x) or is_remembered(x):
             return IS_CONSTANT
-        if x.layout != torch.strided or x.is_nested:
-            kind = "a nested tensor" if x.is_nested else f"a sparse tensor ({x.layout})"
+        if x.is_nested or x.layout != torch.strided:
+            kind = NESTED if x.is_nested else SPARSE
             return Facts(EXAMPLES, Lost(kind, mixed=False, count=count or 1))
         if is_in_vmap(x):
-            return Facts(EXAMPLES, Lost("torch.vmap", mixed=False, count=count or 1))
+            return Facts(EXAMPLES, Lost(VMAP, mixed=False, count=count or 1))
         if not x.dim():
             return IS_CONSTANT
         if x.grad_fn is not None:
@@ -118,7 +122,7 @@ def _first(x: Tensor) -> Owner:
 
 
 def _held_by(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
+    for _, module in modules_of(model):
         for x in module._parameters.values():
             if x is not None:
                 yield x

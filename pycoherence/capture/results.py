@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,16 @@ class Factors:
         detached = {name: x.detach() for name, x in site.tensors().items()}
         versions = {name: x._version for name, x in detached.items()}
         return cls(site.with_tensors(detached), versions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"site": self.site, "changed": self.changed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Tensors that were copied, or written to a file, begin with versions of their own.
+        versions = {name: x._version for name, x in state["site"].tensors().items()}
+        if state["changed"]:
+            versions = {name: n - 1 for name, n in versions.items()}
+        self.__dict__.update(site=state["site"], versions=versions)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

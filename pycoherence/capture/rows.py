@@ -3,13 +3,14 @@
 A row is what a layer treats on its own: a position of a linear layer, an image of a convolution.
 """
 
+import functools
 from math import prod
 from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
-from pycoherence.capture.facts import MIXED, Ids, Lost, Owner, ids_of
+from pycoherence.capture.facts import MIXED, Ids, Owner, Regular, ids_of
 from pycoherence.errors import UnsupportedError
 
 
@@ -130,9 +131,8 @@ def rows_of(
         function: For messages.
     """
     n = len(shape) - features
-    rest, rows = prod(shape[n:]), prod(shape[:n])
-    if isinstance(owner, Lost):
-        return None
+    if isinstance(owner, Regular):
+        return _regular_rows(shape, owner, features, group)
     if isinstance(owner, Ids):
         ids = owner.ids
         if any(ids.shape[d] != 1 for d in range(n, len(shape))):
@@ -141,6 +141,14 @@ def rows_of(
         if group > 1:
             flat = torch.where((flat >= 0) & (flat < MIXED), flat // group, flat)
         return Gathered(n, flat, owner.count // group, function)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _regular_rows(shape: tuple[int, ...], owner: Regular, features: int, group: int) -> Rows | None:
+    """The arrangement of rows that lie regularly; it holds no tensor."""
+    n = len(shape) - features
+    rest, rows = prod(shape[n:]), prod(shape[:n])
     stride, count = owner
     if n > 0 and shape[0] == count and (0 in shape or stride * count == rows * rest):
         return First(n, group)

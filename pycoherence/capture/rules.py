@@ -799,6 +799,9 @@ def rule_of(function: Callable[..., Any]) -> Rule:
 
 _registered: dict[Callable[..., Any], Dimensions] = {}
 
+known_rules: dict[Callable[..., Any], Rule] = {}
+"""Of every function that was ever seen."""
+
 
 def register_rule(function: Callable[..., Any]) -> Callable[[Dimensions], Dimensions]:
     """Say what a function does to the dimensions of its arguments.
@@ -831,6 +834,7 @@ def register_rule(function: Callable[..., Any]) -> Callable[[Dimensions], Dimens
 
     def decorate(rule: Dimensions) -> Dimensions:
         _registered[function] = rule
+        known_rules.pop(function, None)
         return rule
 
     return decorate

@@ -389,7 +389,7 @@ def _computed_again(
         if kind == PARAMETERS:
             new[id(x)] = promote(c, x, own)
         elif kind == CONSTANT:
-            new[id(x)] = alias = x.detach()
+            new[id(x)] = alias = x.view_as(x)  # with its gradient, if it is an input that has one
             c.mark(alias, own)
         else:
             return None

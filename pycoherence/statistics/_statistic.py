@@ -50,6 +50,16 @@ class Statistic(ABC):
         """
         return {}
 
+    def read_total(self, result: str, raws: Sequence[Raw], batch: Batch) -> Tensor | None:
+        """One of `results` over all parameters, if it is made in less time than by adding up.
+
+        Args:
+            result: The name.
+            raws: The outputs of each parameter.
+            batch: What they have to be scaled by.
+        """
+        return None
+
     @abstractmethod
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
         """One of `results`, a new tensor, from the outputs of one parameter."""

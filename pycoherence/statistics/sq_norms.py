@@ -1,6 +1,6 @@
 """Squared norms of per-example gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +38,14 @@ class SqNorms(Statistic):
         """As `Statistic.read`."""
         norms = raw["sq_norms"] if "sq_norms" in raw else raw["gram"].diagonal()
         return norms * batch.share**2
+
+    def read_total(self, result: str, raws: Sequence[Raw], batch: Batch) -> Tensor | None:
+        """As `Statistic.read_total`: one sum for all, where they lie on one device."""
+        norms = [raw["sq_norms"] for raw in raws if "sq_norms" in raw]
+        kinds = {(x.device, x.dtype) for x in norms}
+        if len(norms) < len(raws) or len(kinds) != 1:
+            return None
+        return torch.stack(norms).sum(0) * batch.share**2
 
 
 def can_tell_sum(raw: Raw) -> bool:

@@ -73,7 +73,6 @@ def test_records_can_be_copied(made: Callable[[Any], Any], keep: bool) -> None:
         _ = other.sign_sum
 
 
-@pytest.mark.xfail(strict=True, reason="a copy counts its changes anew", raises=RuntimeError)
 @pytest.mark.parametrize("name", ["pickle", "torch", "deepcopy"])
 def test_copies_have_factors_of_their_own(name: str) -> None:
     record, coef = measured(net(), torch.randn(5, 3, dtype=D), keep_factors=True), torch.ones(5)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.spread import dims_of_owner
 from pycoherence.sites import AffineSite, LinearSite, Site
 
 
@@ -47,6 +48,11 @@ def linear(c: CallContext, input: Tensor, weight: Tensor, bias: Tensor | None = 
     if input.dim() < 2:
         if input.shape != weight.shape[1:] or not c.is_example(input):
             return NotImplemented
+        if len(dims_of_owner(c.facts(input).owner, tuple(input.shape))):
+            c.refuse(
+                f"its input {tuple(input.shape)} has no batch dimension",
+                "give it an input [B, ...] of two or more dimensions",
+            )
         with c.tracked():
             return F.linear(input.unsqueeze(0), weight, bias).squeeze(0)
     return c.layer(_LINEAR, input, weight, bias)
