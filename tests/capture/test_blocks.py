@@ -239,6 +239,26 @@ def test_nested_inputs(verb: Callable[[nn.Module], Any], layout: torch.layout) -
     assert_measures(net)
 
 
+@pytest.mark.xfail(strict=True, reason="only what comes from outside is looked at")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
+        lambda x: torch.nested.nested_tensor([x[:1], x[1:]], layout=torch.jagged),
+    ],
+    ids=["coo", "csr", "jagged"],
+)
+def test_such_inputs_that_the_block_has_made(made: Callable[[Tensor], Tensor]) -> None:
+    net = model()
+    refused = pytest.raises(pc.UnsupportedError, match=r"(sparse|nested|jagged).*What to do:")
+    with refused, pc.collect(net, pc.SqNorms()):
+        net(made(X))
+    assert_measures(net)
+
+
 @verbs
 def test_vmap_over_the_batch(verb: Callable[[nn.Module], Any]) -> None:
     net, x = model(), torch.stack([X, X + 1, X - 1])
