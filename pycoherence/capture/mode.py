@@ -250,7 +250,7 @@ class Capture:
     def _note_new(self, rule: Rule, result: Any, *, soft: bool) -> None:
         if (
             self.count is None
-            and rule.name in ("zeros", "ones", "full")
+            and rule.name in ("ones", "full")
             and not self.passes.is_single
         ):
             soft = any(x.dim() > 1 for x in tensors(result))
