@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pycoherence.capture.facts import tensors, version_of
+
 
 class Recipe(NamedTuple):
     """The function that made a tensor, and its arguments, if calling it again gives the same.
@@ -14,6 +16,7 @@ class Recipe(NamedTuple):
         args: Its positional arguments.
         kwargs: Its arguments by name.
         versions: How often these had been written into, all together.
+        version: How often its result had.
         at: Which of its results it is.
     """
 
@@ -22,6 +25,13 @@ class Recipe(NamedTuple):
     kwargs: Mapping[str, Any]
     versions: int
     at: int
+    version: int
+
+    def holds(self, source: Tensor) -> bool:
+        """Whether nothing has been written into its arguments or its result since."""
+        if version_of(source) != self.version:
+            return False
+        return self.versions == sum(version_of(x) for x in tensors((self.args, self.kwargs)))
 
 
 class Derived:
@@ -45,12 +55,12 @@ class Derived:
         self.recipe = recipe
         self.promoted: list[tuple[Any, Tensor]] = []
         self._stand_in = stand_in
-        self._version = source._version
+        self._version = version_of(source)
 
     @property
     def stand_in(self) -> Tensor:
         """The tensor without its graph, which takes its place in captured calls."""
-        if self._stand_in is None or self._version != self.source._version:
-            self._version = self.source._version
+        if self._stand_in is None or self._version != version_of(self.source):
+            self._version = version_of(self.source)
             self._stand_in = self.source.detach()
         return self._stand_in

@@ -257,19 +257,36 @@ def _places(
 ) -> list[int] | None:
     """Which dimension of each result is the batch: the one that is 1 for the first example alone.
 
-    The results of the first example have to be those of the batch, too.
+    The results of each example have to be those of the batch, too.
     """
     if not count:
         return [0 for _ in _run_plain(run, parameters, others)]
-    alone = [
-        x if d is None else x.narrow(d, 0, x.shape[d] // count)
-        for x, d in zip(others, dims, strict=True)
-    ]
     try:
-        one = _run_plain(run, parameters, alone)
         whole = _run_plain(run, parameters, others)
+        found = _compared(run, parameters, others, dims, count, 0, whole)
+        for b in range(1, count):
+            if found is None or _compared(run, parameters, others, dims, count, b, whole) != found:
+                return None
     except (RuntimeError, ValueError, IndexError):
         return None
+    return found
+
+
+def _compared(
+    run: Function,
+    parameters: Sequence[Tensor],
+    others: Sequence[Tensor],
+    dims: Sequence[int | None],
+    count: int,
+    example: int,
+    whole: Sequence[Any],
+) -> list[int] | None:
+    """Which dimensions of the results are the batch, by what one example alone gives."""
+    alone = [
+        x if d is None else x.narrow(d, example * (x.shape[d] // count), x.shape[d] // count)
+        for x, d in zip(others, dims, strict=True)
+    ]
+    one = _run_plain(run, parameters, alone)
     found: list[int] = []
     for a, b in zip(one, whole, strict=True):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dim() != b.dim():
@@ -284,7 +301,7 @@ def _places(
             return None
         same = torch.allclose(
             a.to(torch.complex128),
-            b.narrow(at, 0, a.shape[at]).to(torch.complex128),
+            b.narrow(at, example * a.shape[at], a.shape[at]).to(torch.complex128),
             1e-3,
             1e-5,
             equal_nan=True,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pycoherence.capture.blocks import current
 from pycoherence.capture.facts import Ids, Regular, recognise, regular_at
@@ -53,8 +53,17 @@ def mark_examples(x: Tensor, *, dim: int | None = 0, owner: Tensor | None = None
 
 def _mark(capture: Any, x: Tensor, dim: int | None, owner: Tensor | None) -> Tensor:
     shape = tuple(x.shape)
+    if isinstance(x, nn.Parameter):
+        raise ValueError("expected a tensor of examples, got a parameter, which all examples share")
     if owner is not None:
-        if owner.shape != shape[:1] or owner.is_floating_point() or owner.dtype == torch.bool:
+        if not isinstance(owner, Tensor):
+            raise TypeError(f"expected owner to be a tensor, got {type(owner).__name__}")
+        if (
+            owner.is_complex()
+            or owner.shape != shape[:1]
+            or owner.is_floating_point()
+            or owner.dtype == torch.bool
+        ):
             raise ValueError(
                 f"expected owner to be one whole number for each of {shape[0] if shape else 0} "
                 f"rows, got {owner.dtype} of shape {tuple(owner.shape)}"
@@ -74,6 +83,8 @@ def _mark(capture: Any, x: Tensor, dim: int | None, owner: Tensor | None) -> Ten
         capture.mark_shared(x)
         return x
     else:
+        if not isinstance(dim, int):
+            raise TypeError(f"expected dim to be a whole number or None, got {dim!r}")
         if not -x.dim() <= dim < x.dim():
             raise ValueError(f"expected a dimension of a tensor of shape {shape}, got dim={dim}")
         mine = regular_at(shape, dim % x.dim(), 1, shape[dim])

@@ -27,16 +27,10 @@ from pycoherence.capture.facts import (
 from pycoherence.capture.fallback import example_by_example
 from pycoherence.capture.owners import owners_of, written_owner
 from pycoherence.capture.propagation import ids_like
-from pycoherence.capture.rules import ELEMENTWISE, MOVEMENT, Rule, given, rule_of
+from pycoherence.capture.rules import ADDING, ELEMENTWISE, JOINING, MOVEMENT, Rule, given, rule_of
 from pycoherence.capture.spread import promote, replaced, spread
 
 Seen = list[tuple[Tensor, Facts]]
-
-_JOINING = frozenset(
-    """
-    cat concat concatenate stack hstack vstack dstack column_stack
-    """.split()
-)
 
 
 def meet(
@@ -64,7 +58,7 @@ def meet(
     if lost is None:
         if rule.name == "broadcast_tensors":
             return _broadcast_tensors(c, args)
-        if rule.kind == ELEMENTWISE:
+        if rule.kind == ELEMENTWISE and rule.name != "index_fill":
             return _elementwise(c, func, args, kwargs, rule, seen)
         if rule.kind == MOVEMENT:
             result = _movement(c, func, args, kwargs, rule, seen)
@@ -137,7 +131,7 @@ def _broadcast_tensors(c: CallContext, args: tuple[Any, ...]) -> Any:
 
 def _movement(c: CallContext, func: Any, args: Any, kwargs: Any, rule: Rule, seen: Seen) -> Any:
     x, owner = _first_owned(seen)
-    if rule.name in _JOINING:
+    if rule.name in JOINING:
         return _join(c, func, args, kwargs, rule, seen)
     if rule.name in ("setitem", "index_put"):
         into, index = args[0], args[1]
@@ -165,7 +159,7 @@ def _join(c: CallContext, func: Any, args: Any, kwargs: Any, rule: Rule, seen: S
     """Put parameters beside examples: each takes the owner that continues theirs."""
     x, owner = _first_owned(seen)
     each = args[0] if args else kwargs["tensors"]
-    dim = given(args, kwargs, 1, "dim", 0)
+    dim = given(args, kwargs, 1, "dim", kwargs.get("axis", 0))
     if rule.name == "hstack":
         dim = 0 if x.dim() == 1 else 1
     elif rule.name == "dstack":
@@ -243,7 +237,7 @@ def _batched(c: CallContext, func: Any, args: Any, kwargs: Any, seen: Seen) -> A
         rule.name
         not in """
     matmul mm bmm scaled_dot_product_attention cosine_similarity pairwise_distance cdist baddbmm
-    vecdot linalg_vecdot cross linalg_cross grid_sample layer_norm rms_norm mse_loss l1_loss
+    vecdot linalg_vecdot cross linalg_cross grid_sample  mse_loss l1_loss
     smooth_l1_loss huber_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits
     """.split()
     ):
@@ -280,7 +274,7 @@ def _batched(c: CallContext, func: Any, args: Any, kwargs: Any, seen: Seen) -> A
         mine = regular_at(tuple(size), len(size) - behind, inner, owner.count)
         new[id(p)] = spread(c, p, tuple(size), mine)
     result = c.dispatch(func, replaced(args, new), replaced(kwargs, new))
-    for y in tensors(result):
+    for y in () if "loss" in rule.name or "cross_entropy" in rule.name else tensors(result):
         mixed = c.facts(y).owner
         if isinstance(mixed, Lost):
             c.refuse_lost(mixed, y)
@@ -312,7 +306,7 @@ def _unsupported(
             return plain
     if lost is not None and isinstance(lost[1], Lost):
         c.refuse_lost(lost[1], lost[0])
-    if way != "raise" and not rule.writes:
+    if way != "raise" and not rule.writes and rule.kind not in (MOVEMENT, ADDING):
         result = example_by_example(c, func, args, kwargs, seen, always=way == "vmap")
         if result is not NotImplemented:
             return result

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import UninitializedParameter
 
-from pycoherence.capture.autocast import expect_no_autocast
+from pycoherence.capture.autocast import expect_no_autocast, is_autocast_enabled
 from pycoherence.capture.backward import BACKWARD, BackwardPasses
 from pycoherence.capture.blocks import Block, Mode
 from pycoherence.capture.context import decompositions, guards, handlers
@@ -28,6 +28,7 @@ from pycoherence.capture.facts import (
     IS_FOREIGN,
     IS_MADE,
     PARAMETERS,
+    SHARED,
     Facts,
     FactTable,
     Ids,
@@ -37,12 +38,13 @@ from pycoherence.capture.facts import (
     along,
     regular_at,
     tensors,
+    version_of,
 )
 from pycoherence.capture.layer import CapturedLayer, LayerRule
 from pycoherence.capture.meeting import meet
-from pycoherence.capture.outside import NESTED, SPARSE, VMAP, Outside
+from pycoherence.capture.outside import NESTED, SPARSE, VMAP, Outside, kind_of
 from pycoherence.capture.owners import owners_of, written_owner
-from pycoherence.capture.propagation import JOINED, joined
+from pycoherence.capture.propagation import JOINED, dims_of_owner, joined
 from pycoherence.capture.request import Request
 from pycoherence.capture.results import ParameterInfo, Results
 from pycoherence.capture.rows import First, rows_of
@@ -50,17 +52,19 @@ from pycoherence.capture.rules import (
     ATTRIBUTE,
     ELEMENTWISE,
     FACTORY,
+    JOINING,
     UNKNOWN,
     VIEW,
     Rule,
+    given,
     known_rules,
     rule_of,
 )
-from pycoherence.capture.spread import dims_of_owner
 from pycoherence.capture.torch_internals import (
     active,
     are_saved_otherwise,
     is_hooked,
+    is_in_custom_function,
     leaves_below,
     saved_as_they_are,
 )
@@ -75,8 +79,9 @@ _RANDOM = frozenset(
 _DATA = frozenset(["tensor", "as_tensor", "new_tensor"])
 _DRAWS = frozenset(
     """
-    dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d
-    bernoulli rand_like randn_like randint_like multinomial rrelu gumbel_softmax normal
+    native_dropout dropout alpha_dropout feature_dropout feature_alpha_dropout
+    dropout1d dropout2d dropout3d bernoulli
+    rand_like randn_like randint_like multinomial rrelu gumbel_softmax normal
     fractional_max_pool2d fractional_max_pool3d
     """.split()
 )
@@ -154,6 +159,8 @@ class Capture:
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function of the block."""
+        if isinstance(func, torch._ops.OpOverloadPacket) and len(func.overloads()) == 1:
+            func = getattr(func, func.overloads()[0])  # by which it is taught
         rule = known_rules.get(func)
         if rule is None:
             rule = known_rules[func] = rule_of(func)
@@ -248,17 +255,16 @@ class Capture:
         return list(dict.fromkeys(names))
 
     def _note_new(self, rule: Rule, result: Any, *, soft: bool) -> None:
-        if (
-            self.count is None
-            and rule.name in ("ones", "full")
-            and not self.passes.is_single
-        ):
+        if self.count is None and rule.name in ("ones", "full") and not self.passes.is_single:
             soft = any(x.dim() > 1 for x in tensors(result))
         for x in tensors(result):
             known = self._facts.get(x)
             if known is None or (known.kind != PARAMETERS and not rule.writes):
                 # Integers that are written down in the block are places, not words.
-                if soft and x.dim() and (x.is_floating_point() or rule.name not in _DATA):
+                if x.layout != torch.strided:
+                    lost = Lost(kind_of(x), mixed=False, count=self.count or 1)
+                    self._facts.put(x, Facts(EXAMPLES, lost))
+                elif soft and x.dim() and (x.is_floating_point() or rule.name not in _DATA):
                     self._facts.put(x, self._outside.by_first_dimension(x, 2))
                 else:
                     self._facts.put(x, IS_MADE)
@@ -272,7 +278,16 @@ class Capture:
             # Nothing that was seen has made it, or made it a part of the graph.
             found = self._behind_hook(x) if is_hooked(x) else self._outside.facts(x, self.count)
             self._facts.put(x, found)
-        elif self._rewritten and x._base is not None and id(x._base) in self._rewritten:
+        elif found.kind == PARAMETERS and x.requires_grad and not self._facts.had_graph(x):
+            # A custom function has made it, whose backward is its own.
+            found = Facts(PARAMETERS, derived=Derived(x, None))
+            self._facts.put(x, found)
+        elif (
+            self._rewritten
+            and x._base is not None
+            and id(x._base) in self._rewritten
+            and self._facts.is_stale(x)
+        ):
             found = self._of_base(x)
         if found.soft and self.count is not None:
             if found.soft == 2:
@@ -292,7 +307,7 @@ class Capture:
             if same and y.data_ptr() == x.data_ptr():
                 if facts.kind != PARAMETERS:
                     return facts
-                recipe = Recipe(Tensor.contiguous, (y,), {}, y._version, 0)
+                recipe = Recipe(Tensor.contiguous, (y,), {}, version_of(y), 0, version_of(x))
                 return Facts(PARAMETERS, derived=Derived(x, recipe))
         return self._outside.facts(x, self.count)
 
@@ -373,6 +388,9 @@ class Capture:
         facts = self._facts.get(base)
         if facts is None or facts.kind == CONSTANT:
             return IS_CONSTANT
+        if facts.kind == EXAMPLES and x.dtype != base.dtype:
+            lost = Lost("a view of another dtype", mixed=False, count=facts.owner.count)
+            return Facts(EXAMPLES, lost)
         if facts.kind == PARAMETERS:
             found = Facts(PARAMETERS, derived=Derived(x, None))
         else:
@@ -487,7 +505,9 @@ class Capture:
         seen: list[tuple[Tensor, Facts]],
     ) -> Any:
         before = args
-        if rule.writes and rule.kind not in (ELEMENTWISE, VIEW) and args[0].dim() > 1:
+        first = args[0] if args else None
+        shaped = isinstance(first, Tensor) and first.dim() > 1
+        if rule.writes and rule.kind not in (ELEMENTWISE, VIEW) and shaped:
             # What changes the shape in place is told by what it was.
             old = args[0].detach()
             self._facts.put(old, self.facts(args[0]))
@@ -537,22 +557,32 @@ class Capture:
                 if type(facts.owner) is not Ids or result.shape == x.shape:
                     if not rule.writes or self._facts.get(result) is not facts:
                         self._put_result(result, facts, rule)
+                    else:
+                        self._facts.put(result, facts)  # as it is now
                     return
         results = tensors(result)
         owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
         soft = 0 if firm or not all(f.soft for _, f in owned) else min(f.soft for _, f in owned)
         for y, owner in zip(results, owners, strict=True):
-            if owner is None or (
+            if owner is None and firm:
+                # Rows of padding alone, at which no gradient may arrive.
+                ids = torch.full([1] * y.dim(), SHARED, device=y.device)
+                self._put_result(y, Facts(EXAMPLES, Ids(ids, owned[0][1].owner.count)), rule)
+            elif y.layout != torch.strided:
+                lost = Lost(kind_of(y), mixed=False, count=owned[0][1].owner.count)
+                self._put_result(y, Facts(EXAMPLES, lost), rule)
+            elif owner is None or (
                 type(owner) is Lost
                 and not y.requires_grad
                 and not (y.is_floating_point() and soft and self.count is None)
+                and not is_in_custom_function()
             ):
                 # No gradient flows through it: it is the same for all who look at it.
                 if owner is None and rule.writes and y.requires_grad and not y._is_view():
                     y.detach_()  # nothing of an example went in, as of a mask that picked no row
                 self._put_result(y, IS_CONSTANT, rule)
             else:
-                if soft and self.count is None:
+                if soft and self.count is None and rule.name not in JOINING:
                     owner = self._outside.rerooted(y, owner)
                 self._put_result(y, Facts(EXAMPLES, owner, soft=soft), rule)
 
@@ -595,8 +625,8 @@ class Capture:
             if rule.name in ("dropout", "dropout1d", "dropout2d", "dropout3d") and not rule.writes:
                 func, args, kwargs = self._with_mask(func, args, kwargs)
             result = func(*args, **kwargs)
-        if not rule.writes and rule.name not in _DRAWS and rule.kind != UNKNOWN:
-            recipe_of = func, args, kwargs, _versions(args, kwargs)
+        if not rule.writes and not _draws(rule, args, kwargs) and rule.kind != UNKNOWN:
+            recipe_of = func, _frozen(args), _frozen(kwargs), _versions(args, kwargs)
         same = () if rule.writes else {id(x) for x, _ in seen}
         for i, x in enumerate(tensors(args[0] if rule.writes and args else result)):
             if id(x) in same:
@@ -610,7 +640,9 @@ class Capture:
                     "make a dense tensor of it, or freeze the parameter with requires_grad_(False)",
                 )
             elif id(x) not in self._names:
-                recipe = None if recipe_of is None else Recipe._make((*recipe_of, i))
+                recipe = None
+                if recipe_of is not None:
+                    recipe = Recipe._make((*recipe_of, i, version_of(x)))
                 self._put_result(x, Facts(PARAMETERS, derived=Derived(x, recipe)), rule)
         return result
 
@@ -861,5 +893,21 @@ def _only_along(owner: Owner, dim: int, shape: tuple[int, ...]) -> bool:
     return not isinstance(owner, Lost) and set(dims_of_owner(owner, shape)) <= {dim}
 
 
+def _draws(rule: Rule, args: Any, kwargs: Any) -> bool:
+    """Whether a function draws numbers, or would give others if it were called again."""
+    if rule.name == "scaled_dot_product_attention" and given(args, kwargs, 4, "dropout_p", 0.0):
+        return True
+    return rule.name in _DRAWS or is_autocast_enabled()
+
+
+def _frozen(value: Any) -> Any:
+    """Nested arguments that no one else can change, but for the tensors."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_frozen, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, dict):
+        return {name: _frozen(item) for name, item in value.items()}
+    return value
+
+
 def _versions(args: Any, kwargs: Any) -> int:
-    return sum(x._version for x in tensors((args, kwargs)))
+    return sum(version_of(x) for x in tensors((args, kwargs)))

@@ -47,8 +47,7 @@ class Outside:
         if isinstance(x, nn.Parameter) or self._is_held(x) or is_remembered(x):
             return IS_CONSTANT
         if x.is_nested or x.layout != torch.strided:
-            kind = NESTED if x.is_nested else SPARSE
-            return Facts(EXAMPLES, Lost(kind, mixed=False, count=count or 1))
+            return Facts(EXAMPLES, Lost(kind_of(x), mixed=False, count=count or 1))
         if is_in_vmap(x):
             return Facts(EXAMPLES, Lost(VMAP, mixed=False, count=count or 1))
         if not x.dim():
@@ -109,6 +108,11 @@ class Outside:
         if self._held is None:
             self._held = {id(y) for y in _held_by(self._model)}
         return id(x) in self._held
+
+
+def kind_of(x: Tensor) -> str:
+    """What loses the examples of a tensor that is not dense."""
+    return NESTED if x.is_nested else SPARSE
 
 
 def is_remembered(x: Tensor) -> bool:

@@ -21,11 +21,20 @@ from pycoherence.capture.facts import (
     recognise,
     tensors,
 )
-from pycoherence.capture.propagation import added, identity, ids_like, joined, moved
+from pycoherence.capture.propagation import (
+    JOINED,
+    added,
+    dims_of_owner,
+    identity,
+    ids_like,
+    joined,
+    moved,
+)
 from pycoherence.capture.rules import (
     ADDING,
     DIMENSIONS,
     ELEMENTWISE,
+    JOINING,
     MOVEMENT,
     UNKNOWN,
     VIEW,
@@ -53,11 +62,16 @@ def owners_of(
     """
     if len({f.owner.count for _, f in owned}) > 1:
         # One row is the same for all, and a batch is what has more dimensions.
-        most = max(x.dim() for x, f in owned if f.owner.count > 1 or not f.soft)
-        first = next(f.owner.count for x, f in owned if x.dim() == most and f.owner.count > 1)
+        voters = [x for x in owned if not x[1].soft] or [x for x in owned if x[1].owner.count > 1]
+        first = max(voters or owned, key=lambda x: x[0].dim())[1].owner.count
         owned = [(x, f) for x, f in owned if not f.soft or f.owner.count == first]
     firm = [(x, f) for x, f in owned if not f.soft]
     found = _owners(func, args, kwargs, rule, owned, results)
+    if rule.name in JOINING and firm and len(firm) < len(owned):
+        # What came from outside may have the batch where its first dimension is not.
+        varying = {dims_of(x, f.owner) for x, f in firm}
+        agreeing = [(x, f) for x, f in owned if not f.soft or dims_of(x, f.owner) in varying]
+        return _owners(func, args, kwargs, rule, agreeing, results)
     if rule.kind in (MOVEMENT, VIEW) or len(firm) == len(owned):
         return found
     if any(_is_mixed(o) for o in found):
@@ -68,6 +82,11 @@ def owners_of(
             leading = [(x, f) for x, f in owned if x.dim() == most][:1]
             return _owners(func, args, kwargs, rule, leading, results)
     return found
+
+
+def dims_of(x: Tensor, owner: Owner) -> tuple[int, ...]:
+    """The dimensions along which an owner varies, counted from the last one."""
+    return tuple(d - x.dim() for d in dims_of_owner(owner, tuple(x.shape)))
 
 
 def _is_mixed(owner: Owner | None) -> bool:
@@ -94,6 +113,8 @@ def _owners(
         lost = next((f.owner for _, f in owned if isinstance(f.owner, Lost)), None)
         return [lost or Regular(1, 1) for _ in results]
     by_id = {id(x): f.owner for x, f in owned}
+    if rule.kind == VIEW and len(results) > 1:
+        return [Lost(name, mixed=False, count=count) for _ in results]
     if rule.kind == VIEW:
         return [_viewed(owned[0], y, name) for y in results]
     if rule.kind == ELEMENTWISE:
@@ -151,9 +172,13 @@ def _by_dimensions(
     each = [(x, by_id[id(x)], p) for x, p in places if id(x) in by_id]
     if {id(x) for x, _, _ in each} != set(by_id) or not each:
         return Lost(name, mixed=False, count=count)
-    if any(to >= result.dim() for _, _, p in each for to in p):
+    if any(to >= result.dim() or to < JOINED for _, _, p in each for to in p):
         return Lost(name, mixed=False, count=count)
-    if rule.name.startswith("conv") and isinstance(given(args, kwargs, 6, "groups", 1), int):
+    if (
+        rule.name.startswith("conv")
+        and rule.name != "convolution"
+        and isinstance(given(args, kwargs, 6, "groups", 1), int)
+    ):
         found = _grouped_conv(args, kwargs, rule, by_id, result, name, count)
         if found is not None:
             return found
@@ -206,6 +231,8 @@ def _moved(
         # Numbers that are filled in agree with everything.
         owner = by_id.get(id(first))
         return [owner for _ in results]
+    if kwargs.get("reduce") is not None:
+        return [Lost(name, mixed=False, count=count) for _ in results]
     if rule.name == "setitem":
         if id(args[2]) not in by_id and id(args[0]) in by_id:
             return [by_id[id(args[0])]]

@@ -44,6 +44,18 @@ def identity(x: Tensor, result: Tensor) -> Places:
     return range(more, more + x.dim())
 
 
+def dims_of_owner(owner: Owner, shape: tuple[int, ...]) -> list[int]:
+    """The dimensions along which an owner varies."""
+    if isinstance(owner, Ids):
+        return [d for d, n in enumerate(owner.ids.shape) if n > 1]
+    if isinstance(owner, Lost) or owner.count == 1 or 0 in shape:
+        return []
+    place = along(shape, owner)
+    if place is not None:
+        return [place[0]]
+    return [d for d, n in enumerate(shape) if n > 1]
+
+
 def joined(
     owned: Sequence[tuple[Tensor, Owner, Places]], result: Tensor, function: str
 ) -> Owner | None:
@@ -181,13 +193,13 @@ def _static_key(
                 return True
             return False
         if isinstance(value, (tuple, list)):
-            parts.append(len(value))
+            parts.append((type(value), len(value)))
             return all(add(item) for item in value)
         if isinstance(value, slice):
             parts.append(("slice", value.start, value.stop, value.step))
             return all(not isinstance(i, Tensor) for i in (value.start, value.stop, value.step))
         if value is None or value is Ellipsis or isinstance(value, (int, float, str, bool)):
-            parts.append(value)
+            parts.append((type(value), value))  # True is no 1
             return True
         return False
 

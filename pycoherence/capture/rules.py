@@ -55,14 +55,14 @@ VIEWS = frozenset(
     detach detach_ alias to type type_as float double half bfloat16 int long bool short cpu cuda
     data _to_copy resolve_conj resolve_neg as_subclass refine_names
     rename alias_copy view_copy positive pin_memory retain_grad lift_fresh atleast_1d atleast_2d
-    atleast_3d fill zero _unsafe_view conj conj_physical
+    atleast_3d zero _unsafe_view conj conj_physical
     """.split()
 )
 
 ELEMENTWISE_TOO = frozenset(
     """
     relu relu_ dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d
-    feature_alpha_dropout native_dropout where masked_fill lerp rrelu threshold softsign
+    feature_alpha_dropout native_dropout where masked_fill fill lerp rrelu threshold softsign
     tanhshrink logsigmoid log_sigmoid softplus hardtanh hardswish hardsigmoid relu6 selu celu
     elu leaky_relu gelu silu mish nan_to_num clamp clip clamp_min clamp_max bernoulli addcmul
     addcdiv copy copy_ isclose float_power complex polar real imag true_divide truediv floordiv
@@ -90,6 +90,11 @@ MOVEMENTS = frozenset(
     narrow_copy unfold_copy slice
     """.split()
 )
+
+JOINING = frozenset(
+    "cat concat concatenate stack hstack vstack dstack column_stack row_stack".split()
+)
+"""Movements that put tensors beside each other."""
 
 ADDINGS = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_reduce"])
 """Movements that may put several elements in one place."""
@@ -186,13 +191,40 @@ def _reduced(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return None
 
 
-@dimensions("norm", "vector_norm", "quantile", "nanquantile", "kthvalue", "renorm")
+@dimensions("norm", "vector_norm", "quantile", "nanquantile")
 def norms_of(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
     x = main(args, kwargs)
-    dim = given(args, kwargs, 2, "dim")
+    dim = given(args, kwargs, 2, "dim", kwargs.get("axis"))
+    q = given(args, kwargs, 1, "q")
+    if isinstance(q, Tensor) and q.dim():
+        return [(x, [JOINED] * x.dim())]  # each quantile has a dimension of its own
     return [(x, without(x, dims_of(x, dim), result))]
+
+
+@dimensions("kthvalue")
+def kth_values(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+) -> list[tuple[Tensor, Places]]:
+    x = main(args, kwargs)
+    return [(x, without(x, dims_of(x, given(args, kwargs, 2, "dim", -1)), result))]
+
+
+@dimensions("mode")
+def modes(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+) -> list[tuple[Tensor, Places]]:
+    x = main(args, kwargs)
+    return [(x, without(x, dims_of(x, given(args, kwargs, 1, "dim", -1)), result))]
+
+
+@dimensions("renorm")
+def renormed(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+) -> list[tuple[Tensor, Places]]:
+    x, dim = main(args, kwargs), given(args, kwargs, 2, "dim", 0)
+    return [(x, [d if d == dim % x.dim() else JOINED for d in range(x.dim())])]
 
 
 @dimensions(
@@ -214,7 +246,7 @@ def _along(at: int, default: Any) -> Dimensions:
         args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> list[tuple[Tensor, Places]]:
         x = main(args, kwargs)
-        dim = given(args, kwargs, at, "dim", default)
+        dim = given(args, kwargs, at, "dim", kwargs.get("axis", default))
         if dim is None:
             dim = list(range(x.dim()))
         if result.dim() != x.dim():
@@ -262,7 +294,6 @@ for _name, _at, _default in (
     ("fftshift", 1, None),
     ("ifftshift", 1, None),
     ("channel_shuffle", 9, 1),
-    ("renorm", 2, None),
 ):
     _dimensions[_name] = _along(_at, _default)
 
@@ -544,11 +575,12 @@ def distance(
 ) -> list[tuple[Tensor, Places]]:
     pair = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     n = max(x.dim() for x in pair)
+    gone = kwargs.get("dim", -1) % n
     found = []
     for x in pair:
         full = [n - x.dim() + d for d in range(x.dim())]
-        found.append((x, [JOINED if d == n - 1 else d for d in full]))
-    return found
+        found.append((x, [JOINED if d == gone else d - (d > gone) for d in full]))
+    return found if result.dim() == n - 1 else [(x, [JOINED] * x.dim()) for x in pair]
 
 
 @dimensions("cdist")
@@ -586,7 +618,12 @@ def cross(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
     pair = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    return [(x, [*[*identity(x, result)][:-1], JOINED]) for x in pair]
+    dim = given(args, kwargs, 2, "dim")
+    # Without one, one function takes the last dimension and another the first of three.
+    gone = (
+        {d for d, n in enumerate(result.shape) if n == 3} if dim is None else {dim % result.dim()}
+    )
+    return [(x, [JOINED if d in gone else d for d in identity(x, result)]) for x in pair]
 
 
 @dimensions("solve", "lstsq", "solve_triangular", "cholesky_solve", "triangular_solve", "ormqr")
@@ -594,10 +631,13 @@ def solve(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
     pair = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    of_vectors = result.dim() == max(x.dim() for x in pair) - 1
+    ends = 1 if of_vectors else 2
     found = []
     for x in pair:
-        more = result.dim() - x.dim()
-        found.append((x, [more + d if d < x.dim() - 2 else JOINED for d in range(x.dim())]))
+        own = ends if of_vectors and x.dim() == result.dim() else 2
+        more = (result.dim() - ends) - (x.dim() - own)
+        found.append((x, [more + d if d < x.dim() - own else JOINED for d in range(x.dim())]))
     return found
 
 

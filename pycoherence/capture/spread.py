@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.capture.autocast import is_autocast_enabled
 from pycoherence.capture.context import CallContext
 from pycoherence.capture.derived import Derived
 from pycoherence.capture.facts import (
@@ -31,7 +32,7 @@ from pycoherence.capture.facts import (
     tensors,
 )
 from pycoherence.capture.layer import Kept, LayerRule
-from pycoherence.capture.propagation import identity, ids_like
+from pycoherence.capture.propagation import dims_of_owner, identity, ids_like
 from pycoherence.capture.rows import Rows, rows_of
 from pycoherence.capture.rules import (
     ELEMENTWISE,
@@ -134,18 +135,6 @@ def spread(c: CallContext, p: Tensor, shape: tuple[int, ...], owner: Owner) -> T
     if target != list(p.shape):
         p = c.dispatch(Tensor.expand, (p, *target), {})
     return promote(c, p, _restricted(owner, shape, p))
-
-
-def dims_of_owner(owner: Owner, shape: tuple[int, ...]) -> list[int]:
-    """The dimensions along which an owner varies."""
-    if isinstance(owner, Ids):
-        return [d for d, n in enumerate(owner.ids.shape) if n > 1]
-    if isinstance(owner, Lost) or owner.count == 1 or 0 in shape:
-        return []
-    place = along(shape, owner)
-    if place is not None:
-        return [place[0]]
-    return [d for d, n in enumerate(shape) if n > 1]
 
 
 def _restricted(owner: Owner, shape: tuple[int, ...], p: Tensor) -> Owner:
@@ -269,11 +258,10 @@ def _moved(
 
 def _made_again(c: CallContext, p: Tensor, derived: Derived, owner: Owner) -> Tensor | None:
     """What a recipe gives from copies for each example; `None` if it does not give the same."""
-    if derived.recipe is None:
+    recipe = derived.recipe
+    if recipe is None or not recipe.holds(derived.source) or is_autocast_enabled():
         return None
-    func, args, kwargs, versions, at = derived.recipe
-    if versions != sum(x._version for x in tensors((args, kwargs))):
-        return None
+    func, args, kwargs, at = recipe.function, recipe.args, recipe.kwargs, recipe.at
     rule = rule_of(func)
     moves = rule.kind in (VIEW, MOVEMENT) or rule.name in PERMUTATIONS
     try:
@@ -285,7 +273,7 @@ def _made_again(c: CallContext, p: Tensor, derived: Derived, owner: Owner) -> Te
             return None
     except UnsupportedError:
         return None
-    if found is None or found.shape != p.shape:
+    if found is None or found.shape != p.shape or found.dtype != p.dtype:
         return None
     facts = c.facts(found)
     return found if facts.kind == EXAMPLES and same_owner(facts.owner, owner, p) else None

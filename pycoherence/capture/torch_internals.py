@@ -1,5 +1,6 @@
 """All private parts of torch that the capture relies on, each with its reason."""
 
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -117,6 +118,21 @@ def leaves_below(root: Tensor) -> Iterator[Tensor]:
             yield node.variable  # pyright: ignore[reportAttributeAccessIssue]
         else:
             stack += [below for below, _ in node.next_functions]
+
+
+def is_in_custom_function() -> bool:
+    """Whether the forward pass of a custom autograd Function is running; seen on the stack."""
+    if torch.is_grad_enabled():
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 def is_hooked(x: Tensor) -> bool:

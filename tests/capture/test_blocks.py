@@ -239,7 +239,6 @@ def test_nested_inputs(verb: Callable[[nn.Module], Any], layout: torch.layout) -
     assert_measures(net)
 
 
-@pytest.mark.xfail(strict=True, reason="only what comes from outside is looked at")
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize(

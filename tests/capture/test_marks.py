@@ -387,7 +387,6 @@ def test_other_numbers_of_examples(options: Any) -> None:
             pc.mark_examples(x(6, 5, 3), **options)
 
 
-@pytest.mark.xfail(strict=True, reason="refused as if unknown", raises=pc.UnsupportedError)
 def test_owners_that_are_all_padding() -> None:
     model, inputs, owner = stepwise(), x(4, 3), torch.full((3,), -1)
     truth = per_example_gradients(model, summed, (inputs,))

@@ -24,6 +24,14 @@ def masked_fill(c: CallContext, input: Tensor, mask: Tensor, value: Any) -> Any:
         return torch.where(mask, value, input)
 
 
+@register_decomposition(Tensor.masked_fill_)
+def masked_fill_in_place(c: CallContext, input: Tensor, mask: Tensor, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return NotImplemented
+    with c.tracked():
+        return input.copy_(torch.where(mask, value, input))
+
+
 @register_decomposition(F.bilinear)
 def bilinear(
     c: CallContext, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None

@@ -38,7 +38,7 @@ class LayerNorm(LayerRule):
         return AffineSite(g, x, mean, rstd, self._shape), AffineSite(g, shape=self._shape)
 
 
-@register_function(F.layer_norm)
+@register_function(F.layer_norm, torch.layer_norm)
 def layer_norm(
     c: CallContext,
     input: Tensor,
@@ -46,6 +46,7 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Any:
     if len(normalized_shape) >= input.dim():
         c.refuse(

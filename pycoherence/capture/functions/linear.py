@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
+from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
-from pycoherence.capture.spread import dims_of_owner
 from pycoherence.sites import AffineSite, LinearSite, Site
 
 

@@ -22,9 +22,10 @@ from pycoherence.capture.facts import (
     regular_at,
 )
 from pycoherence.capture.layer import Kept, LayerRule
+from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
 from pycoherence.capture.rules import letters_of
-from pycoherence.capture.spread import dims_of_owner, spread
+from pycoherence.capture.spread import spread
 from pycoherence.sites import AffineSite, ConvSite, LinearSite, Site
 
 
@@ -278,7 +279,9 @@ def _copied(c: CallContext, operands: list[Tensor], terms: list[str], out: str) 
         if c.facts(p).kind != PARAMETERS:
             continue
         missing = "".join(l for l in letters if l not in terms[i])
-        size = [x.shape[term.index(l)] for l in missing] + list(p.shape)
+        own = zip(terms[i], p.shape, strict=True)
+        size = [x.shape[term.index(l)] for l in missing]
+        size += [x.shape[term.index(l)] if l in letters and n == 1 else n for l, n in own]
         terms[i] = missing + terms[i]
         ids = ids_of(owner, tuple(x.shape), x.device)
         ids = ids.permute(varying + [d for d in range(x.dim()) if d not in varying])

@@ -42,7 +42,7 @@ class RMSNorm(LayerRule):
         return (AffineSite(g, x, rstd=rstd, shape=self._shape),)
 
 
-@register_function(F.rms_norm)
+@register_function(F.rms_norm, torch.rms_norm)
 def rms_norm(
     c: CallContext,
     input: Tensor,
