@@ -42,6 +42,10 @@ class LayerRule:
         """
         return kept
 
+    def rows_first(self, g: Any) -> Any:
+        """The output gradient, with its rows in the order of those of the input."""
+        return g
+
     def factors(self, rows: Rows, g: Any, *kept: Any) -> Sequence[Site | None]:
         """The site of each parameter argument, in their order, from the output gradient."""
         raise NotImplementedError
@@ -101,7 +105,7 @@ def _gradients(ctx: Any, call: LayerCall, grads: Any, kept: Any) -> Any:
     needed = ctx.needs_input_grad[1 : 1 + call.inputs]
     inputs = rule.input_grads(needed, g, *kept) if any(needed) else (None,) * call.inputs
     if call.rows is not None:
-        call.rows.check(g)
+        call.rows.check(rule.rows_first(g))
     return None, *inputs, *call.gradients(rule.factors(call.rows, g, *kept))
 
 

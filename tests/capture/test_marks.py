@@ -397,6 +397,37 @@ def test_owners_that_are_all_padding() -> None:
     assert_as(record, truth)
 
 
+class Product(nn.Module):
+    """A matrix product whose result has the rows where the equation says."""
+
+    def __init__(self, equation: str) -> None:
+        super().__init__()
+        self.equation = equation
+        self.matrix = nn.Parameter(torch.randn(4, 3, dtype=D))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = torch.einsum(self.equation, inputs, self.matrix)
+        return found.T if self.equation.endswith("oa") else found
+
+
+@pytest.mark.parametrize("equation", ["ai,io->ao", "ai,io->oa"])
+def test_padding_of_a_product_whose_rows_come_last(equation: str) -> None:
+    model, inputs, owner = Product(equation), x(5, 4), torch.tensor([1, -1, 0, 1, -1])
+
+    def losses(model: nn.Module) -> list[Tensor]:
+        return [model(inputs).square().sum(1)[owner == b].sum() for b in range(2)]
+
+    truth = by_loss(model, losses, 2)
+    with pc.collect(model, pc.SqNorms(), pc.Gram(), loss_reduction="sum") as record:
+        rows = model(pc.mark_examples(inputs, owner=owner)).square().sum(1)
+        rows[owner >= 0].sum().backward()
+    assert_as(record, truth)
+    with pc.collect(model, pc.SqNorms(), loss_reduction="sum"):
+        rows = model(pc.mark_examples(inputs, owner=owner)).square().sum(1)
+        with pytest.raises(pc.UnsupportedError, match="padding"):
+            rows.sum().backward()
+
+
 def test_no_rows() -> None:
     model = stepwise()
     with pc.collect(model, pc.SqNorms(), loss_reduction="sum") as record:

@@ -58,13 +58,15 @@ class Product(LayerRule):
     def input_grad(self, g: Tensor, x: Tensor, p: Tensor) -> Tensor:
         return torch.einsum(f"{self._out},{self._p}->{self._x}", g, p)
 
+    def rows_first(self, g: Tensor) -> Tensor:
+        order = self._rows + self._groups + self._outer
+        return g.permute([self._out.index(c) for c in order])
+
     def factors(self, rows: Rows, g: Tensor, x: Tensor, p: Tensor) -> tuple[Site]:
         sizes = dict(zip(self._p, p.shape, strict=True))
         n_in = prod(sizes[c] for c in self._inner)
         n_out = prod(sizes[c] for c in self._outer)
-        ahead = self._rows + self._groups
-        g = g.permute([self._out.index(c) for c in ahead + self._outer])
-        x, g = rows(x), rows(g)
+        x, g = rows(x), rows(self.rows_first(g))
         batch, positions = x.shape[:2]
         shape = tuple(p.shape)
         if not self._groups:
