@@ -96,7 +96,7 @@ class FactTable:
     """The facts of tensors, which it does not keep alive."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, Facts, int, bool]] = {}
+        self._known: dict[int, tuple[Any, Facts, int]] = {}
 
     def get(self, x: Tensor) -> Facts | None:
         """The facts of a tensor, if there are any."""
@@ -105,16 +105,12 @@ class FactTable:
         return found[1] if found is not None and found[0]() is x else None
 
     def put(self, x: Tensor, facts: Facts) -> None:
-        """Remember the facts of a tensor, and whether it had been written into or had a graph."""
-        self._known[id(x)] = weakref.ref(x), facts, version_of(x), x.requires_grad
+        """Remember the facts of a tensor as it is now."""
+        self._known[id(x)] = weakref.ref(x), facts, version_of(x)
 
     def is_stale(self, x: Tensor) -> bool:
         """Whether a tensor has been written into since its facts were put."""
         return self._known[id(x)][2] != version_of(x)
-
-    def had_graph(self, x: Tensor) -> bool:
-        """Whether a tensor required a gradient when its facts were put."""
-        return self._known[id(x)][3]
 
     def clear(self) -> None:
         """Forget all."""
@@ -122,13 +118,13 @@ class FactTable:
 
     def alive(self) -> Iterator[tuple[Tensor, Facts]]:
         """The tensors that are still alive, the newest first, and their facts."""
-        for ref, facts, *_ in reversed(list(self._known.values())):
+        for ref, facts, _ in reversed(list(self._known.values())):
             if (x := ref()) is not None:
                 yield x, facts
 
     def constants(self) -> Iterator[Tensor]:
         """The constants that the block has made and that are still alive."""
-        for ref, facts, *_ in self._known.values():
+        for ref, facts, _ in self._known.values():
             if facts is IS_MADE and (x := ref()) is not None:
                 yield x
 

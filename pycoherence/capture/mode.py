@@ -278,10 +278,6 @@ class Capture:
             # Nothing that was seen has made it, or made it a part of the graph.
             found = self._behind_hook(x) if is_hooked(x) else self._outside.facts(x, self.count)
             self._facts.put(x, found)
-        elif found.kind == PARAMETERS and x.requires_grad and not self._facts.had_graph(x):
-            # A custom function has made it, whose backward is its own.
-            found = Facts(PARAMETERS, derived=Derived(x, None))
-            self._facts.put(x, found)
         elif (
             self._rewritten
             and x._base is not None
