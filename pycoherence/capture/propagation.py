@@ -117,7 +117,7 @@ def _by_ids(
         kept = [d for d, to in enumerate(places) if to != JOINED]
         order = sorted(kept, key=lambda d, places=places: places[d])
         gone = [d for d in range(ids.dim()) if d not in kept]
-        ids = ids.permute(*order, *gone).reshape([ids.shape[d] for d in order])
+        ids = ids.permute((*order, *gone)).reshape([ids.shape[d] for d in order])
         size = [1] * len(shape)
         for i, d in enumerate(order):
             size[places[d]] = ids.shape[i]

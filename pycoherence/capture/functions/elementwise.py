@@ -32,6 +32,22 @@ def masked_fill_in_place(c: CallContext, input: Tensor, mask: Tensor, value: Any
         return input.copy_(torch.where(mask, value, input))
 
 
+@register_decomposition(torch.fill)
+def fill(c: CallContext, input: Tensor, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return NotImplemented
+    with c.tracked():
+        return torch.empty_like(input).copy_(value)
+
+
+@register_decomposition(Tensor.fill_)
+def fill_in_place(c: CallContext, input: Tensor, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return NotImplemented
+    with c.tracked():
+        return input.copy_(value)
+
+
 @register_decomposition(F.bilinear)
 def bilinear(
     c: CallContext, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
