@@ -93,9 +93,14 @@ IS_FOREIGN = Facts(FOREIGN)
 
 
 class FactTable:
-    """The facts of tensors, which it does not keep alive."""
+    """The facts of tensors, which it does not keep alive.
+
+    Attributes:
+        batch_first: Whether the first dimension has been the batch of all that examples own.
+    """
 
     def __init__(self) -> None:
+        self.batch_first = True
         self._known: dict[int, tuple[Any, Facts, int]] = {}
 
     def get(self, x: Tensor) -> Facts | None:
@@ -107,6 +112,12 @@ class FactTable:
     def put(self, x: Tensor, facts: Facts) -> None:
         """Remember the facts of a tensor as it is now."""
         self._known[id(x)] = weakref.ref(x), facts, version_of(x)
+        if self.batch_first and facts.kind == EXAMPLES and x.is_floating_point():
+            owner = facts.owner
+            if type(owner) is Regular:
+                self.batch_first = owner.count == 1 or owner.stride * owner.count == x.numel()
+            else:
+                self.batch_first = type(owner) is Lost
 
     def is_stale(self, x: Tensor) -> bool:
         """Whether a tensor has been written into since its facts were put."""
@@ -115,6 +126,7 @@ class FactTable:
     def clear(self) -> None:
         """Forget all."""
         self._known.clear()
+        self.batch_first = True
 
     def alive(self) -> Iterator[tuple[Tensor, Facts]]:
         """The tensors that are still alive, the newest first, and their facts."""

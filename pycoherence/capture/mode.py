@@ -276,7 +276,7 @@ class Capture:
         found = self._facts.get(x)
         if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
             # Nothing that was seen has made it, or made it a part of the graph.
-            found = self._behind_hook(x) if is_hooked(x) else self._outside.facts(x, self.count)
+            found = self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
             self._facts.put(x, found)
         elif (
             self._rewritten
@@ -296,6 +296,9 @@ class Capture:
                 return IS_CONSTANT
         return found
 
+    def _from_outside(self, x: Tensor) -> Facts:
+        return self._outside.facts(x, self.count, self._facts.batch_first)
+
     def _behind_hook(self, x: Tensor) -> Facts:
         """The facts of a module's output that its backward hooks have wrapped, unseen."""
         for y, facts in self._facts.alive():
@@ -305,7 +308,7 @@ class Capture:
                     return facts
                 recipe = Recipe(Tensor.contiguous, (y,), {}, version_of(y), 0, version_of(x))
                 return Facts(PARAMETERS, derived=Derived(x, recipe))
-        return self._outside.facts(x, self.count)
+        return self._from_outside(x)
 
     def put(self, x: Tensor, facts: Facts) -> None:
         """Say what a tensor is."""
@@ -408,7 +411,7 @@ class Capture:
         Raises:
             UnsupportedError: A function before it took another dimension.
         """
-        facts = self._facts.get(x) or self._outside.facts(x, self.count)
+        facts = self._facts.get(x) or self._from_outside(x)
         if facts.kind != EXAMPLES:
             return
         owner = regular_at(tuple(x.shape), dim, 1, x.shape[dim])

@@ -42,8 +42,8 @@ class Outside:
         self._model = model
         self._held: set[int] | None = None
 
-    def facts(self, x: Tensor, count: int | None) -> Facts:
-        """What a tensor is."""
+    def facts(self, x: Tensor, count: int | None, batch_first: bool) -> Facts:
+        """What a tensor is, in a pass whose batch has so far been the first dimension, or not."""
         if isinstance(x, nn.Parameter) or self._is_held(x) or is_remembered(x):
             return IS_CONSTANT
         if x.is_nested or x.layout != torch.strided:
@@ -56,7 +56,7 @@ class Outside:
             # A function that torch does not show, such as a custom autograd.Function, made it.
             if not has_captured(x):
                 return IS_CONSTANT  # of parameters: that it bypasses the capture will be refused
-            if count is not None and x.shape[0] != count:
+            if count is not None and (x.shape[0] != count or not batch_first):
                 return Facts(EXAMPLES, Lost("a function torch does not show", False, count))
             return Facts(EXAMPLES, _first(x), soft=int(count is None))
         return self.by_first_dimension(x, 1)

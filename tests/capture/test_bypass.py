@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -177,3 +178,71 @@ def test_forward_mode_raises() -> None:
             pc.collect(model, pc.SqNorms()),
         ):
             model(torch.autograd.forward_ad.make_dual(X, torch.ones_like(X)))
+
+
+class Unseen(torch.autograd.Function):
+    """Runs where no mode sees it, as native code does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * grads[0]
+
+
+def unseen_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    first, second = model
+    return second(Unseen.apply(first(batch[0]))).square().flatten(1).sum(1).mean()
+
+
+def test_a_function_that_is_not_seen_keeps_the_batch_first() -> None:
+    model, inputs = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)).double(), torch.stack([X, -X])
+    with pc.collect(model, pc.SqNorms()) as record:
+        unseen_loss(model, (inputs,)).backward()
+    assert_norms(record, per_example_gradients(model, unseen_loss, (inputs,)), 1e-10)
+
+
+@pytest.mark.parametrize("steps", [4, 3])
+def test_a_function_that_is_not_seen_is_refused_when_the_batch_is_elsewhere(steps: int) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)).double()
+    inputs = torch.randn(steps, 4, 6, dtype=torch.float64)
+    with pc.collect(model, pc.SqNorms()):
+        pc.mark_examples(inputs, dim=1)
+        with pytest.raises(pc.UnsupportedError, match="torch does not show"):
+            unseen_loss(model, (inputs,))
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator, whose own code is not that of its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.mul(4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 3 * grads[0]
+
+
+class Quantised(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.nn.functional.linear(input, Rounded.apply(self.weight), self.bias)
+
+
+def test_a_custom_function_of_a_parameter_is_exact_or_refused() -> None:
+    model = nn.Sequential(Quantised(6, 6)).double()
+    exact_or(model, lambda model, x: model(x), pc.UnsupportedError)
+
+
+def test_what_inference_mode_makes_of_parameters_is_constant() -> None:
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            norm = (model[0].weight * 2).norm()
+        assert norm > 0
+        return model(x)
+
+    model = square_mlp()
+    exact_or(model, forward)

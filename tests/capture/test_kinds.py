@@ -58,10 +58,11 @@ def assert_right(
         value.backward()
     torch.testing.assert_close(value, loss(plain, batch), rtol=1e-12, atol=1e-12)
     assert record.batch_size == size
-    flat = torch.cat([g.flatten(1) for g in truth.values()], 1)
+    flat = torch.cat([g.reshape(len(g), -1) for g in truth.values()], 1)
     for name, gradients in {**truth, "": flat}.items():
         one = record.by_parameter[name] if name else record
-        gram = gradients.flatten(1) @ gradients.flatten(1).T
+        each = gradients.reshape(len(gradients), -1)
+        gram = each @ each.T
         unit = gram.diagonal().max().clamp_min(1e-20)
         assert ((one.sq_norms - gram.diagonal()).abs().max() / unit) <= 1e-9, name
         assert ((one.gram - gram).abs().max() / unit) <= 1e-9, name
@@ -569,3 +570,16 @@ def test_verify_and_norm_clipping_agree(name: str) -> None:
             expected = torch.tensordot(factors, truth[name], 1)
             mine = torch.zeros_like(p) if p.grad is None else p.grad
             assert (mine - expected).abs().max() <= 1e-9 * clip, name
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.b(torch.empty_like(m.a(x)).fill_(m.p) + m.a(x)),
+        lambda m, x: m.b(torch.fill(m.a(x), m.p) + x),
+        lambda m, x: m.b((m.a(x) * 1).fill_(m.p) + x),
+    ],
+    ids=["new", "copy", "in-place"],
+)
+def test_filled_with_a_parameter(function: Callable[..., Tensor]) -> None:
+    assert_right(Of(function, a=nn.Linear(3, 3), b=nn.Linear(3, 3), p=()), (x(4, 3),), 4)
