@@ -1,4 +1,4 @@
-"""What torch's autocast does to the arguments of a function, done where the capture sees it."""
+"""Casts of arguments as torch's autocast makes them, done where the capture sees it."""
 
 import functools
 from collections.abc import Callable, Iterator

@@ -28,7 +28,7 @@ from pycoherence.errors import UnsupportedError
 from pycoherence.sites import Site, joint, of_rows
 
 BACKWARD = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
-"""What starts a backward pass."""
+"""Functions that start a backward pass."""
 
 
 class BackwardPass:
@@ -111,7 +111,7 @@ class BackwardPasses:
         return self._pass is not None and self._pass.keep
 
     def expect_running(self, call: int) -> None:
-        """As `UseSink.expect_running`.
+        """Do as `UseSink.expect_running` says.
 
         Raises:
             RuntimeError: None is.
@@ -124,7 +124,7 @@ class BackwardPasses:
             )
 
     def complete(self, name: str, site: Site) -> Site | None:
-        """As `UseSink.complete`."""
+        """Do as `UseSink.complete` says."""
         assert self._pass is not None
         return self._pass.complete(name, site)
 

@@ -1,4 +1,4 @@
-"""What the functions of `functions/` see of a capture, and how they are registered."""
+"""The side of a capture that `functions/` sees, and the registration of functions."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -37,7 +37,7 @@ class CallContext(Protocol):
         ...
 
     def facts(self, x: Tensor) -> Facts:
-        """What is known of a tensor."""
+        """The facts of a tensor."""
         ...
 
     def put(self, x: Tensor, facts: Facts) -> None:
@@ -99,7 +99,7 @@ class CallContext(Protocol):
         ...
 
     def make(self, function: Callable[[Tensor], Tensor], p: Tensor) -> Tensor:
-        """What a function makes of a parameter, or of what is made of some."""
+        """Apply a function to a parameter, or to a tensor made of some."""
         ...
 
     def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,13 +160,13 @@ class CallContext(Protocol):
 
 
 handlers: dict[Callable[..., Any], Handler] = {}
-"""What carries out a torch function in which parameters meet examples."""
+"""A handler carries out a torch function in which parameters meet examples."""
 
 decompositions: set[Callable[..., Any]] = set()
 """Functions whose handlers call others, which are seen one by one."""
 
 guards: dict[Callable[..., Any], Handler] = {}
-"""What looks at every call of a torch function of examples, whether or not it uses parameters."""
+"""A guard looks at every call of a torch function of examples, with parameters or without."""
 
 
 def register_function(*functions: Callable[..., Any]) -> Callable[[F], F]:

@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
 
 
 class Derived:
-    """What a forward pass made of parameters, with no example in it.
+    """A tensor that a forward pass made of parameters, with no example in it.
 
     Attributes:
         source: The tensor, with its graph.

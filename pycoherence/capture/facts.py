@@ -1,4 +1,4 @@
-"""What is known of each tensor of a forward pass: its parameters, and whose elements it holds.
+"""The facts of each tensor of a forward pass: its parameters, and whose elements it holds.
 
 An *owner* says which example each element belongs to. `Regular` serves nearly all tensors, costs
 nothing and survives every view, since it speaks of the flattened order. `Ids` holds the example of
@@ -64,7 +64,7 @@ CONSTANT, FOREIGN, PARAMETERS, EXAMPLES = 1, 2, 4, 8
 
 
 class Facts:
-    """What a tensor is made of.
+    """The facts of one tensor.
 
     Attributes:
         kind: `CONSTANT` if it depends on no example and no tracked parameter, `FOREIGN` if it came

@@ -15,7 +15,7 @@ from pycoherence.errors import UnsupportedError
 from pycoherence.sites import Site
 
 Kept = tuple[Tensor | None, ...]
-"""What a rule keeps of a call for its backward pass."""
+"""The tensors that a rule keeps of a call for its backward pass."""
 
 
 class LayerRule:
@@ -29,11 +29,11 @@ class LayerRule:
     features: int = 1
 
     def forward(self, x: Any, *parameters: Any) -> tuple[Any, Kept]:
-        """What the function returns, and what to keep for the methods below."""
+        """Return the result of the function, and the tensors to keep for the methods below."""
         raise NotImplementedError
 
     def needed(self, kept: Kept, wants: Sequence[bool], inputs: bool) -> Kept:
-        """What is kept, without what is not needed: it may be changed in place.
+        """Drop what is not needed of the kept tensors, which then may be changed in place.
 
         Args:
             kept: As `forward` gave it.

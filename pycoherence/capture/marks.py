@@ -1,4 +1,4 @@
-"""What a user says of tensors inside a block."""
+"""Marks: a user says whose elements a tensor holds."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where parameters meet examples: a function's own rule, copies for each example, or a refusal."""
+"""Functions in which parameters meet examples: by their own rule, by copies, or refused."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -292,7 +292,7 @@ def _unsupported(
     seen: Seen,
     lost: tuple[Tensor, Any] | None,
 ) -> Any:
-    """What becomes of a parameter that is used in a way that is not known."""
+    """Treat a parameter used in an unknown way as `on_unsupported` says."""
     way = c.request.on_unsupported
     if way == "skip":
         _expect_unmeasured(c)

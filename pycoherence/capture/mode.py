@@ -272,7 +272,7 @@ class Capture:
     # Facts of tensors.
 
     def facts(self, x: Tensor) -> Facts:
-        """What is known of a tensor."""
+        """The facts of a tensor."""
         found = self._facts.get(x)
         if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
             # Nothing that was seen has made it, or made it a part of the graph.
@@ -794,7 +794,7 @@ class Capture:
         return derived.stand_in
 
     def make(self, function: Callable[[Tensor], Tensor], p: Tensor) -> Tensor:
-        """What a function makes of a parameter, or of what is made of some."""
+        """Apply a function to a parameter, or to a tensor made of some."""
         return self.dispatch(function, (p,), {})
 
     def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -868,7 +868,7 @@ class Capture:
 
 
 def info_of(p: Tensor) -> ParameterInfo:
-    """What is to be known of a parameter; a lazy one has no shape yet."""
+    """Shape, dtype and device of a parameter; a lazy one has no shape yet."""
     shape = () if isinstance(p, UninitializedParameter) else tuple(p.shape)
     return ParameterInfo(shape, p.dtype, p.device)
 

@@ -23,12 +23,12 @@ from pycoherence.capture.model import modules_of
 from pycoherence.capture.torch_internals import has_captured, is_in_vmap
 
 NESTED, SPARSE, VMAP = "a nested tensor", "a sparse tensor", "torch.vmap"
-"""What loses the examples of a tensor from outside."""
+"""Kinds of tensors in which examples cannot be followed."""
 
 _CALL = nn.Module._call_impl.__code__
 
 _constants: dict[int, "weakref.ref[Tensor]"] = {}
-"""What blocks have made without examples and left alive, such as a cached table of positions."""
+"""Tensors that blocks made without examples and left alive, such as a table of positions."""
 
 
 class Outside:
@@ -43,7 +43,7 @@ class Outside:
         self._held: set[int] | None = None
 
     def facts(self, x: Tensor, count: int | None, batch_first: bool) -> Facts:
-        """What a tensor is, in a pass whose batch has so far been the first dimension, or not."""
+        """The facts of a tensor; `batch_first` says where the batch of the pass has been so far."""
         if isinstance(x, nn.Parameter) or self._is_held(x) or is_remembered(x):
             return IS_CONSTANT
         if x.is_nested or x.layout != torch.strided:
@@ -66,7 +66,7 @@ class Outside:
         return Facts(EXAMPLES, _first(x), soft=soft)
 
     def rerooted(self, x: Tensor, owner: Owner) -> Owner:
-        """Of data that was picked from a larger set before the model ran, each row is an example.
+        """Take each row of data that was picked before the model ran for an example.
 
         A batch that was only put in another order keeps whose rows they are, and so does what the
         model itself picks.
@@ -111,7 +111,7 @@ class Outside:
 
 
 def kind_of(x: Tensor) -> str:
-    """What loses the examples of a tensor that is not dense."""
+    """The kind of a tensor that is not dense, for messages."""
     return NESTED if x.is_nested else SPARSE
 
 

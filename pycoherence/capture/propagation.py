@@ -32,7 +32,7 @@ JOINED = -1
 """The place of a dimension whose elements a function joins."""
 
 Places = Sequence[int]
-"""Of each dimension of an argument: which dimension of the result it becomes, or `JOINED`."""
+"""The dimension of the result that each dimension of an argument becomes, or `JOINED`."""
 
 Owned = tuple[Tensor, Owner]
 """A tensor of examples, and its owner."""
@@ -168,7 +168,7 @@ def moved(
 
 
 _moved: dict[Any, tuple[Owner | None, ...]] = {}
-"""What movements make of regular owners, by all that it depends on; it holds no tensors."""
+"""Regular owners behind movements, by all that they depend on; it holds no tensors."""
 
 
 def _static_key(

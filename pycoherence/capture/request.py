@@ -1,4 +1,4 @@
-"""What a capture is asked to measure."""
+"""The request: what a capture measures."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class Aggregate(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What to take of every site.
+    """The quantities to take of every site.
 
     Attributes:
         outputs: Fields of `pycoherence.ops.Reduced`, and their shapes.

@@ -1,4 +1,4 @@
-"""What a backward pass leaves behind: plain tensors, without the pass, the model or its graph."""
+"""The results of a backward pass: plain tensors, without the pass, the model or its graph."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from pycoherence.sites import Site
 
 
 class ParameterInfo(NamedTuple):
-    """What is to be known of a parameter when it is gone."""
+    """The facts of a parameter that outlive it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -54,7 +54,7 @@ class Factors:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the results."""
         return next(iter(self.site.tensors().values())).device
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Site:

@@ -94,7 +94,7 @@ class Gathered:
         return padded[self._index]
 
     def check(self, g: Tensor) -> None:
-        """As `Rows.check`; it waits for the numbers."""
+        """Do as `Rows.check` says; this waits for the numbers."""
         if not len(self._others):
             return
         n = self.dims

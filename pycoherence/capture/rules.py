@@ -1,4 +1,4 @@
-"""What torch's functions do to the dimensions of their arguments, by name.
+"""Rules of what torch's functions do to the dimensions of their arguments, by name.
 
 A function is looked up by its bare name, so that `torch.add`, `Tensor.add_`, `Tensor.__iadd__` and
 `torch.ops.aten.add` are one. What torch itself tags as pointwise needs no line here. A function
@@ -20,7 +20,7 @@ Dimensions = Callable[[tuple[Any, ...], Mapping[str, Any], Tensor], list[tuple[T
 
 
 class Rule(NamedTuple):
-    """What is known of a function.
+    """The rule of a function.
 
     Attributes:
         name: Bare, such as `add`.
@@ -164,8 +164,8 @@ def without(x: Tensor, dims: Sequence[int], result: Tensor) -> Places:
 @dimensions(
     *"""
     sum mean amax amin prod logsumexp any all std var median nanmedian nansum nanmean
-    count_nonzero argmax argmin max min norm vector_norm mode var_mean std_mean aminmax quantile
-    nanquantile trace cov corrcoef frobenius_norm nuclear_norm kthvalue
+    count_nonzero argmax argmin max min var_mean std_mean aminmax trace cov corrcoef
+    frobenius_norm nuclear_norm
     """.split()
 )
 def reductions(
@@ -227,12 +227,7 @@ def renormed(
     return [(x, [d if d == dim % x.dim() else JOINED for d in range(x.dim())])]
 
 
-@dimensions(
-    *"""
-    softmax log_softmax softmin cumsum cumprod logcumsumexp sort argsort topk cummax cummin
-    gumbel_softmax glu diff normalize msort unique_consecutive
-    """.split()
-)
+@dimensions("unique_consecutive")
 def along_one(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
@@ -276,7 +271,6 @@ for _name, _at, _default in (
     ("diff", 2, -1),
     ("normalize", 2, 1),
     ("msort", 9, 0),
-    ("kthvalue_", 2, -1),
     ("fft", 2, -1),
     ("ifft", 2, -1),
     ("rfft", 2, -1),
@@ -350,7 +344,7 @@ def of_images(
     return [(x, [d if d < 2 else JOINED for d in range(x.dim())])]
 
 
-@dimensions("group_norm", "fold", "unfold_images", "max_unpool1d", "max_unpool2d")
+@dimensions("group_norm", "fold", "max_unpool1d", "max_unpool2d")
 def of_first(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
@@ -411,7 +405,7 @@ def linear(
     return found
 
 
-@dimensions("matmul", "mm", "bmm", "mv", "dot", "inner_never", "rmatmul", "vdot")
+@dimensions("matmul", "mm", "bmm", "mv", "dot", "rmatmul", "vdot")
 def matmul(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
@@ -434,7 +428,7 @@ def product_places(a: Tensor, b: Tensor, result: Tensor) -> list[tuple[Tensor, P
     return [(a, of_a), (b, of_b)]
 
 
-@dimensions("addmm", "baddbmm", "addmv", "addbmm_never", "sspaddmm")
+@dimensions("addmm", "baddbmm", "addmv", "sspaddmm")
 def added_product(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
@@ -444,7 +438,7 @@ def added_product(
     return [(c, identity(c, result)), *product_places(a, b, result)]
 
 
-@dimensions("outer", "ger", "kron_never")
+@dimensions("outer", "ger")
 def outer(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
 ) -> list[tuple[Tensor, Places]]:
@@ -806,7 +800,7 @@ def _is_pointwise(name: str) -> bool:
 
 
 def rule_of(function: Callable[..., Any]) -> Rule:
-    """What is known of a function."""
+    """Find the rule of a function, by its name or as users registered it."""
     name, writes = name_of(function)
     if name == "__set__":
         return Rule(name, ATTRIBUTE)
@@ -840,7 +834,7 @@ def rule_of(function: Callable[..., Any]) -> Rule:
 _registered: dict[Callable[..., Any], Dimensions] = {}
 
 known_rules: dict[Callable[..., Any], Rule] = {}
-"""Of every function that was ever seen."""
+"""The rules of all functions that were ever seen."""
 
 
 def register_rule(function: Callable[..., Any]) -> Callable[[Dimensions], Dimensions]:

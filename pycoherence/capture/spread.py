@@ -68,7 +68,7 @@ class Broadcast(LayerRule):
 
 
 class Moved(LayerRule):
-    """What a function that moves elements makes of `p`, each element being one example's.
+    """A movement of the elements of `p`, each of which then belongs to one example.
 
     The gradient of an example is the sum over its elements, put back where they came from.
     """
@@ -199,7 +199,7 @@ def _permuted_owner(
 
 
 def promote(c: CallContext, p: Tensor, owner: Owner) -> Tensor:
-    """What is made of parameters alone, as one of examples, each element being that of its own.
+    """Turn what is made of parameters alone into a tensor of examples, element by element.
 
     What was made by functions that are known is made again from copies for each example, made as
     early as possible: learned queries that were expanded over the batch and went through layers go
@@ -257,7 +257,7 @@ def _moved(
 
 
 def _made_again(c: CallContext, p: Tensor, derived: Derived, owner: Owner) -> Tensor | None:
-    """What a recipe gives from copies for each example; `None` if it does not give the same."""
+    """Follow a recipe with copies for each example; `None` if the result is not the same."""
     recipe = derived.recipe
     if recipe is None or not recipe.holds(derived.source) or is_autocast_enabled():
         return None
@@ -315,10 +315,10 @@ def _moved_again(
 
             def run(x: Tensor, key: int = id(parent)) -> Tensor:
                 new = {key: x}
-                return tensors(func(*_replaced(args, new), **_replaced(kwargs, new)))[at]
+                return tensors(func(*replaced(args, new), **replaced(kwargs, new)))[at]
 
             return _moved(c, run, parent, index.view(p.shape), ids.view(p.shape), owner)
-    return tensors(c.dispatch(func, _replaced(args, new), _replaced(kwargs, new)))[at]
+    return tensors(c.dispatch(func, replaced(args, new), replaced(kwargs, new)))[at]
 
 
 def _varies(owner: Owner, p: Tensor, parent: Tensor) -> bool:
@@ -383,7 +383,7 @@ def _computed_again(
             return None
     if not new:
         return None
-    return tensors(c.dispatch(func, _replaced(args, new), _replaced(kwargs, new)))[result]
+    return tensors(c.dispatch(func, replaced(args, new), replaced(kwargs, new)))[result]
 
 
 def _owner_before(owner: Owner, p: Tensor, x: Tensor, at: Sequence[int]) -> Owner | None:
@@ -400,7 +400,7 @@ def _owner_before(owner: Owner, p: Tensor, x: Tensor, at: Sequence[int]) -> Owne
     ids = owner.ids
     kept = [to for to in at if to >= 0]
     ids = join_along(ids, [d for d in range(ids.dim()) if d not in kept])
-    ids = ids.permute(*kept, *[d for d in range(ids.dim()) if d not in kept])
+    ids = ids.permute((*kept, *[d for d in range(ids.dim()) if d not in kept]))
     ids = ids.reshape([ids.shape[i] for i in range(len(kept))])
     size, i = [1] * x.dim(), 0
     for d, to in enumerate(at):
@@ -410,17 +410,14 @@ def _owner_before(owner: Owner, p: Tensor, x: Tensor, at: Sequence[int]) -> Owne
     return recognise(ids.view(size), shape, owner.count, "")
 
 
-def _replaced(value: Any, new: dict[int, Tensor]) -> Any:
+def replaced(value: Any, new: dict[int, Tensor]) -> Any:
     """Nested arguments with some tensors replaced, by their ids."""
     if isinstance(value, Tensor):
         return new.get(id(value), value)
     if isinstance(value, tuple):
-        return tuple(_replaced(item, new) for item in value)
+        return tuple(replaced(item, new) for item in value)
     if isinstance(value, list):
-        return [_replaced(item, new) for item in value]
+        return [replaced(item, new) for item in value]
     if isinstance(value, dict):
-        return {name: _replaced(item, new) for name, item in value.items()}
+        return {name: replaced(item, new) for name, item in value.items()}
     return value
-
-
-replaced = _replaced

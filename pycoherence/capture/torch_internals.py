@@ -54,7 +54,7 @@ def leave_mode(mode: TorchFunctionMode) -> None:
 def run_engine(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchFunctionMode
 ) -> Any:
-    """What a function that starts a backward pass does, with a mode active in the pass.
+    """Carry out a function that starts a backward pass, with a mode active in the pass.
 
     Activation checkpointing runs layers again in the backward pass, where the mode has to see them.
     The functions that start a pass step out of it, since they ask modes themselves; so the engine

@@ -66,7 +66,7 @@ class UseSink(Protocol):
 
 
 class LayerCall:
-    """What the autograd Function needs to know of the call that it carries out.
+    """One captured call, for the autograd Function that carries it out.
 
     Attributes:
         rule: What computes it and its factors.
