@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pycoherence.capture.autocast import autocast_done, is_autocast_enabled
 from pycoherence.capture.context import CallContext, decompositions, handlers
+from pycoherence.capture.dimensions import given
 from pycoherence.capture.errors import describe, function_name
 from pycoherence.capture.facts import (
     EXAMPLES,
@@ -27,7 +28,7 @@ from pycoherence.capture.facts import (
 from pycoherence.capture.fallback import example_by_example
 from pycoherence.capture.owners import owners_of, written_owner
 from pycoherence.capture.propagation import ids_like
-from pycoherence.capture.rules import ADDING, ELEMENTWISE, JOINING, MOVEMENT, Rule, given, rule_of
+from pycoherence.capture.rules import ADDING, ELEMENTWISE, JOINING, MOVEMENT, Rule, rule_of
 from pycoherence.capture.spread import promote, replaced, spread
 
 Seen = list[tuple[Tensor, Facts]]

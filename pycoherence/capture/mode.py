@@ -19,6 +19,7 @@ from pycoherence.capture.backward import BACKWARD, BackwardPasses
 from pycoherence.capture.blocks import Block, Mode
 from pycoherence.capture.context import decompositions, guards, handlers
 from pycoherence.capture.derived import Derived, Recipe
+from pycoherence.capture.dimensions import given
 from pycoherence.capture.errors import describe, function_name, unsupported
 from pycoherence.capture.facts import (
     CONSTANT,
@@ -56,7 +57,6 @@ from pycoherence.capture.rules import (
     UNKNOWN,
     VIEW,
     Rule,
-    given,
     known_rules,
     rule_of,
 )

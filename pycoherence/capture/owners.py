@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pycoherence.capture.dimensions import given, main
 from pycoherence.capture.errors import function_name
 from pycoherence.capture.facts import (
     MIXED,
@@ -39,8 +40,6 @@ from pycoherence.capture.rules import (
     UNKNOWN,
     VIEW,
     Rule,
-    given,
-    main,
 )
 
 Owned = Sequence[tuple[Tensor, Facts]]

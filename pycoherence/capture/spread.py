@@ -14,6 +14,7 @@ from torch import Tensor
 from pycoherence.capture.autocast import is_autocast_enabled
 from pycoherence.capture.context import CallContext
 from pycoherence.capture.derived import Derived
+from pycoherence.capture.dimensions import PERMUTATIONS
 from pycoherence.capture.facts import (
     CONSTANT,
     EXAMPLES,
@@ -34,13 +35,7 @@ from pycoherence.capture.facts import (
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner, identity, ids_like
 from pycoherence.capture.rows import Rows, rows_of
-from pycoherence.capture.rules import (
-    ELEMENTWISE,
-    MOVEMENT,
-    PERMUTATIONS,
-    VIEW,
-    rule_of,
-)
+from pycoherence.capture.rules import ELEMENTWISE, MOVEMENT, VIEW, rule_of
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import AffineSite, Site, of_rows
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture.context import CallContext, register_decomposition, register_function
+from pycoherence.capture.dimensions import letters_of
 from pycoherence.capture.facts import (
     EXAMPLES,
     PARAMETERS,
@@ -24,7 +25,6 @@ from pycoherence.capture.facts import (
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
-from pycoherence.capture.rules import letters_of
 from pycoherence.capture.spread import spread
 from pycoherence.sites import AffineSite, ConvSite, LinearSite, Site
 
