@@ -105,16 +105,11 @@ class BackwardPasses:
         """Whether a backward pass is running that was found to miss nothing."""
         return self._pass is not None
 
-    @property
-    def keeping(self) -> bool:
-        """Whether the results of the pass that is running are those of the block."""
-        return self._pass is not None and self._pass.keep
-
-    def expect_running(self, call: int) -> None:
-        """Do as `UseSink.expect_running` says.
+    def running_pass(self, call: int) -> BackwardPass:
+        """Do as `UseSink.running_pass` says.
 
         Raises:
-            RuntimeError: None is.
+            RuntimeError: None is running.
         """
         if self._pass is None or call not in self._pass.calls:
             raise RuntimeError(
@@ -122,11 +117,7 @@ class BackwardPasses:
                 "forward pass, so that a gradient that bypasses the capture would not be noticed; "
                 "call loss.backward() there"
             )
-
-    def complete(self, name: str, site: Site) -> Site | None:
-        """Do as `UseSink.complete` says."""
-        assert self._pass is not None
-        return self._pass.complete(name, site)
+        return self._pass
 
     def skip(self, name: str) -> None:
         """Let the gradients of a parameter bypass the capture."""
@@ -328,10 +319,13 @@ class BackwardPasses:
             )
 
     def _expect_same_model(self) -> None:
-        now = {name: id(p) for name, p in trained_parameters(modules_of(self._model)).items()}
-        then = {name: id(p) for name, p in self._parameters.items()}
-        if now != then:
-            changed = ", ".join(sorted({name for name, _ in now.items() ^ then.items()}))
+        modules, then = modules_of(self._model), self._parameters
+        every = [p for _, m in modules for p in m._parameters.values() if p is not None]
+        trained = dict.fromkeys([id(p) for p in every if p.requires_grad])  # each once
+        if list(trained) != list(map(id, then.values())):
+            now = trained_parameters(modules)
+            names = {*now, *then}
+            changed = ", ".join(sorted(n for n in names if now.get(n) is not then.get(n)))
             raise RuntimeError(
                 f"parameters were replaced, frozen or unfrozen inside the block: {changed}; do so "
                 "before it"
@@ -340,15 +334,16 @@ class BackwardPasses:
     def _find_calls(self, roots: Iterable[Tensor], accumulate: bool) -> dict[int, list[str]]:
         """The captured calls below `roots`, by number, and the parameters of each."""
         calls: dict[int, list[str]] = {}
-        for node in graph_below(roots):
-            call = getattr(node, "call", None)
-            if isinstance(call, LayerCall) and call.sink is self:
-                calls[call.number] = call.names
-                continue
-            self.reruns |= is_custom(node)
-            leaves = (getattr(below, "variable", None) for below, _ in node.next_functions)
+        for node, leaves in graph_below(roots):
+            custom = is_custom(node)
+            if custom:
+                call = getattr(node, "call", None)
+                if isinstance(call, LayerCall) and call.sink is self:
+                    calls[call.number] = call.names
+                    continue
+                self.reruns = True
             past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
-            if past or (is_reentrant_checkpoint(node) and not accumulate):
+            if past or (custom and is_reentrant_checkpoint(node) and not accumulate):
                 raise unsupported(
                     past,
                     None,

@@ -6,11 +6,11 @@ each element as a tensor, and serves whatever is sorted, gathered, routed or pac
 which function made it impossible to tell.
 """
 
-import weakref
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -111,13 +111,15 @@ class FactTable:
 
     def put(self, x: Tensor, facts: Facts) -> None:
         """Remember the facts of a tensor as it is now."""
-        self._known[id(x)] = weakref.ref(x), facts, version_of(x)
-        if self.batch_first and facts.kind == EXAMPLES and x.is_floating_point():
+        self._known[id(x)] = ref(x), facts, version_of(x)
+        if facts.kind == EXAMPLES and self.batch_first:
             owner = facts.owner
             if type(owner) is Regular:
-                self.batch_first = owner.count == 1 or owner.stride * owner.count == x.numel()
+                stride, count = owner
+                first = count == 1 or stride * count == x.numel()
             else:
-                self.batch_first = type(owner) is Lost
+                first = type(owner) is Lost
+            self.batch_first = first or not x.is_floating_point()
 
     def is_stale(self, x: Tensor) -> bool:
         """Whether a tensor has been written into since its facts were put."""
@@ -130,14 +132,14 @@ class FactTable:
 
     def alive(self) -> Iterator[tuple[Tensor, Facts]]:
         """The tensors that are still alive, the newest first, and their facts."""
-        for ref, facts, _ in reversed(list(self._known.values())):
-            if (x := ref()) is not None:
+        for alive, facts, _ in reversed(list(self._known.values())):
+            if (x := alive()) is not None:
                 yield x, facts
 
     def constants(self) -> Iterator[Tensor]:
         """The constants that the block has made and that are still alive."""
-        for ref, facts, _ in self._known.values():
-            if facts is IS_MADE and (x := ref()) is not None:
+        for alive, facts, _ in self._known.values():
+            if facts is IS_MADE and (x := alive()) is not None:
                 yield x
 
 

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from pycoherence.capture.autocast import is_autocast_enabled, without_autocast
 from pycoherence.capture.rows import Rows
-from pycoherence.capture.uses import LayerCall
+from pycoherence.capture.torch_internals import apply_of
+from pycoherence.capture.uses import LayerCall, RunningPass
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import Site
 
@@ -65,10 +66,8 @@ class CapturedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: LayerCall, *tensors: Any) -> Any:
         ctx.call = call
-        n = call.inputs + len(call.arguments)
-        output, kept = call.rule.forward(*tensors[:n])  # pyright: ignore
-        wants = [argument is not None for argument in call.arguments]
-        kept = call.rule.needed(kept, wants, any(ctx.needs_input_grad[1 : 1 + call.inputs]))
+        output, kept = call.rule.forward(*tensors[: call.inputs + len(call.arguments)])
+        kept = call.rule.needed(kept, call.wants, True in ctx.needs_input_grad[1 : 1 + call.inputs])
         if type(output) is tuple:
             ctx.mark_non_differentiable(*(x for x in output if not _flows(x)))
         # The mark comes first: it tells checkpointing that ran the layer again unseen.
@@ -82,31 +81,35 @@ class CapturedLayer(torch.autograd.Function):
         return _backward(ctx, *grads)
 
 
+apply_layer = apply_of(CapturedLayer)
+"""Carries out a call: with it, its inputs, its parameters and what these are made of."""
+
+
 def _backward(ctx: Any, *grads: Any) -> Any:
     call: LayerCall = ctx.call
-    call.sink.expect_running(call.number)
+    this = call.sink.running_pass(call.number)
     mark, *kept = ctx.saved_tensors
-    if mark is None or mark.shape != _mark().shape:
+    if mark is None or mark.shape != _MARK:
         raise UnsupportedError(
             "activation checkpointing has run a captured layer again where the capture cannot "
             "see it. What to do: call loss.backward() inside the block of the forward pass, or "
             "leave checkpointing out of it."
         )
     if not is_autocast_enabled() and not torch._C._len_torch_function_stack():
-        return _gradients(ctx, call, grads, kept)
+        return _gradients(ctx, call, this, grads, kept)
     # Casts have been made in the forward pass, and what runs here is ours.
     with without_autocast(grads), torch._C.DisableTorchFunction():
-        return _gradients(ctx, call, grads, kept)
+        return _gradients(ctx, call, this, grads, kept)
 
 
-def _gradients(ctx: Any, call: LayerCall, grads: Any, kept: Any) -> Any:
+def _gradients(ctx: Any, call: LayerCall, this: RunningPass, grads: Any, kept: Any) -> Any:
     rule = call.rule
     g: Any = grads[0] if len(grads) == 1 else grads
     needed = ctx.needs_input_grad[1 : 1 + call.inputs]
-    inputs = rule.input_grads(needed, g, *kept) if any(needed) else (None,) * call.inputs
+    inputs = rule.input_grads(needed, g, *kept) if True in needed else (None,) * call.inputs
     if call.rows is not None:
         call.rows.check(rule.rows_first(g))
-    return None, *inputs, *call.gradients(rule.factors(call.rows, g, *kept))
+    return None, *inputs, *call.gradients(this, rule.factors(call.rows, g, *kept))
 
 
 _guarded = once_differentiable(_backward)
@@ -120,4 +123,7 @@ def _flows(x: Tensor) -> bool:
 def _mark() -> Tensor:
     """A tensor that no torch function would save."""
     with torch._C._DisableTorchDispatch():
-        return torch.empty(0, 7, 0, 7, dtype=torch.uint8, device="cpu")
+        return torch.empty(_MARK, dtype=torch.uint8, device="cpu")
+
+
+_MARK = (0, 7, 0, 7)

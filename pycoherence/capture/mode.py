@@ -7,6 +7,7 @@ Reading order: `see` -> `dispatch` -> one of `_propagate` (no parameter takes pa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
+from math import prod
 from typing import Any, NoReturn
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import UninitializedParameter
 
+from pycoherence.capture.answers import key_of, recall, remember
 from pycoherence.capture.autocast import expect_no_autocast, is_autocast_enabled
 from pycoherence.capture.backward import BACKWARD, BackwardPasses
 from pycoherence.capture.blocks import Block, Mode
@@ -41,7 +43,7 @@ from pycoherence.capture.facts import (
     tensors,
     version_of,
 )
-from pycoherence.capture.layer import CapturedLayer, LayerRule
+from pycoherence.capture.layer import LayerRule, apply_layer
 from pycoherence.capture.meeting import meet
 from pycoherence.capture.outside import NESTED, SPARSE, VMAP, Outside, kind_of
 from pycoherence.capture.owners import owners_of, written_owner
@@ -54,6 +56,7 @@ from pycoherence.capture.rules import (
     ELEMENTWISE,
     FACTORY,
     JOINING,
+    MOVEMENT,
     UNKNOWN,
     VIEW,
     Rule,
@@ -131,10 +134,7 @@ class Capture:
         self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
         self._calls = count()
         self._want = request.want
-        self._leaves = {
-            id(p): ParameterArgument(p.dtype, (ParameterUse(name, p),), None)
-            for name, p in parameters.items()
-        }
+        self._leaves: dict[int, ParameterArgument] = {}
         is_parameter = Facts(PARAMETERS)
         for p in parameters.values():
             self._facts.put(p, is_parameter)
@@ -187,18 +187,19 @@ class Capture:
         """Call a function as the model does, and remember what its results are."""
         if rule is None:
             rule = known_rules.get(func) or rule_of(func)
-        kinds, seen = 0, list[tuple[Tensor, Facts]]()
-        values: Any = args if rule.name not in _SHAPE_ONLY else args[:1]
-        if kwargs:
-            values = (*values, *kwargs.values())
+        kinds = 0
+        seen: list[tuple[Tensor, Facts]] = []
         facts_of = self.facts
-        for value in values:
-            if isinstance(value, Tensor):
+        for value in args if rule.name not in _SHAPE_ONLY else args[:1]:
+            kind = type(value)
+            if kind is Tensor or isinstance(value, Tensor):
                 facts = facts_of(value)
                 kinds |= facts.kind
                 seen.append((value, facts))
-            elif isinstance(value, (list, tuple, dict)):
+            elif kind is not int and isinstance(value, (list, tuple, dict)):
                 kinds |= self._look_into(value, seen)
+        if kwargs:
+            kinds |= self._look_into(kwargs, seen)
         if func in guards and kinds & EXAMPLES:
             self._begin(func, seen)
             guards[func](self, *args, **kwargs)
@@ -278,6 +279,8 @@ class Capture:
             # Nothing that was seen has made it, or made it a part of the graph.
             found = self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
             self._facts.put(x, found)
+        elif not found.soft and not self._rewritten:
+            return found
         elif (
             self._rewritten
             and x._base is not None
@@ -559,31 +562,58 @@ class Capture:
                     else:
                         self._facts.put(result, facts)  # as it is now
                     return
+        key = None
+        if rule.lasts and not firm:
+            known = {id(y): other for y, other in owned}
+            key = key_of(func, args, kwargs, known, moves=rule.kind == MOVEMENT)
+            answer = None if key is None else recall(key)
+            if answer is not None:
+                results = (result,) if type(result) is Tensor else tensors(result)
+                for y, facts in zip(results, answer, strict=True):
+                    self._put_result(y, facts, rule)
+                return
         results = tensors(result)
         owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
         soft = 0 if firm or not all(f.soft for _, f in owned) else min(f.soft for _, f in owned)
-        for y, owner in zip(results, owners, strict=True):
-            if owner is None and firm:
-                # Rows of padding alone, at which no gradient may arrive.
-                ids = torch.full([1] * y.dim(), SHARED, device=y.device)
-                self._put_result(y, Facts(EXAMPLES, Ids(ids, owned[0][1].owner.count)), rule)
-            elif y.layout != torch.strided:
-                lost = Lost(kind_of(y), mixed=False, count=owned[0][1].owner.count)
-                self._put_result(y, Facts(EXAMPLES, lost), rule)
-            elif owner is None or (
-                type(owner) is Lost
-                and not y.requires_grad
-                and not (y.is_floating_point() and soft and self.count is None)
-                and not is_in_custom_function()
-            ):
-                # No gradient flows through it: it is the same for all who look at it.
-                if owner is None and rule.writes and y.requires_grad and not y._is_view():
-                    y.detach_()  # nothing of an example went in, as of a mask that picked no row
-                self._put_result(y, IS_CONSTANT, rule)
-            else:
-                if soft and self.count is None and rule.name not in JOINING:
-                    owner = self._outside.rerooted(y, owner)
-                self._put_result(y, Facts(EXAMPLES, owner, soft=soft), rule)
+        found = [
+            self._facts_of_result(y, owner, rule, owned, soft, firm)
+            for y, owner in zip(results, owners, strict=True)
+        ]
+        for y, facts in zip(results, found, strict=True):
+            self._put_result(y, facts, rule)
+        regular = all(owner is None or type(owner) is Regular for owner in owners)
+        if key is not None and regular and all(x.shape[:1] != (0,) for x in results):
+            remember(key, tuple(found))
+
+    def _facts_of_result(
+        self,
+        y: Tensor,
+        owner: Owner | None,
+        rule: Rule,
+        owned: list[tuple[Tensor, Facts]],
+        soft: int,
+        firm: bool,
+    ) -> Facts:
+        if owner is None and firm:
+            # Rows of padding alone, at which no gradient may arrive.
+            ids = torch.full([1] * y.dim(), SHARED, device=y.device)
+            return Facts(EXAMPLES, Ids(ids, owned[0][1].owner.count))
+        if y.layout != torch.strided:
+            lost = Lost(kind_of(y), mixed=False, count=owned[0][1].owner.count)
+            return Facts(EXAMPLES, lost)
+        if owner is None or (
+            type(owner) is Lost
+            and not y.requires_grad
+            and not (y.is_floating_point() and soft and self.count is None)
+            and not is_in_custom_function()
+        ):
+            # No gradient flows through it: it is the same for all who look at it.
+            if owner is None and rule.writes and y.requires_grad and not y._is_view():
+                y.detach_()  # nothing of an example went in, as of a mask that picked no row
+            return IS_CONSTANT
+        if soft and self.count is None and rule.name not in JOINING:
+            owner = self._outside.rerooted(y, owner)
+        return Facts(EXAMPLES, owner, soft=soft)
 
     def _put_result(self, x: Tensor, facts: Facts, rule: Rule) -> None:
         if rule.writes and x._base is not None:
@@ -706,12 +736,16 @@ class Capture:
         facts = self.facts(x)
         if facts.kind == FOREIGN:
             self.refuse_rows(x)
-        if facts.kind != EXAMPLES or any(p is not None and p.is_complex() for p in parameters):
+        if facts.kind != EXAMPLES:
             return NotImplemented
-        self.settle(facts.owner, x)
-        if facts.soft == 2:
-            self._facts.put(x, Facts(EXAMPLES, facts.owner, soft=1))  # it told the batch
+        for p in parameters:
+            if p is not None and p.is_complex():
+                return NotImplemented
         group, owner = self.request.group_size, facts.owner
+        if owner.count != self.count or type(owner) is Lost:
+            self.settle(owner, x)
+        if facts.soft == 2:
+            self._facts.put(x, Facts(EXAMPLES, owner, soft=1))  # it told the batch
         name = self.function_name if type(owner) is Ids else ""
         rows = rows_of(tuple(x.shape), owner, rule.features, group, x.device, name)
         if rows is None:
@@ -720,15 +754,20 @@ class Capture:
         found = self.apply(rule, rows, several, parameters)
         if type(rows) is First and type(found) is Tensor:
             # All rows stay where they are, and the first dimension is the batch.
-            self._facts.put(found, Facts(EXAMPLES, regular_at(found.shape, 0, 1, owner.count)))
+            count = owner.count
+            stride = found.numel() // count or 1 if count else prod(found.shape[1:]) or 1
+            self._facts.put(found, Facts(EXAMPLES, Regular(stride, count)))
         return found
 
     def apply(
         self, rule: Any, rows: Any, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None]
     ) -> Any:
         """Run `CapturedLayer`."""
-        self.expect_plain(inputs)
-        arguments, values, leaves = list[ParameterArgument | None](), list[Any](), list[Tensor]()
+        if is_autocast_enabled() or not self.request.gradients:
+            self.expect_plain(inputs)
+        arguments: list[ParameterArgument | None] = []
+        values: list[Any] = []
+        leaves: list[Tensor] = []
         for p in parameters:
             argument = None if p is None else self._argument(p)
             arguments.append(argument)
@@ -748,20 +787,17 @@ class Capture:
             self.results,
             self._want,
         )
-        if (
-            self.passes.seen
-            and not self.passes.running
-            and not {*call.names}.isdisjoint(self.results.measured)
-        ):
+        measured, passes = self.results.measured, self.passes
+        if passes.seen and not passes.running and not measured.isdisjoint(call.names):
             self.refuse(
                 "expected one forward and backward pass in a block, got a second",
                 "open the block inside the loop or closure, around one forward and backward pass",
             )
-        self.passes.reruns |= are_saved_otherwise()
-        found = CapturedLayer.apply(call, *inputs, *values, *leaves)
+        passes.reruns = passes.reruns or are_saved_otherwise()
+        found = apply_layer(call, *inputs, *values, *leaves)
         for name in call.names:
-            if name not in self.results.measured:
-                self.results.measured.add(name)
+            if name not in measured:
+                measured.add(name)
                 if not self.results.parameters[name].shape:  # of a lazy parameter perhaps
                     self.results.parameters[name] = info_of(self.parameters[name])
         return found
@@ -776,6 +812,11 @@ class Capture:
     def _argument(self, p: Tensor) -> ParameterArgument | None:
         found = self._leaves.get(id(p))
         if found is not None:
+            return found
+        name = self._names.get(id(p))
+        if name is not None:
+            found = ParameterArgument(p.dtype, (ParameterUse(name, p),), None)
+            self._leaves[id(p)] = found
             return found
         if not p.requires_grad and self._facts.get(p) is None:
             return None
@@ -869,7 +910,9 @@ class Capture:
 
 def info_of(p: Tensor) -> ParameterInfo:
     """Shape, dtype and device of a parameter; a lazy one has no shape yet."""
-    shape = () if isinstance(p, UninitializedParameter) else tuple(p.shape)
+    # To ask a plain parameter whether it is another kind takes as long as all the rest.
+    is_lazy = type(p) is not nn.Parameter and isinstance(p, UninitializedParameter)
+    shape = () if is_lazy else tuple(p.shape)
     return ParameterInfo(shape, p.dtype, p.device)
 
 

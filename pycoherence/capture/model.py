@@ -1,5 +1,9 @@
 """Which parameters of a model are measured, and which models cannot be."""
 
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,8 +21,59 @@ Modules = list[tuple[str, nn.Module]]
 """All modules of a model and their paths."""
 
 
+class _Walk(NamedTuple):
+    """A walk of the modules of a model, which keeps none of them alive.
+
+    Attributes:
+        model: Where it began.
+        paths: Of the modules, in the order of `named_modules`.
+        modules: The modules.
+        names: Of the children of each.
+        children: The `id` of each of these.
+    """
+
+    model: "weakref.ref[nn.Module]"
+    paths: list[str]
+    modules: "list[weakref.ref[nn.Module]]"
+    names: list[str]
+    children: list[int]
+
+
+_walks: dict[int, _Walk] = {}
+"""The last walk of each model, by its `id`."""
+
+
 def modules_of(model: nn.Module) -> Modules:
-    """All modules of a model and their paths, in the order of `named_modules`, in less time."""
+    """All modules of a model and their paths, in the order of `named_modules`, in less time.
+
+    A model is walked once; later calls only compare the children of its modules.
+    """
+    walk = _walks.get(id(model))
+    if walk is not None and walk.model() is model:
+        modules = [ref() for ref in walk.modules]
+        # While a child lives, no other object has its id.
+        if None not in modules and _children(modules) == (walk.names, walk.children):
+            return list(zip(walk.paths, modules, strict=True))  # pyright: ignore
+    found, key = _walked(model), id(model)
+    paths, modules = map(list, zip(*found, strict=True))
+    alive = weakref.ref(model, lambda _: _walks.pop(key, None))
+    _walks[key] = _Walk(alive, paths, [weakref.ref(m) for m in modules], *_children(modules))
+    return found
+
+
+def _children(modules: Sequence[Any]) -> tuple[list[str], list[int]]:
+    """The names and ids of the children of all modules."""
+    names: list[str] = []
+    children: list[Any] = []
+    for module in modules:
+        below = module._modules
+        if below:
+            names += below.keys()
+            children += below.values()
+    return names, list(map(id, children))
+
+
+def _walked(model: nn.Module) -> Modules:
     found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
     stack: list[tuple[str, nn.Module]] = [("", model)]
@@ -39,6 +94,8 @@ def trained_parameters(modules: Modules) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for path, module in modules:
+        if not module._parameters:
+            continue
         ahead = path + "." if path else ""
         for name, p in module._parameters.items():
             if p is not None and id(p) not in seen:

@@ -2,9 +2,8 @@
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +105,7 @@ class Outside:
 
     def _is_held(self, x: Tensor) -> bool:
         if self._held is None:
-            self._held = {id(y) for y in _held_by(self._model)}
+            self._held = _held_by(self._model)
         return id(x) in self._held
 
 
@@ -125,25 +124,29 @@ def _first(x: Tensor) -> Owner:
     return Regular(max(1, prod(x.shape[1:])), x.shape[0])
 
 
-def _held_by(model: nn.Module) -> Iterator[Tensor]:
+def _held_by(model: nn.Module) -> set[int]:
+    """The `id` of each parameter, buffer and plain attribute of a model, and of what these hold."""
+    found: set[int] = set()
     for _, module in modules_of(model):
-        for x in module._parameters.values():
-            if x is not None:
-                yield x
-        for x in module._buffers.values():
-            if x is not None:
-                yield x
-        for value in module.__dict__.values():
-            if isinstance(value, Tensor):
-                yield value
-            elif type(value) in (list, tuple, dict) and value:
-                yield from _tensors_in(value)
+        found.update(map(id, module._parameters.values()), map(id, module._buffers.values()))
+        # To ask whether something is a tensor takes long, and few attributes can hold one.
+        values = [x for name, x in vars(module).items() if name not in _OWN]
+        for value in values:
+            kind = type(value)
+            if kind in _NUMBERS:
+                continue
+            if kind in (list, tuple, dict):
+                items = value.values() if kind is dict else value
+                found.update([id(x) for x in items if isinstance(x, Tensor)])
+            elif isinstance(value, Tensor):
+                found.add(id(value))
+    return found
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    for item in value.values() if isinstance(value, dict) else value:
-        if isinstance(item, Tensor):
-            yield item
+_OWN = frozenset(vars(nn.Module()))
+"""Attributes of all modules, none of which is a tensor."""
+
+_NUMBERS = frozenset((bool, int, float, str, type(None)))
 
 
 __all__ = ["Ids", "Outside"]

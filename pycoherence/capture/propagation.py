@@ -153,68 +153,10 @@ def moved(
     if any(isinstance(o, Lost) for o in owners.values()):
         lost = next(o for o in owners.values() if isinstance(o, Lost))
         return [lost for _ in results]
-    key = _static_key(function, args, kwargs, owners)
-    if key is not None and key in _moved:
-        return list(_moved[key])
     found = _run_on_ids(function, args, kwargs, owners)
-    owns = [
+    return [
         recognise(ids, tuple(x.shape), count, name) for ids, x in zip(found, results, strict=True)
     ]
-    if key is not None and all(o is None or not isinstance(o, Ids) for o in owns):
-        if len(_moved) > 4096:
-            _moved.clear()
-        _moved[key] = tuple(owns)
-    return owns
-
-
-_moved: dict[Any, tuple[Owner | None, ...]] = {}
-"""Regular owners behind movements, by all that they depend on; it holds no tensors."""
-
-
-def _static_key(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    owners: Mapping[int, Owner],
-) -> Any:
-    """All that a movement depends on if only regular owners are moved; else `None`."""
-    parts: list[Any] = [function]
-    values = {id(x) for x in tensors(args[:1])}
-
-    def add(value: Any) -> bool:
-        if isinstance(value, Tensor):
-            owner = owners.get(id(value))
-            flows = value.is_floating_point() or id(value) in values  # and is no index
-            if isinstance(owner, Regular) and flows:
-                parts.append((tuple(value.shape), owner))
-                return True
-            if owner is None and value.is_floating_point():
-                parts.append(tuple(value.shape))  # a constant whose numbers do not matter
-                return True
-            return False
-        if isinstance(value, (tuple, list)):
-            parts.append((type(value), len(value)))
-            return all(add(item) for item in value)
-        if isinstance(value, slice):
-            parts.append(("slice", value.start, value.stop, value.step))
-            return all(not isinstance(i, Tensor) for i in (value.start, value.stop, value.step))
-        if value is None or value is Ellipsis or isinstance(value, (int, float, str, bool)):
-            parts.append((type(value), value))  # True is no 1
-            return True
-        return False
-
-    for value in args:
-        if not add(value):
-            return None
-    for name in sorted(kwargs):
-        parts.append(name)
-        if not add(kwargs[name]):
-            return None
-    try:
-        hash(tuple(parts))
-    except TypeError:
-        return None
-    return tuple(parts)
 
 
 def ids_like(x: Tensor, owner: Owner | None) -> Tensor:

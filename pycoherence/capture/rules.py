@@ -24,12 +24,15 @@ class Rule(NamedTuple):
         kind: One of the constants of this file.
         dimensions: Of a function that is told by its dimensions: the places of each argument.
         writes: Whether it changes its first argument in place.
+        lasts: Whether owners of its results that are regular depend on those of its arguments,
+            on shapes and on plain arguments alone, so that its answers can be kept.
     """
 
     name: str
     kind: int
     dimensions: Dimensions | None = None
     writes: bool = False
+    lasts: bool = False
 
 
 VIEWS = frozenset(
@@ -184,17 +187,17 @@ def rule_of(function: Callable[..., Any]) -> Rule:
     if function in _registered:
         return Rule(name, DIMENSIONS, _registered[function], writes)
     if name == "unfold" and module == "torch.nn.functional":
-        return Rule(name, DIMENSIONS, of_first, writes)
+        return Rule(name, DIMENSIONS, of_first, writes, lasts=True)
     if name in VIEWS:
         return Rule(name, VIEW, None, writes)
     if name in known_dimensions:
-        return Rule(name, DIMENSIONS, known_dimensions[name], writes)
+        return Rule(name, DIMENSIONS, known_dimensions[name], writes, lasts=True)
     if name in ADDINGS:
         return Rule(name, ADDING, None, writes)
     if name in MOVEMENTS:
-        return Rule(name, MOVEMENT, None, writes)
+        return Rule(name, MOVEMENT, None, writes, lasts=name != "as_strided")
     if name in ELEMENTWISE_TOO or _is_pointwise(name):
-        return Rule(name, ELEMENTWISE, None, writes)
+        return Rule(name, ELEMENTWISE, None, writes, lasts=True)
     if name in FACTORIES:
         return Rule(name, FACTORY, None, writes)
     if name in ATTRIBUTES:

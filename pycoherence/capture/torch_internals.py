@@ -93,16 +93,24 @@ def _named(options: dict[str, Any]) -> tuple[Any, ...]:
     return (*ahead, options["retain_graph"], options["create_graph"])
 
 
-def graph_below(roots: Iterable[Tensor]) -> Iterator[Any]:
-    """Every node that a backward pass from `roots` may run, once; not those that fill leaves."""
+def graph_below(roots: Iterable[Tensor]) -> Iterator[tuple[Any, list[Any]]]:
+    """Every node that a backward pass from `roots` may run, once, and the leaves it fills itself.
+
+    A node of the graph in Python is made anew each time it is asked for, and equal to the others.
+    """
     seen: set[Any] = set()
     stack = [root.grad_fn for root in roots]
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            yield node
-            stack += [below for below, _ in node.next_functions if type(below) is not _FillLeaf]
+            leaves: list[Any] = []
+            for below, _ in node.next_functions:
+                if type(below) is _FillLeaf:
+                    leaves.append(below.variable)  # pyright: ignore
+                elif below is not None:
+                    stack.append(below)
+            yield node, leaves
 
 
 def leaves_below(root: Tensor) -> Iterator[Tensor]:
@@ -118,6 +126,20 @@ def leaves_below(root: Tensor) -> Iterator[Tensor]:
             yield node.variable  # pyright: ignore[reportAttributeAccessIssue]
         else:
             stack += [below for below, _ in node.next_functions]
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The `apply` of a custom Function, without the look for transforms of `torch.func`.
+
+    That look takes as long as a small layer.
+    """
+    fast = super(torch.autograd.Function, function).apply  # pyright: ignore
+
+    def apply(*args: Any) -> Any:
+        transforms = torch._C._are_functorch_transforms_active()  # pyright: ignore
+        return function.apply(*args) if transforms else fast(*args)
+
+    return apply
 
 
 def is_in_custom_function() -> bool:
@@ -142,7 +164,7 @@ def is_hooked(x: Tensor) -> bool:
 
 def has_captured(root: Tensor) -> bool:
     """Whether a captured call is below a tensor, in its graph."""
-    return any(hasattr(node, "call") for node in graph_below([root]))
+    return any(hasattr(node, "call") for node, _ in graph_below([root]))
 
 
 def _fill_leaf() -> type:
@@ -172,22 +194,21 @@ def is_custom(node: Any) -> bool:
 @contextmanager
 def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]]:
     """Count how often a gradient is added to each parameter while the block lasts."""
+    met: list[Tensor] = []
     counts: Counter[str] = Counter()
-    names = {id(p): name for name, p in parameters.items()}
-
-    def count(p: Tensor) -> None:
-        counts[names[id(p)]] += 1
-
-    bare = [p for p in parameters.values() if p._post_accumulate_grad_hooks is None]
+    parameters_of = parameters.values()
+    bare = [p for p in parameters_of if p._post_accumulate_grad_hooks is None]
     try:
         for p in bare:
             # As torch does when it registers a hook, in less time.
             setattr(p, "_post_accumulate_grad_hooks", OrderedDict())  # noqa: B010
-        for p in parameters.values():
-            _hooks(p)[_COUNTER] = count
+        for p in parameters_of:
+            _hooks(p)[_COUNTER] = met.append
         yield counts
+        names = {id(p): name for name, p in parameters.items()}
+        counts.update(names[id(p)] for p in met)
     finally:
-        for p in parameters.values():
+        for p in parameters_of:
             _hooks(p).pop(_COUNTER, None)
         for p in bare:
             if not _hooks(p):

@@ -48,20 +48,24 @@ class ParameterArgument(NamedTuple):
         return made_of_edge(site, self.edge, self.source.dtype, leaves)
 
 
-class UseSink(Protocol):
+class RunningPass(Protocol):
     """The backward pass that is running, as a call sees it."""
 
     @property
-    def keeping(self) -> bool:
+    def keep(self) -> bool:
         """Whether the results of the pass are those of the block."""
-        ...
-
-    def expect_running(self, call: int) -> None:
-        """Raise unless a guarded backward pass that holds this call is running."""
         ...
 
     def complete(self, name: str, site: Site) -> Site | None:
         """The site of all uses of a parameter in this pass, from that of each; `None` before."""
+        ...
+
+
+class UseSink(Protocol):
+    """The backward passes of a capture, as a call sees them."""
+
+    def running_pass(self, call: int) -> RunningPass:
+        """The guarded backward pass that holds this call; raises unless it is running."""
         ...
 
 
@@ -75,6 +79,7 @@ class LayerCall:
         arguments: One for each parameter argument; `None` if it is absent or needs no gradient.
         inputs: How many tensors of examples come before the parameters.
         rows: The arrangement of the rows of the input.
+        wants: Of each parameter argument, whether its gradient is wanted.
         names: The tracked parameters that take part.
     """
 
@@ -89,6 +94,7 @@ class LayerCall:
         "rule",
         "sink",
         "want",
+        "wants",
     )
 
     def __init__(
@@ -106,9 +112,10 @@ class LayerCall:
         self.rule, self.number, self.sink = rule, number, sink
         self.arguments, self.inputs, self.rows = arguments, inputs, rows
         self.request, self.results, self.want = request, results, want
+        self.wants = [argument is not None for argument in arguments]
         self.names = [use.name for a in arguments if a is not None for use in a.uses]
 
-    def gradients(self, sites: Sequence[Site | None]) -> list[Tensor | None]:
+    def gradients(self, this: RunningPass, sites: Sequence[Site | None]) -> list[Tensor | None]:
         """Gradients of the parameter arguments, then of the parameters they were made of."""
         found: list[Tensor | None] = []
         behind: list[Tensor | None] = []
@@ -119,21 +126,21 @@ class LayerCall:
                 total = site.reduce(("weighted_sum",)).weighted_sum
                 found.append(_cast(total, argument.dtype))
             elif argument.source is None:
-                found.append(self._of_use(argument.uses[0], site))
+                found.append(self._of_use(this, argument.uses[0], site))
             else:
                 found.append(None)
-                behind += map(self._of_use, argument.uses, argument.parts(site))
-        return [*found, *behind]
+                parts = zip(argument.uses, argument.parts(site), strict=True)
+                behind += [self._of_use(this, use, part) for use, part in parts]
+        return found + behind
 
-    def _of_use(self, use: ParameterUse, part: Site) -> Tensor | None:
+    def _of_use(self, this: RunningPass, use: ParameterUse, part: Site) -> Tensor | None:
         """The gradient of a parameter; `None` until the last of its uses, which gives all."""
-        whole = self.sink.complete(use.name, part)
+        name, leaf = use
+        whole = this.complete(name, part)
         if whole is None:
             return None
-        gradient = measure(
-            use.name, whole, self.request, self.results, self.want, keep=self.sink.keeping
-        )
-        return _cast(gradient, use.leaf.dtype)
+        found = measure(name, whole, self.request, self.results, self.want, keep=this.keep)
+        return _cast(found, leaf.dtype)
 
 
 def measure(

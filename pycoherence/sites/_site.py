@@ -107,7 +107,7 @@ class FactoredSite:
         direction: Tensor | None = None,
     ) -> Reduced:
         """As `Site.reduce`."""
-        op = f"{self.family}_reduce"
+        op = _reduce_of(self.family)
         if self.shape is None:
             return reduce(op, want, *self.head(), coef=coef, direction=direction)
         if direction is not None:
@@ -140,6 +140,12 @@ class FactoredSite:
     def with_tensors(self: F, tensors: Mapping[str, Tensor]) -> F:
         """As `Site.with_tensors`."""
         return replace(self, **tensors)
+
+
+@functools.cache
+def _reduce_of(family: str) -> str:
+    """The name of an op; to join two strings anew takes as long as to look one up."""
+    return f"{family}_reduce"
 
 
 def nested(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class LayerNorm(LayerRule):
     def input_grad(
         self, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Any, bias: Any
     ) -> Tensor:
-        return torch.ops.aten.native_layer_norm_backward(
+        return torch.ops.aten.native_layer_norm_backward.default(
             g, x, self._shape, mean, rstd, weight, bias, [True, False, False]
         )[0]
 
@@ -35,7 +35,8 @@ class LayerNorm(LayerRule):
         self, rows: Rows, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Any, bias: Any
     ) -> tuple[Site, Site]:
         g, x, mean, rstd = (rows(t.flatten(-self.features)) for t in (g, x, mean, rstd))
-        return AffineSite(g, x, mean, rstd, self._shape), AffineSite(g, shape=self._shape)
+        shape = self._shape if self.features > 1 else None
+        return AffineSite(g, x, mean, rstd, shape), AffineSite(g, None, None, None, shape)
 
 
 @register_function(F.layer_norm, torch.layer_norm)

@@ -21,7 +21,7 @@ class Linear(LayerRule):
         output = F.linear(x, weight, bias)
         # Autograd refuses changes in place to a view that a custom Function returns.
         if output._is_view():
-            output = torch.ops.aten._unsafe_view(output, output.shape)
+            output = torch.ops.aten._unsafe_view.default(output, output.shape)
         return output, (x, weight)
 
     def needed(self, kept: Kept, wants: Sequence[bool], inputs: bool) -> Kept:
