@@ -1,7 +1,6 @@
 """The backward passes of a block: what they may miss is refused, and what they give is complete."""
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from pycoherence.capture.facts import tensors
 from pycoherence.capture.model import modules_of, trained_parameters
 from pycoherence.capture.request import Request
 from pycoherence.capture.results import Results
+from pycoherence.capture.running import BackwardPass
 from pycoherence.capture.torch_internals import (
     counted_gradients,
     graph_below,
@@ -23,40 +23,12 @@ from pycoherence.capture.torch_internals import (
     leaves_below,
     run_engine,
 )
-from pycoherence.capture.uses import LayerCall, measure
+from pycoherence.capture.uses import LayerCall
 from pycoherence.errors import UnsupportedError
-from pycoherence.sites import Site, joint, of_rows
+from pycoherence.sites import of_rows
 
 BACKWARD = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
 """Functions that start a backward pass."""
-
-
-class BackwardPass:
-    """One backward pass.
-
-    Args:
-        calls: The captured calls in it, by number, and the parameters of each.
-        accumulate: Whether gradients are added to leaves.
-        keep: Whether its results are those of the block.
-
-    Attributes:
-        single: Whether the batch is one example, whose gradients are those of the batch.
-    """
-
-    def __init__(self, calls: Mapping[int, list[str]], *, accumulate: bool, keep: bool) -> None:
-        self.calls, self.accumulate, self.keep = calls, accumulate, keep
-        self.single = False
-        self.left = Counter(name for names in calls.values() for name in names)
-        self.names = set(self.left)
-        self._parts: dict[str, list[Site]] = {}
-
-    def complete(self, name: str, site: Site) -> Site | None:
-        """The site of all uses of a parameter, from that of each; `None` before the last."""
-        self.left[name] -= 1
-        if name not in self._parts and not self.left[name]:
-            return site
-        self._parts.setdefault(name, []).append(site)
-        return None if self.left[name] else joint(self._parts.pop(name))
 
 
 class BackwardPasses:
@@ -248,7 +220,8 @@ class BackwardPasses:
         single = self.is_single and self._results.batch_size in (None, 1)
         calls = {} if single else self._find_calls(roots, accumulate)
         outer = self._pass
-        this = BackwardPass(calls, accumulate=accumulate, keep=accumulate or keep)
+        measures = self._request, self._results
+        this = BackwardPass(calls, *measures, accumulate=accumulate, keep=accumulate or keep)
         if single:
             leaves = {id(x) for root in roots for x in leaves_below(root)}
             this.names = {self._names[key] for key in leaves if key in self._names}
@@ -276,13 +249,10 @@ class BackwardPasses:
                 f"{self._request.group_size} rows, each group's next to each other."
             )
         self._results.batch_size = 1
-        want = self._request.want
 
         def hook(name: str, g: Tensor) -> Tensor | None:
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                site = of_rows(g.detach().unsqueeze(0))
-                arguments = (name, site, self._request, self._results, want)
-                found = measure(*arguments, keep=this.keep)
+                found = this.measure(name, of_rows(g.detach().unsqueeze(0)))
                 if self._request.aggregate is not None and found is not None:
                     return found.to(g.dtype)
                 return None if self._request.gradients else torch.zeros_like(g)
@@ -342,7 +312,9 @@ class BackwardPasses:
                     calls[call.number] = call.names
                     continue
                 self.reruns = True
-            past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
+            past: list[str] = []
+            if leaves:
+                past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]
             if past or (custom and is_reentrant_checkpoint(node) and not accumulate):
                 raise unsupported(
                     past,

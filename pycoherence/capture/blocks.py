@@ -4,7 +4,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -56,7 +56,6 @@ class Block:
     def __init__(self, capture: Any, mode: Mode) -> None:
         self._capture = weakref.ref(capture)
         self._mode = mode
-        self._stance: AbstractContextManager[Any] = nullcontext()
 
     @property
     def capture(self) -> Any:
@@ -80,8 +79,7 @@ class Block:
                 "was entered and never left, as by an exception between two hooks, is ended by "
                 "pc.close_blocks()"
             )
-        self._stance = _uncompiled()
-        self._stance.__enter__()
+        _as_written.enter()
         self._mode.__enter__()
         _open.block = self
 
@@ -90,7 +88,7 @@ class Block:
         if getattr(_open, "block", None) is self:
             _open.block = None
             leave_mode(self._mode)
-            self._stance.__exit__(None, None, None)
+            _as_written.leave()
 
 
 def current() -> Any:
@@ -134,12 +132,36 @@ def expect_not_compiling() -> None:
         raise RuntimeError(_INSIDE)
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Let compiled functions run as they were written, if there can be any yet."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    expect_not_compiling()
-    try:
-        return torch.compiler.set_stance("force_eager")
-    except RuntimeError as error:
-        raise RuntimeError(_INSIDE) from error
+class _AsWritten:
+    """Lets compiled functions run as they were written while a block of any thread is open.
+
+    Torch has one stance for all threads, and threads leave their blocks in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._stance: AbstractContextManager[Any] | None = None
+
+    def enter(self) -> None:
+        """Count a block, and take the stance if there can be compiled functions yet."""
+        expect_not_compiling()
+        with self._lock:
+            if self._stance is None and "torch._dynamo" in sys.modules:
+                try:
+                    self._stance = torch.compiler.set_stance("force_eager")
+                except RuntimeError as error:
+                    raise RuntimeError(_INSIDE) from error
+                self._stance.__enter__()
+            self._blocks += 1
+
+    def leave(self) -> None:
+        """Count a block less, and give the stance back after the last."""
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks and self._stance is not None:
+                stance, self._stance = self._stance, None
+                stance.__exit__(None, None, None)
+
+
+_as_written = _AsWritten()

@@ -111,7 +111,11 @@ class FactTable:
 
     def put(self, x: Tensor, facts: Facts) -> None:
         """Remember the facts of a tensor as it is now."""
-        self._known[id(x)] = ref(x), facts, version_of(x)
+        try:
+            version = x._version  # as `version_of`, of which there are many
+        except RuntimeError:
+            version = 0
+        self._known[id(x)] = ref(x), facts, version
         if facts.kind == EXAMPLES and self.batch_first:
             owner = facts.owner
             if type(owner) is Regular:

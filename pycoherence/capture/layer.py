@@ -67,7 +67,8 @@ class CapturedLayer(torch.autograd.Function):
     def forward(ctx: Any, call: LayerCall, *tensors: Any) -> Any:
         ctx.call = call
         output, kept = call.rule.forward(*tensors[: call.inputs + len(call.arguments)])
-        kept = call.rule.needed(kept, call.wants, True in ctx.needs_input_grad[1 : 1 + call.inputs])
+        wants = [argument is not None for argument in call.arguments]
+        kept = call.rule.needed(kept, wants, True in ctx.needs_input_grad[1 : 1 + call.inputs])
         if type(output) is tuple:
             ctx.mark_non_differentiable(*(x for x in output if not _flows(x)))
         # The mark comes first: it tells checkpointing that ran the layer again unseen.
@@ -107,9 +108,10 @@ def _gradients(ctx: Any, call: LayerCall, this: RunningPass, grads: Any, kept: A
     g: Any = grads[0] if len(grads) == 1 else grads
     needed = ctx.needs_input_grad[1 : 1 + call.inputs]
     inputs = rule.input_grads(needed, g, *kept) if True in needed else (None,) * call.inputs
-    if call.rows is not None:
-        call.rows.check(rule.rows_first(g))
-    return None, *inputs, *call.gradients(this, rule.factors(call.rows, g, *kept))
+    rows = call.rows
+    if rows is not None and rows.check is not None:
+        rows.check(rule.rows_first(g))
+    return None, *inputs, *call.gradients(this, rule.factors(rows, g, *kept))
 
 
 _guarded = once_differentiable(_backward)

@@ -85,7 +85,7 @@ def _flows(x: Tensor) -> bool:
 
 def _is_known(c: CallContext, result: Any) -> bool:
     """Whether a handler has said itself whose elements its result holds."""
-    return all(c.known(x) for x in tensors(result))
+    return c.known(result) if type(result) is Tensor else all(map(c.known, tensors(result)))
 
 
 def _first_owned(seen: Seen) -> tuple[Tensor, Owner]:

@@ -133,7 +133,6 @@ class Capture:
         self._rewritten: set[int] = set()
         self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
         self._calls = count()
-        self._want = request.want
         self._leaves: dict[int, ParameterArgument] = {}
         is_parameter = Facts(PARAMETERS)
         for p in parameters.values():
@@ -190,7 +189,8 @@ class Capture:
         kinds = 0
         seen: list[tuple[Tensor, Facts]] = []
         facts_of = self.facts
-        for value in args if rule.name not in _SHAPE_ONLY else args[:1]:
+        values = args if rule.name not in _SHAPE_ONLY else args[:1]
+        for value in (*values, *kwargs.values()) if kwargs else values:
             kind = type(value)
             if kind is Tensor or isinstance(value, Tensor):
                 facts = facts_of(value)
@@ -198,8 +198,6 @@ class Capture:
                 seen.append((value, facts))
             elif kind is not int and isinstance(value, (list, tuple, dict)):
                 kinds |= self._look_into(value, seen)
-        if kwargs:
-            kinds |= self._look_into(kwargs, seen)
         if func in guards and kinds & EXAMPLES:
             self._begin(func, seen)
             guards[func](self, *args, **kwargs)
@@ -569,21 +567,22 @@ class Capture:
             answer = None if key is None else recall(key)
             if answer is not None:
                 results = (result,) if type(result) is Tensor else tensors(result)
-                for y, facts in zip(results, answer, strict=True):
-                    self._put_result(y, facts, rule)
+                for y, found in zip(results, answer, strict=True):
+                    if type(found.owner) is Lost:
+                        found = self._facts_of_result(y, found.owner, rule, owned, found.soft)
+                    self._put_result(y, found, rule)
                 return
         results = tensors(result)
         owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
         soft = 0 if firm or not all(f.soft for _, f in owned) else min(f.soft for _, f in owned)
-        found = [
-            self._facts_of_result(y, owner, rule, owned, soft, firm)
-            for y, owner in zip(results, owners, strict=True)
-        ]
-        for y, facts in zip(results, found, strict=True):
-            self._put_result(y, facts, rule)
-        regular = all(owner is None or type(owner) is Regular for owner in owners)
-        if key is not None and regular and all(x.shape[:1] != (0,) for x in results):
-            remember(key, tuple(found))
+        told: list[Facts] = []
+        for y, owner in zip(results, owners, strict=True):
+            found = self._facts_of_result(y, owner, rule, owned, soft, firm=firm)
+            self._put_result(y, found, rule)
+            # Whether something lost matters depends on more than the key.
+            told.append(Facts(EXAMPLES, owner, soft=soft) if type(owner) is Lost else found)
+        if key is not None and _lasts(owners, results, rule):
+            remember(key, tuple(told))
 
     def _facts_of_result(
         self,
@@ -592,7 +591,8 @@ class Capture:
         rule: Rule,
         owned: list[tuple[Tensor, Facts]],
         soft: int,
-        firm: bool,
+        *,
+        firm: bool = False,
     ) -> Facts:
         if owner is None and firm:
             # Rows of padding alone, at which no gradient may arrive.
@@ -776,17 +776,7 @@ class Capture:
             else:
                 values.append(self._stand_in(p))
                 leaves += [use.leaf for use in argument.uses]
-        call = LayerCall(
-            rule,
-            next(self._calls),
-            self.passes,
-            arguments,
-            len(inputs),
-            rows,
-            self.request,
-            self.results,
-            self._want,
-        )
+        call = LayerCall(rule, next(self._calls), self.passes, arguments, len(inputs), rows)
         measured, passes = self.results.measured, self.passes
         if passes.seen and not passes.running and not measured.isdisjoint(call.names):
             self.refuse(
@@ -933,6 +923,13 @@ def expect_no_sync(refuse: Callable[[str, str], NoReturn]) -> None:
 def _only_along(owner: Owner, dim: int, shape: tuple[int, ...]) -> bool:
     """Whether an owner varies along one dimension alone, or not at all."""
     return not isinstance(owner, Lost) and set(dims_of_owner(owner, shape)) <= {dim}
+
+
+def _lasts(owners: Sequence[Owner | None], results: Sequence[Tensor], rule: Rule) -> bool:
+    """Whether the owners of results would be the same if they were asked for again."""
+    if any(x.shape[:1] == (0,) or x.layout != torch.strided for x in results):
+        return False
+    return not any(type(o) is Ids or (o is None and rule.writes) for o in owners)
 
 
 def _draws(rule: Rule, args: Any, kwargs: Any) -> bool:

@@ -129,11 +129,15 @@ def expect_unchanged(factors: Mapping[str, Factors], what: str) -> None:
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Norms of the rows; of a single row its numbers.
+    """Norms of the rows; the numbers themselves of a single row, or if there are few.
 
     They tell the norm of the whole, and unlike it, the order in which torch adds them up does not
     depend on the number of threads.
     """
-    if x.dim() < 2 or x.shape[0] == 1:
-        return x.flatten().clone()  # the gradient itself belongs to the user
+    if x.dim() < 2 or x.shape[0] == 1 or x.numel() <= _FEW:
+        return x.clone()  # the gradient itself belongs to the user
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())))
+
+
+_FEW = 1 << 13
+"""So many numbers are copied in less time than their norms take."""

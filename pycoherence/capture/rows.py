@@ -4,6 +4,7 @@ A row is what a layer treats on its own: a position of a linear layer, an image 
 """
 
 import functools
+from collections.abc import Callable
 from math import prod
 from typing import NoReturn, Protocol
 
@@ -24,13 +25,16 @@ class Rows(Protocol):
         """`[*rows, *features]` to `[B, T, *features]`."""
         ...
 
-    def check(self, g: Tensor) -> None:
-        """Raise if the gradient of a row that belongs to no single example is not zero."""
+    @property
+    def check(self) -> Callable[[Tensor], None] | None:
+        """Raises if the gradient of a row of no single example is not zero; `None` without such."""
         ...
 
 
 class First:
     """The first dimension is the batch, all others of the rows are positions."""
+
+    check = None
 
     def __init__(self, dims: int, group: int) -> None:
         self.dims, self._group = dims, group
@@ -43,12 +47,11 @@ class First:
             t = t.reshape(t.shape[0] // g, g * t.shape[1], *t.shape[2:])
         return t
 
-    def check(self, g: Tensor) -> None:
-        """No row is anybody else's."""
-
 
 class Strided:
     """Row i of all belongs to example `(i // stride) % count`."""
+
+    check = None
 
     def __init__(self, dims: int, stride: int, count: int) -> None:
         self.dims, self._stride, self._count = dims, stride, count
@@ -63,9 +66,6 @@ class Strided:
         split = t.reshape(outer, count, stride, *rest)
         return split.transpose(0, 1).reshape(count, outer * stride, *rest)
 
-    def check(self, g: Tensor) -> None:
-        """No row is anybody else's."""
-
 
 class Gathered:
     """Rows lie anywhere; examples with fewer than the most are padded with zeros."""
@@ -75,6 +75,7 @@ class Gathered:
         single = (ids >= 0) & (ids < MIXED)
         self._count = count
         self._others = (~single).nonzero().flatten()
+        self.check = self._check if len(self._others) else None
         places = single.nonzero().flatten()
         owners = ids[places]
         order = torch.argsort(owners, stable=True)
@@ -93,10 +94,8 @@ class Gathered:
         padded = torch.cat([flat, flat.new_zeros((1, *flat.shape[1:]))])
         return padded[self._index]
 
-    def check(self, g: Tensor) -> None:
+    def _check(self, g: Tensor) -> None:
         """Do as `Rows.check` says; this waits for the numbers."""
-        if not len(self._others):
-            return
         n = self.dims
         flat = g.reshape(prod(g.shape[:n]), -1)
         if bool((flat[self._others] != 0).any()):

@@ -165,11 +165,13 @@ class _InOrder:
 
     def __init__(self, rows: Rows, order: list[int]) -> None:
         self.dims, self._rows, self._order = rows.dims, rows, order
+        self.check = None if rows.check is None else self._check
 
     def __call__(self, t: Tensor) -> Tensor:
         return self._rows(t)
 
-    def check(self, g: Tensor) -> None:
+    def _check(self, g: Tensor) -> None:
+        assert self._rows.check is not None
         self._rows.check(g.permute(self._order))
 
 

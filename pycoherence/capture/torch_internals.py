@@ -128,6 +128,19 @@ def leaves_below(root: Tensor) -> Iterator[Tensor]:
             stack += [below for below, _ in node.next_functions]
 
 
+def untracked_views() -> AbstractContextManager[Any]:
+    """A context in which a view is a tensor of its own.
+
+    Autograd refuses changes in place to a view that a custom Function returns. A layer may return
+    a view of what nothing else holds, such as the product of flattened rows; to write this down
+    with `aten::_unsafe_view`, as torch does, takes as long as a small product.
+    """
+    return torch._C._ExcludeDispatchKeyGuard(_VIEWS)  # pyright: ignore
+
+
+_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+
+
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """The `apply` of a custom Function, without the look for transforms of `torch.func`.
 
@@ -197,27 +210,30 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
     met: list[Tensor] = []
     counts: Counter[str] = Counter()
     parameters_of = parameters.values()
-    bare = [p for p in parameters_of if p._post_accumulate_grad_hooks is None]
+    bare: list[Tensor] = []
+    count = met.append
     try:
-        for p in bare:
-            # As torch does when it registers a hook, in less time.
-            setattr(p, "_post_accumulate_grad_hooks", OrderedDict())  # noqa: B010
         for p in parameters_of:
-            _hooks(p)[_COUNTER] = met.append
+            hooks = p._post_accumulate_grad_hooks
+            if hooks is None:
+                bare.append(p)
+                # As torch does when it registers a hook, in less time.
+                hooks = OrderedDict()
+                setattr(p, "_post_accumulate_grad_hooks", hooks)  # noqa: B010
+            hooks[_COUNTER] = count
         yield counts
-        names = {id(p): name for name, p in parameters.items()}
-        counts.update(names[id(p)] for p in met)
+        if met:
+            names = {id(p): name for name, p in parameters.items()}
+            for p in met:
+                counts[names[id(p)]] += 1
     finally:
         for p in parameters_of:
-            _hooks(p).pop(_COUNTER, None)
+            hooks = p._post_accumulate_grad_hooks
+            if hooks is not None:
+                hooks.pop(_COUNTER, None)
         for p in bare:
-            if not _hooks(p):
+            if not p._post_accumulate_grad_hooks:
                 setattr(p, "_post_accumulate_grad_hooks", None)  # noqa: B010
-
-
-def _hooks(parameter: Tensor) -> dict[Any, Any]:
-    hooks = parameter._post_accumulate_grad_hooks
-    return {} if hooks is None else hooks
 
 
 _COUNTER = "pycoherence"

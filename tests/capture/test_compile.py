@@ -1,6 +1,7 @@
 """Compiled models and steps run in a block as they were written."""
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -110,3 +111,28 @@ def test_a_block_inside_a_compiled_function_is_refused(fullgraph: bool) -> None:
         torch.compile(step, backend="eager", fullgraph=fullgraph)()
     assert all(p.grad is None for p in model.parameters())
     assert step().shape == (4,)
+
+
+def test_threads_leave_their_blocks_in_any_order() -> None:
+    torch.compiler.reset()
+    entered, left = threading.Event(), threading.Event()
+
+    def elsewhere() -> None:
+        with pc.collect(network(), pc.SqNorms()):
+            entered.set()
+            left.wait(timeout=30)
+
+    thread = threading.Thread(target=elsewhere)
+    with pc.collect(network(), pc.SqNorms()):
+        thread.start()
+        entered.wait(timeout=30)
+    left.set()
+    thread.join()
+
+    ran: list[bool] = []
+
+    def seen() -> None:
+        ran.append(torch.compiler.is_compiling())
+
+    torch.compile(seen, backend="eager")()
+    assert ran == [True]

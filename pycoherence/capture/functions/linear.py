@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.torch_internals import untracked_views
 from pycoherence.sites import AffineSite, LinearSite, Site
 
 
@@ -18,11 +18,8 @@ class Linear(LayerRule):
     """`y = x W^T + b`, for rows of `I` features."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Kept]:
-        output = F.linear(x, weight, bias)
-        # Autograd refuses changes in place to a view that a custom Function returns.
-        if output._is_view():
-            output = torch.ops.aten._unsafe_view.default(output, output.shape)
-        return output, (x, weight)
+        with untracked_views():
+            return F.linear(x, weight, bias), (x, weight)
 
     def needed(self, kept: Kept, wants: Sequence[bool], inputs: bool) -> Kept:
         x, weight = kept

@@ -26,6 +26,7 @@ from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
 from pycoherence.capture.spread import spread
+from pycoherence.capture.torch_internals import untracked_views
 from pycoherence.sites import AffineSite, ConvSite, LinearSite, Site
 
 
@@ -50,10 +51,8 @@ class Product(LayerRule):
         self.features = len(groups) + len(inner)
 
     def forward(self, x: Tensor, p: Tensor) -> tuple[Tensor, Kept]:
-        output = torch.einsum(f"{self._x},{self._p}->{self._out}", x, p)
-        if output._is_view():
-            output = torch.ops.aten._unsafe_view(output, output.shape)
-        return output, (x, p)
+        with untracked_views():
+            return torch.einsum(f"{self._x},{self._p}->{self._out}", x, p), (x, p)
 
     def input_grad(self, g: Tensor, x: Tensor, p: Tensor) -> Tensor:
         return torch.einsum(f"{self._out},{self._p}->{self._x}", g, p)
@@ -90,10 +89,8 @@ class Matrix(LayerRule):
     """`y = x P + b`, for rows of `I` features and a parameter `[I, O]`."""
 
     def forward(self, x: Tensor, p: Tensor, b: Tensor | None = None) -> tuple[Tensor, Kept]:
-        output = x @ p if b is None else torch.addmm(b, x, p)
-        if output._is_view():
-            output = torch.ops.aten._unsafe_view(output, output.shape)
-        return output, (x, p)
+        with untracked_views():
+            return x @ p if b is None else torch.addmm(b, x, p), (x, p)
 
     def input_grad(self, g: Tensor, x: Tensor, p: Tensor) -> Tensor:
         return g @ p.mT
