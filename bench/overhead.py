@@ -4,9 +4,9 @@
 
 Steps take turns: a plain one; one in a capture that measures nothing, where all parameters go
 through the custom Functions; a forward pass alone; and one in a capture of a single parameter,
-which looks at all functions and carries one out. Differences of medians are given for each use of
-a parameter, which is a function that has parameters among its arguments, and for each function
-looked at; they hold what it costs to open and close the block.
+which looks at all functions and carries one out. Differences of the least times are given for each
+use of a parameter, which is a function that has parameters among its arguments, and for each
+function looked at; they hold what it costs to open and close the block.
 
 Then small models take a step with `collect(model, SqNorms())`, in which the norms are read, as a
 multiple of a plain step. The norms are first compared with those of one example at a time.
@@ -17,7 +17,6 @@ import argparse
 import cProfile
 import functools
 import pstats
-import statistics
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -96,14 +95,14 @@ def with_norms(task: Task) -> Tensor:
     return record.sq_norms
 
 
-def medians(task: Task, rounds: int, *steps: Step) -> list[float]:
-    """Seconds of each step."""
+def least(task: Task, rounds: int, *steps: Step) -> list[float]:
+    """Seconds of each step, undisturbed: other work on the machine can only add to them."""
     runs = [functools.partial(step, task) for step in steps]
     for run in runs:
         run()  # warms up
     repeats = [max(1, round(SHORTEST / seconds_of(run))) for run in runs]
     times = [[seconds_of(*each) for each in zip(runs, repeats, strict=True)] for _ in range(rounds)]
-    return [statistics.median(found) for found in zip(*times, strict=True)]
+    return [min(found) for found in zip(*times, strict=True)]
 
 
 def small() -> Task:
@@ -118,7 +117,7 @@ def show(title: str, task: Task, rounds: int) -> None:
         task.loss()
     steps = (plain, captured, forward, watched)
     names = [step.__name__ for step in steps]
-    found = dict(zip(names, medians(task, rounds, *steps), strict=True))
+    found = dict(zip(names, least(task, rounds, *steps), strict=True))
     print(f"{title}: {counted.all} functions, {counted.tracked} of them of parameters")
     for name, seconds in found.items():
         print(f"  {name:9}{seconds * 1e3:9.3f} ms")
@@ -179,7 +178,7 @@ def compare(title: str, task: Task, rounds: int) -> bool:
     if not error <= LIMITS[torch.float32]:
         print(f"{title}: FAILED, squared norms are off by {error:.1e}")
         return False
-    without, measured = medians(task, rounds, plain, with_norms)
+    without, measured = least(task, rounds, plain, with_norms)
     layers = sum(isinstance(module, (nn.Linear, nn.Conv2d)) for module in task.model.modules())
     added = (measured - without) / layers
     print(f"{title}: {without * 1e3:.3f} ms plain, {measured / without:.2f} times that with norms")

@@ -16,9 +16,9 @@ from pycoherence.capture.request import Request
 from pycoherence.capture.results import Results
 from pycoherence.capture.running import BackwardPass
 from pycoherence.capture.torch_internals import (
+    CustomNode,
     counted_gradients,
     graph_below,
-    is_custom,
     is_reentrant_checkpoint,
     leaves_below,
     run_engine,
@@ -305,7 +305,7 @@ class BackwardPasses:
         """The captured calls below `roots`, by number, and the parameters of each."""
         calls: dict[int, list[str]] = {}
         for node, leaves in graph_below(roots):
-            custom = is_custom(node)
+            custom = isinstance(node, CustomNode)
             if custom:
                 call = getattr(node, "call", None)
                 if isinstance(call, LayerCall) and call.sink is self:

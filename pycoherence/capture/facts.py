@@ -97,15 +97,16 @@ class FactTable:
 
     Attributes:
         batch_first: Whether the first dimension has been the batch of all that examples own.
+        entries: By the `id` of a tensor, a reference to it, its facts and its version then.
     """
 
     def __init__(self) -> None:
         self.batch_first = True
-        self._known: dict[int, tuple[Any, Facts, int]] = {}
+        self.entries: dict[int, tuple[Any, Facts, int]] = {}
 
     def get(self, x: Tensor) -> Facts | None:
         """The facts of a tensor, if there are any."""
-        found = self._known.get(id(x))
+        found = self.entries.get(id(x))
         # The id of a tensor that is gone may have been given to another one.
         return found[1] if found is not None and found[0]() is x else None
 
@@ -115,7 +116,7 @@ class FactTable:
             version = x._version  # as `version_of`, of which there are many
         except RuntimeError:
             version = 0
-        self._known[id(x)] = ref(x), facts, version
+        self.entries[id(x)] = ref(x), facts, version
         if facts.kind == EXAMPLES and self.batch_first:
             owner = facts.owner
             if type(owner) is Regular:
@@ -127,22 +128,22 @@ class FactTable:
 
     def is_stale(self, x: Tensor) -> bool:
         """Whether a tensor has been written into since its facts were put."""
-        return self._known[id(x)][2] != version_of(x)
+        return self.entries[id(x)][2] != version_of(x)
 
     def clear(self) -> None:
         """Forget all."""
-        self._known.clear()
+        self.entries.clear()
         self.batch_first = True
 
     def alive(self) -> Iterator[tuple[Tensor, Facts]]:
         """The tensors that are still alive, the newest first, and their facts."""
-        for alive, facts, _ in reversed(list(self._known.values())):
+        for alive, facts, _ in reversed(list(self.entries.values())):
             if (x := alive()) is not None:
                 yield x, facts
 
     def constants(self) -> Iterator[Tensor]:
         """The constants that the block has made and that are still alive."""
-        for alive, facts, _ in self._known.values():
+        for alive, facts, _ in self.entries.values():
             if facts is IS_MADE and (x := alive()) is not None:
                 yield x
 

@@ -204,7 +204,7 @@ class Capture:
         if kinds & PARAMETERS and torch.is_grad_enabled() and rule.name not in _LIKE:
             if self.count is None and kinds & EXAMPLES and self._look_for_batch(seen):
                 return self.dispatch(func, args, kwargs, rule)
-            if kinds & EXAMPLES and self._is_single(seen):
+            if self.count is None and kinds & EXAMPLES and self._is_single(seen):
                 self.passes.is_single = True
             elif kinds & EXAMPLES:
                 self._begin(func, seen)
@@ -272,7 +272,8 @@ class Capture:
 
     def facts(self, x: Tensor) -> Facts:
         """The facts of a tensor."""
-        found = self._facts.get(x)
+        entry = self._facts.entries.get(id(x))  # as `FactTable.get`, which takes a call
+        found = entry[1] if entry is not None and entry[0]() is x else None
         if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
             # Nothing that was seen has made it, or made it a part of the graph.
             found = self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
@@ -336,16 +337,16 @@ class Capture:
         facts = self._facts.get(x) if isinstance(x, Tensor) else None
         if facts is None or facts.kind != PARAMETERS or facts.derived is None:
             return ()
-        return tuple(use.name for use in self._uses(facts.derived.source))
+        return tuple(name for name, _ in self._uses(facts.derived.source))
 
     def _uses(self, source: Tensor) -> list[ParameterUse]:
         name = self._names.get(id(source))
         if name is not None:
-            return [ParameterUse(name, source)]
+            return [(name, source)]
         leaves = [x for x in leaves_below(source) if id(x) in self._names]
         order = {name: i for i, name in enumerate(self.parameters)}
-        uses = [ParameterUse(self._names[id(x)], x) for x in leaves]
-        return sorted(uses, key=lambda use: order[use.name])
+        uses = [(self._names[id(x)], x) for x in leaves]
+        return sorted(uses, key=lambda use: order[use[0]])
 
     def skip(self, names: Sequence[str]) -> None:
         """Measure parameters no longer: they count as constants."""
@@ -377,8 +378,6 @@ class Capture:
         It is then the same for all, such as one time step of a diffusion model; or the batch is of
         one example, whose gradients are those of the batch.
         """
-        if self.count is not None:
-            return False
         return all(f.soft and f.owner.count == 1 for _, f in seen if f.kind == EXAMPLES)
 
     def _of_base(self, x: Tensor) -> Facts:
@@ -555,10 +554,10 @@ class Capture:
                     facts = other  # the more certain
             else:
                 if type(facts.owner) is not Ids or result.shape == x.shape:
-                    if not rule.writes or self._facts.get(result) is not facts:
+                    if rule.writes and self._facts.get(result) is not facts:
                         self._put_result(result, facts, rule)
                     else:
-                        self._facts.put(result, facts)  # as it is now
+                        self._facts.put(result, facts)
                     return
         key = None
         if rule.lasts and not firm:
@@ -570,7 +569,10 @@ class Capture:
                 for y, found in zip(results, answer, strict=True):
                     if type(found.owner) is Lost:
                         found = self._facts_of_result(y, found.owner, rule, owned, found.soft)
-                    self._put_result(y, found, rule)
+                    if rule.writes:
+                        self._put_result(y, found, rule)
+                    else:
+                        self._facts.put(y, found)
                 return
         results = tensors(result)
         owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
@@ -775,7 +777,7 @@ class Capture:
                 values.append(p)
             else:
                 values.append(self._stand_in(p))
-                leaves += [use.leaf for use in argument.uses]
+                leaves += [leaf for _, leaf in argument.uses]
         call = LayerCall(rule, next(self._calls), self.passes, arguments, len(inputs), rows)
         measured, passes = self.results.measured, self.passes
         if passes.seen and not passes.running and not measured.isdisjoint(call.names):
@@ -805,7 +807,7 @@ class Capture:
             return found
         name = self._names.get(id(p))
         if name is not None:
-            found = ParameterArgument(p.dtype, (ParameterUse(name, p),), None)
+            found = ParameterArgument(p.dtype, ((name, p),), None)
             self._leaves[id(p)] = found
             return found
         if not p.requires_grad and self._facts.get(p) is None:

@@ -180,6 +180,10 @@ def has_captured(root: Tensor) -> bool:
     return any(hasattr(node, "call") for node, _ in graph_below([root]))
 
 
+CustomNode: type[Any] = BackwardCFunction
+"""Nodes that run code in Python."""
+
+
 def _fill_leaf() -> type:
     node = torch.empty(0, requires_grad=True).clone().grad_fn
     assert node is not None
@@ -197,11 +201,6 @@ def is_reentrant_checkpoint(node: Any) -> bool:
 def is_in_vmap(x: Tensor) -> bool:
     """Whether a tensor stands for one of many, inside `torch.vmap`."""
     return torch._C._functorch.is_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def is_custom(node: Any) -> bool:
-    """Whether the node runs code in Python."""
-    return isinstance(node, BackwardCFunction)
 
 
 @contextmanager
@@ -224,8 +223,7 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
         yield counts
         if met:
             names = {id(p): name for name, p in parameters.items()}
-            for p in met:
-                counts[names[id(p)]] += 1
+            counts.update([names[id(p)] for p in met])
     finally:
         for p in parameters_of:
             hooks = p._post_accumulate_grad_hooks

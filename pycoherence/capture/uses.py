@@ -9,12 +9,8 @@ from torch.autograd.graph import GradientEdge
 from pycoherence.capture.rows import Rows
 from pycoherence.sites import Site, made_of, made_of_edge
 
-
-class ParameterUse(NamedTuple):
-    """A tracked parameter that an argument of a call is, or is made of."""
-
-    name: str
-    leaf: Tensor
+ParameterUse = tuple[str, Tensor]
+"""The name of a tracked parameter that an argument of a call is, or is made of; the parameter."""
 
 
 class ParameterArgument(NamedTuple):
@@ -38,7 +34,7 @@ class ParameterArgument(NamedTuple):
         """The sites of the parameters, from that of the argument."""
         assert self.source is not None
         assert self.edge is not None
-        leaves = [use.leaf for use in self.uses]
+        leaves = [leaf for _, leaf in self.uses]
         if self.source._version == self.version:
             return made_of(site, self.source, leaves)
         # It has been written into since: the graph of that time has to be told by its end.
@@ -87,7 +83,7 @@ class LayerCall:
     ) -> None:
         self.rule, self.number, self.sink = rule, number, sink
         self.arguments, self.inputs, self.rows = arguments, inputs, rows
-        self.names = [use.name for a in arguments if a is not None for use in a.uses]
+        self.names = [name for a in arguments if a is not None for name, _ in a.uses]
 
     def gradients(self, this: RunningPass, sites: Sequence[Site | None]) -> list[Tensor | None]:
         """Gradients of the parameter arguments, then of the parameters they were made of."""
@@ -100,12 +96,12 @@ class LayerCall:
                 total = site.reduce(("weighted_sum",)).weighted_sum
                 found.append(_cast(total, argument.dtype))
             elif argument.source is None:
-                use = argument.uses[0]
-                found.append(_cast(this.gradient(use.name, site), use.leaf.dtype))
+                name, _ = argument.uses[0]
+                found.append(_cast(this.gradient(name, site), argument.dtype))
             else:
                 found.append(None)
-                for use, part in zip(argument.uses, argument.parts(site), strict=True):
-                    behind.append(_cast(this.gradient(use.name, part), use.leaf.dtype))
+                for (name, leaf), part in zip(argument.uses, argument.parts(site), strict=True):
+                    behind.append(_cast(this.gradient(name, part), leaf.dtype))
         return found + behind
 
 

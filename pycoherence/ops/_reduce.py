@@ -45,15 +45,14 @@ class Reduced(NamedTuple):
 
 def mask(want: Sequence[str]) -> int:
     """The `want` argument of the schemas: bit i is set iff field i of `Reduced` is wanted."""
-    if isinstance(want, tuple):
-        return _mask(want)
     if isinstance(want, str):
         raise TypeError(f"expected want to be a tuple of names such as ({want!r},), got a string")
-    return _mask(tuple(want))
+    return mask_of(tuple(want))
 
 
 @functools.cache
-def _mask(want: tuple[str, ...]) -> int:
+def mask_of(want: tuple[str, ...]) -> int:
+    """As `mask`, for a tuple."""
     unknown = [name for name in want if name not in Reduced._fields]
     if unknown or not want:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pycoherence.ops import Reduced
 from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._reduce import mask, unpack
+from pycoherence.ops._reduce import mask_of, unpack
 from pycoherence.ops._register import execute
 from pycoherence.ops._rules import check_rule
 
@@ -107,13 +107,15 @@ class FactoredSite:
         direction: Tensor | None = None,
     ) -> Reduced:
         """As `Site.reduce`."""
-        op = _reduce_of(self.family)
-        if self.shape is None:
-            return reduce(op, want, *self.head(), coef=coef, direction=direction)
-        if direction is not None:
+        shape = self.shape
+        if shape is not None and direction is not None:
             direction = direction.reshape(self.op_shape)
-        out = reduce(op, want, *self.head(), coef=coef, direction=direction)
-        return shaped(out, self.shape)
+        # Past the checks of the op's arguments: a site's are right as they are.
+        found = execute(
+            _reduce_of(self.family), *self.head(), coef, direction, mask_of(tuple(want))
+        )
+        out = unpack(found)
+        return out if shape is None else shaped(out, shape)
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """As `Site.order`."""
@@ -162,13 +164,6 @@ def norm_rows(site: Site) -> tuple[Tensor, ...]:
     """Rows `[B, n]` of which the norms, multiplied, are those of `G_b`; none if it has no such."""
     own = getattr(site, "norm_rows", None)
     return () if own is None else own()
-
-
-def reduce(
-    op: str, want: Sequence[str], *head: Any, coef: Tensor | None, direction: Tensor | None
-) -> Reduced:
-    """Run a `*_reduce` op, past the checks of its arguments: a site's are right as they are."""
-    return unpack(execute(op, *head, coef, direction, mask(want)))
 
 
 def order(op: str, batch: int, *head: Any, rule: str, k: float, drop: bool) -> Tensor:

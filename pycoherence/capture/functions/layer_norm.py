@@ -34,8 +34,11 @@ class LayerNorm(LayerRule):
     def factors(
         self, rows: Rows, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Any, bias: Any
     ) -> tuple[Site, Site]:
-        g, x, mean, rstd = (rows(t.flatten(-self.features)) for t in (g, x, mean, rstd))
-        shape = self._shape if self.features > 1 else None
+        shape = None
+        if self.features > 1:
+            shape = self._shape
+            g, x, mean, rstd = (t.flatten(-self.features) for t in (g, x, mean, rstd))
+        g, x, mean, rstd = rows(g), rows(x), rows(mean), rows(rstd)
         return AffineSite(g, x, mean, rstd, shape), AffineSite(g, None, None, None, shape)
 
 
