@@ -6,7 +6,8 @@ Steps take turns: a plain one; one in a capture that measures nothing, where all
 through the custom Functions; a forward pass alone; and one in a capture of a single parameter,
 which looks at all functions and carries one out. Differences of the least times are given for each
 use of a parameter, which is a function that has parameters among its arguments, and for each
-function looked at; they hold what it costs to open and close the block.
+function looked at; they hold what it costs to open and close the block. The floor of each use is
+what Functions that only compute take, under an empty mode (`floor.py`).
 
 Then small models take a step with `collect(model, SqNorms())`, in which the norms are read, as a
 multiple of a plain step. The norms are first compared with those of one example at a time.
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from clock import seconds_of
+from floor import Empty, floor_of
 from networks import GPT, Task, make
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -126,6 +128,22 @@ def show(title: str, task: Task, rounds: int) -> None:
     print(f"  looking: {seen / counted.all * 1e6:.1f} us each function")
 
 
+def show_floor(task: Task, rounds: int) -> None:
+    """Print what a capture in Python takes at least for each use of a parameter."""
+    with Counted(task) as counted:
+        task.loss()
+    floored, found = floor_of(task)
+
+    def at_least(_: Task) -> None:
+        found.clear()
+        with Empty():
+            plain(floored)
+
+    without, least_of_all = least(task, rounds, plain, at_least)
+    added = (least_of_all - without) / counted.tracked
+    print(f"  floor, with squared norms: {added * 1e6:.1f} us each use")
+
+
 def classifier(model: nn.Module, *shape: int, classes: int) -> Task:
     """A task of a batch of `shape`."""
     return Task(model, torch.randn(shape), torch.randint(classes, shape[:1]))
@@ -195,6 +213,7 @@ def main() -> int:
     show("GPT", make("GPT"), max(3, options.rounds // 4))
     task = small()
     show("the same GPT, of next to no width", task, options.rounds)
+    show_floor(task, options.rounds)
     right = [compare(title, new(), options.rounds) for title, new in SMALL.items()]
     if options.profile:
         profile = cProfile.Profile()

@@ -3,6 +3,7 @@
 import overhead
 import pytest
 import torch
+from floor import floor_of
 from networks import Task
 from torch import Tensor, nn
 
@@ -37,6 +38,14 @@ def test_layer_norms_are_uses_too() -> None:
 @pytest.mark.parametrize("new", overhead.SMALL.values(), ids=overhead.SMALL)
 def test_norms_are_right_before_they_are_timed(new) -> None:
     assert overhead.error_of_norms(new()) <= 1e-5
+
+
+def test_the_floor_gives_the_same_norms() -> None:
+    task = overhead.small()
+    floored, found = floor_of(task)
+    overhead.plain(floored)
+    norms = torch.stack(found).sum(0) * len(task.x) ** 2
+    torch.testing.assert_close(norms, overhead.with_norms(task))
 
 
 def test_wrong_norms_are_not_timed(
