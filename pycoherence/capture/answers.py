@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture.facts import Facts, Regular
+from pycoherence.capture.rules import ELEMENTWISE, MOVEMENT
 
 Key = tuple[Any, ...]
 
@@ -28,9 +29,9 @@ def key_of(
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    results: Iterable[Tensor],
     known: Mapping[int, Facts],
-    *,
-    moves: bool,
+    kind: int,
 ) -> Key | None:
     """All that the owners of a call's results depend on; `None` if that is not this alone.
 
@@ -38,52 +39,63 @@ def key_of(
         func: The function.
         args: Its positional arguments.
         kwargs: Its arguments by name.
-        known: The facts of the tensors of examples among them, by `id`.
-        moves: Whether it is a movement, for which integers may say where elements are.
+        results: What it returned, whose sizes may depend on numbers.
+        known: The facts of the tensors of examples among the arguments, by `id`.
+        kind: That of its rule.
     """
     parts: list[Any] = [func, len(args)]
-    if args and not _add(args[:1], parts, known, indices=False):
-        return None
-    if not _add(args[1:], parts, known, indices=moves):
+    # Numbers of what a function takes first matter for nothing but sizes.
+    if not _add(args[:1], parts, known, ELEMENTWISE) or not _add(args[1:], parts, known, kind):
         return None
     for name, value in kwargs.items():
         parts.append(name)
-        if not _add((value,), parts, known, indices=moves):
+        if not _add((value,), parts, known, kind):
             return None
+    parts += [x.shape for x in results]
     return tuple(parts)
 
 
-def _add(
-    values: Iterable[Any], parts: list[Any], known: Mapping[int, Facts], *, indices: bool
-) -> bool:
+def _add(values: Iterable[Any], parts: list[Any], known: Mapping[int, Facts], kind: int) -> bool:
     """Add what matters of some arguments; returns whether that is all."""
     for value in values:
-        kind = type(value)
-        if kind is int or kind is str:
+        of = type(value)
+        if of is int or of is str:
             parts.append(value)
         elif isinstance(value, Tensor):
-            if indices and not value.is_floating_point():
-                return False
             facts = known.get(id(value))
+            if not value.is_floating_point() and _matter(value, facts, kind):
+                return False
             if facts is None:
-                parts.append(value.shape)  # a constant whose numbers do not matter
+                parts.append(value.shape)
             elif type(facts.owner) is Regular:
                 parts += (value.shape, facts.owner, facts.soft)
             else:
                 return False
-        elif kind in _PLAIN:
-            parts.append((kind, value))  # since True and 1.0 are equal to 1
-        elif kind is slice:
+        elif of in _PLAIN:
+            parts.append((of, value))  # since True and 1.0 are equal to 1
+        elif of is slice:
             parts.append(slice)
-            if not _add((value.start, value.stop, value.step), parts, known, indices=True):
+            if not _add((value.start, value.stop, value.step), parts, known, MOVEMENT):
                 return False
         elif isinstance(value, (tuple, list)):
             parts.append((list if isinstance(value, list) else tuple, len(value)))
-            if not _add(value, parts, known, indices=indices):
+            if not _add(value, parts, known, kind):
                 return False
         else:
             return False
     return True
+
+
+def _matter(x: Tensor, facts: Facts | None, kind: int) -> bool:
+    """Whether the integers in a tensor may say where elements are.
+
+    A movement takes places and masks. Torch also takes a tensor of constants, or of one number, for
+    a dimension or a size. Masks and classes of examples are neither.
+    """
+    if kind == ELEMENTWISE:
+        return False
+    constant = facts is None and x.dtype != torch.bool
+    return kind == MOVEMENT or constant or not x.dim()
 
 
 def recall(key: Key) -> tuple[Facts, ...] | None:

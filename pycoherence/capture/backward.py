@@ -294,12 +294,12 @@ class BackwardPasses:
         trained = dict.fromkeys([id(p) for p in every if p.requires_grad])  # each once
         if list(trained) != list(map(id, then.values())):
             now = trained_parameters(modules)
-            names = {*now, *then}
-            changed = ", ".join(sorted(n for n in names if now.get(n) is not then.get(n)))
-            raise RuntimeError(
-                f"parameters were replaced, frozen or unfrozen inside the block: {changed}; do so "
-                "before it"
-            )
+            changed = sorted(n for n in {*now, *then} if now.get(n) is not then.get(n))
+            if changed:  # and not only in another order
+                raise RuntimeError(
+                    "parameters were replaced, frozen or unfrozen inside the block: "
+                    f"{', '.join(changed)}; do so before it"
+                )
 
     def _find_calls(self, roots: Iterable[Tensor], accumulate: bool) -> dict[int, list[str]]:
         """The captured calls below `roots`, by number, and the parameters of each."""

@@ -56,6 +56,7 @@ class Block:
     def __init__(self, capture: Any, mode: Mode) -> None:
         self._capture = weakref.ref(capture)
         self._mode = mode
+        self._is_open = False
 
     @property
     def capture(self) -> Any:
@@ -80,6 +81,7 @@ class Block:
                 "pc.close_blocks()"
             )
         _as_written.enter()
+        self._is_open = True
         self._mode.__enter__()
         _open.block = self
 
@@ -88,6 +90,14 @@ class Block:
         if getattr(_open, "block", None) is self:
             _open.block = None
             leave_mode(self._mode)
+            self._end()
+
+    def __del__(self) -> None:
+        self._end()  # of a thread that ended in it
+
+    def _end(self) -> None:
+        if self._is_open:
+            self._is_open = False
             _as_written.leave()
 
 
@@ -139,7 +149,7 @@ class _AsWritten:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a block may end wherever memory is freed
         self._blocks = 0
         self._stance: AbstractContextManager[Any] | None = None
 

@@ -56,7 +56,6 @@ from pycoherence.capture.rules import (
     ELEMENTWISE,
     FACTORY,
     JOINING,
-    MOVEMENT,
     UNKNOWN,
     VIEW,
     Rule,
@@ -559,13 +558,13 @@ class Capture:
                     else:
                         self._facts.put(result, facts)
                     return
+        results = [result] if type(result) is Tensor else tensors(result)
         key = None
         if rule.lasts and not firm:
             known = {id(y): other for y, other in owned}
-            key = key_of(func, args, kwargs, known, moves=rule.kind == MOVEMENT)
+            key = key_of(func, args, kwargs, results, known, rule.kind)
             answer = None if key is None else recall(key)
             if answer is not None:
-                results = (result,) if type(result) is Tensor else tensors(result)
                 for y, found in zip(results, answer, strict=True):
                     if type(found.owner) is Lost:
                         found = self._facts_of_result(y, found.owner, rule, owned, found.soft)
@@ -574,7 +573,6 @@ class Capture:
                     else:
                         self._facts.put(y, found)
                 return
-        results = tensors(result)
         owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
         soft = 0 if firm or not all(f.soft for _, f in owned) else min(f.soft for _, f in owned)
         told: list[Facts] = []

@@ -28,15 +28,13 @@ class _Walk(NamedTuple):
         model: Where it began.
         paths: Of the modules, in the order of `named_modules`.
         modules: The modules.
-        names: Of the children of each.
-        children: The `id` of each of these.
+        children: How many each has, their names, and the `id` of each.
     """
 
     model: "weakref.ref[nn.Module]"
     paths: list[str]
     modules: "list[weakref.ref[nn.Module]]"
-    names: list[str]
-    children: list[int]
+    children: tuple[list[int], list[str], list[int]]
 
 
 _walks: dict[int, _Walk] = {}
@@ -52,25 +50,26 @@ def modules_of(model: nn.Module) -> Modules:
     if walk is not None and walk.model() is model:
         modules = [ref() for ref in walk.modules]
         # While a child lives, no other object has its id.
-        if None not in modules and _children(modules) == (walk.names, walk.children):
+        if all(m is not None for m in modules) and _children(modules) == walk.children:
             return list(zip(walk.paths, modules, strict=True))  # pyright: ignore
     found, key = _walked(model), id(model)
     paths, modules = map(list, zip(*found, strict=True))
     alive = weakref.ref(model, lambda _: _walks.pop(key, None))
-    _walks[key] = _Walk(alive, paths, [weakref.ref(m) for m in modules], *_children(modules))
+    _walks[key] = _Walk(alive, paths, [weakref.ref(m) for m in modules], _children(modules))
     return found
 
 
-def _children(modules: Sequence[Any]) -> tuple[list[str], list[int]]:
-    """The names and ids of the children of all modules."""
+def _children(modules: Sequence[Any]) -> tuple[list[int], list[str], list[int]]:
+    counts: list[int] = []
     names: list[str] = []
     children: list[Any] = []
     for module in modules:
         below = module._modules
+        counts.append(len(below))
         if below:
             names += below.keys()
             children += below.values()
-    return names, list(map(id, children))
+    return counts, names, list(map(id, children))
 
 
 def _walked(model: nn.Module) -> Modules:

@@ -75,7 +75,6 @@ class Gathered:
         single = (ids >= 0) & (ids < MIXED)
         self._count = count
         self._others = (~single).nonzero().flatten()
-        self.check = self._check if len(self._others) else None
         places = single.nonzero().flatten()
         owners = ids[places]
         order = torch.argsort(owners, stable=True)
@@ -93,6 +92,11 @@ class Gathered:
         flat = t.reshape(prod(t.shape[:n]), *t.shape[n:])
         padded = torch.cat([flat, flat.new_zeros((1, *flat.shape[1:]))])
         return padded[self._index]
+
+    @property
+    def check(self) -> Callable[[Tensor], None] | None:
+        """As `Rows.check`."""
+        return self._check if len(self._others) else None
 
     def _check(self, g: Tensor) -> None:
         """Do as `Rows.check` says; this waits for the numbers."""

@@ -165,10 +165,13 @@ class _InOrder:
 
     def __init__(self, rows: Rows, order: list[int]) -> None:
         self.dims, self._rows, self._order = rows.dims, rows, order
-        self.check = None if rows.check is None else self._check
 
     def __call__(self, t: Tensor) -> Tensor:
         return self._rows(t)
+
+    @property
+    def check(self) -> Callable[[Tensor], None] | None:
+        return None if self._rows.check is None else self._check
 
     def _check(self, g: Tensor) -> None:
         assert self._rows.check is not None

@@ -5,14 +5,16 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import pycoherence as pc
+from pycoherence.capture import answers
 from pycoherence.capture.answers import key_of
 from pycoherence.capture.facts import EXAMPLES, Facts, Regular
 from pycoherence.capture.model import modules_of
 from pycoherence.capture.owners import owners_of
-from pycoherence.capture.rules import rule_of
+from pycoherence.capture.rules import DIMENSIONS, ELEMENTWISE, MOVEMENT, rule_of
 
 
 def names(model):
@@ -53,7 +55,15 @@ def shared(model):
     model[1][0] = model[0]
 
 
-@pytest.mark.parametrize("change", [replaced, renamed, taken_away, added, deep, shared])
+def moved(model):
+    """The same names and modules in the same order, of other parents."""
+    model[1].head = model[1]._modules.pop("1")
+    modules_of(model)
+    model.head = model[1].head
+    del model[1].head
+
+
+@pytest.mark.parametrize("change", [replaced, renamed, taken_away, added, deep, shared, moved])
 def test_a_walk_sees_that_modules_changed(change):
     model = net()
     modules_of(model)
@@ -77,6 +87,38 @@ def test_a_model_at_the_address_of_another_is_walked_anew():
         del model
 
 
+class Equal(nn.Linear):
+    """Compares as a tensor does."""
+
+    def __eq__(self, other):
+        return torch.ones(2)
+
+    def __hash__(self):
+        return id(self)
+
+
+def test_modules_may_compare_as_they_like():
+    model, x = nn.Sequential(Equal(3, 2)), torch.randn(4, 3)
+    for _ in range(2):
+        with pc.collect(model, pc.SqNorms()) as record:
+            model(x).sum().backward()
+        assert record.batch_size == 4
+
+
+def test_a_parameter_may_be_registered_again():
+    class Again(nn.Linear):
+        def forward(self, x):
+            weight = self.weight
+            del self.weight
+            self.weight = weight
+            return super().forward(x)
+
+    model = Again(3, 2)
+    with pc.collect(model, pc.SqNorms(), loss_reduction="sum") as record:
+        model(torch.ones(4, 3)).sum().backward()
+    torch.testing.assert_close(record.sq_norms, torch.full((4,), 8.0))
+
+
 def test_parameters_that_change_between_blocks_are_seen():
     model, x = net(), torch.randn(5, 3)
     for change in (lambda: None, lambda: model[0].bias.requires_grad_(False)):
@@ -91,8 +133,8 @@ def facts(stride, count, soft=0):
     return Facts(EXAMPLES, Regular(stride, count), soft=soft)
 
 
-def key(func, *args, known, moves=True, **kwargs):
-    return key_of(func, args, kwargs, {id(x): f for x, f in known}, moves=moves)
+def key(func, *args, known, kind=MOVEMENT, results=(), **kwargs):
+    return key_of(func, args, kwargs, results, {id(x): f for x, f in known}, kind)
 
 
 def test_arguments_that_are_equal_but_of_other_types_are_told_apart():
@@ -111,7 +153,8 @@ def test_owners_shapes_and_certainty_are_told_apart():
     known = [facts(3, 2), facts(1, 3), facts(3, 2, soft=1), facts(3, 2, soft=2)]
     keys = {key(torch.t, x, known=[(x, f)]) for f in known}
     keys |= {key(torch.t, x, known=[]), key(torch.t, wide, known=[]), key(torch.t, x, 1, known=[])}
-    assert len(keys) == 7
+    keys |= {key(torch.t, x, known=[], results=[x])}
+    assert len(keys) == 8
 
 
 def test_what_depends_on_numbers_has_no_key():
@@ -124,6 +167,60 @@ def test_what_depends_on_numbers_has_no_key():
     assert key(torch.cat, [x, x], out=object(), known=known) is None
     # What is moved, and not told where to, may be of integers.
     assert key(torch.cat, [index, index], known=[(index, facts(1, 2))]) is not None
+
+
+def test_integers_of_constants_may_be_dimensions():
+    x, one, mask = torch.randn(2, 3), torch.tensor(1), torch.ones(3, dtype=torch.bool)
+    classes = torch.tensor([0, 2])
+    known = [(x, facts(3, 2)), (classes, facts(1, 2))]
+    assert key(torch.softmax, x, one, known=known, kind=DIMENSIONS) is None
+    assert key(torch.topk, x, k=one, known=known, kind=DIMENSIONS) is None
+    assert key(torch.permute, x, torch.tensor([1, 0]), known=known, kind=DIMENSIONS) is None
+    assert key(F.cross_entropy, x, classes, known=known, kind=DIMENSIONS) is not None
+    assert key(F.softmax, x, mask, known=known, kind=DIMENSIONS) is not None
+    assert key(torch.add, x, one, known=known, kind=ELEMENTWISE) is not None
+
+
+def outcome(forward, *args):
+    """Squared norms of a block, or its refusal."""
+    model, x = nn.Linear(3, 3), torch.arange(27.0).sin().view(3, 3, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(9.0).cos().view(3, 3))
+        model.bias.zero_()
+    try:
+        with pc.collect(model, pc.SqNorms(), loss_reduction="sum") as record:
+            forward(model, x, *args).square().sum().backward()
+        return record.sq_norms
+    except pc.UnsupportedError as error:
+        return str(error)
+
+
+T = torch.tensor
+ON_NUMBERS = {
+    "transpose": lambda m, x, k: m(m(x).transpose(T(k), T(1 + k))),
+    "permute": lambda m, x, k: m(m(x).permute(*T([[0, 2, 1], [1, 0, 2]][k]))),
+    "topk": lambda m, x, k: m(x).topk(T(1 + k), 1).values @ m.weight,
+    "softmax": lambda m, x, k: m(m(x).softmax(dim=T(1 - k))),
+    "tensordot": lambda m, x, k: (
+        torch.tensordot(m(x), m(x)[0].detach(), T([[2 - k], [0]])) @ m.weight
+    ),
+    "interpolate": lambda m, x, k: F.interpolate(m(x), size=[T(4 - k)]).mT @ m.weight,
+    "one_hot": lambda m, x, k: F.one_hot(IDS[k]).float() @ m.weight[: 2 + k],
+}
+IDS = torch.tensor([[[0, 1], [1, 1], [0, 0]], [[0, 2], [2, 1], [1, 0]]])
+
+
+@pytest.mark.parametrize("name", ON_NUMBERS)
+@pytest.mark.parametrize("order", [(0, 1, 0), (1, 0, 1)])
+def test_numbers_that_stand_for_dimensions_and_sizes_are_looked_at_each_time(name, order):
+    expected = []
+    for k in range(2):
+        answers._answers.clear()
+        expected.append(outcome(ON_NUMBERS[name], k))
+    for k in order:
+        assert type(outcome(ON_NUMBERS[name], k)) is type(expected[k])
+        if isinstance(expected[k], torch.Tensor):
+            torch.testing.assert_close(outcome(ON_NUMBERS[name], k), expected[k])
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
