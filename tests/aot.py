@@ -135,7 +135,31 @@ def inspect(kernel: Any) -> Row:
         "shared": kernel.metadata.shared,
         "dots": sorted({" * ".join(dot) for dot in dots}),
         "instructions": {name: names.count(name) for name in sorted(set(names))},
+        "waits": waits(kernel.asm["ttgir"]),
     }
+
+
+def waits(ttgir: str) -> list[int]:
+    """By loop with asynchronous copies, how many may be on their way when a step goes on.
+
+    Zero means that each step waits for its own: the loop is not pipelined.
+    """
+    found: list[int] = []
+    blocks: list[tuple[bool, list[str]]] = []
+    for line in map(str.strip, ttgir.splitlines()):
+        closes = line.startswith("}")
+        if closes and blocks:
+            is_loop, body = blocks.pop()
+            numbers = [int(n) for s in body for n in re.findall(r"ttg.async_wait .*num = (\d+)", s)]
+            if is_loop and any("async_copy_global_to_local" in s for s in body) and numbers:
+                found.append(max(numbers))
+            elif not is_loop and blocks:
+                blocks[-1][1].extend(body)
+        if line.endswith("{"):
+            blocks.append(("scf.for" in line, []))
+        elif blocks and not closes:
+            blocks[-1][1].append(line)
+    return found
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
@@ -160,6 +184,8 @@ def problems(row: Row) -> list[str]:
         found.append(f"{row['registers']} registers in {row['warps']} warps")
     if row["shared"] > target.shared:
         found.append(f"{row['shared']} bytes of shared memory, {target.shared} are there")
+    if row["stages"] > 2 and 0 in row["waits"]:
+        found.append("a loop waits for the loads of its own step")
     # All digits of float32, and float64 in some versions of Triton, take ordinary cores.
     dots = [dot for dot in row["dots"] if not dot.endswith("f64")]
     if dots and row["kind"] != "float32":

@@ -10,7 +10,7 @@ import torch
 from pycoherence import cli
 from pycoherence.triton_kernels import _tiles
 from pycoherence.triton_kernels._device import Device
-from pycoherence.triton_kernels._tiles import Tile, parts_of, tile_for
+from pycoherence.triton_kernels._tiles import Tile, parts_of, seconds_of, tile_for
 
 H100 = Device(90, 132, "NVIDIA H100")
 HALF = (torch.bfloat16, "ieee")
@@ -70,6 +70,16 @@ def test_examples_are_divided_so_that_processors_are_busy(tiles_: int, batch: in
     assert time(parts) <= time(1)
     if tiles_ == 36:
         assert time(parts) == 9  # 32 * 36 / 132 is 8.7
+
+
+def test_parts_whose_sums_cost_more_than_they_save_are_not_made() -> None:
+    """3072x768 of 8 examples: four parts write and read 75 MB, the time of 250 positions."""
+    tile, beside = Tile(128, 128, 64, 8, 3), 3072 * 768 * 4
+    assert parts_of(H100, 8, 24 * 6, 8) == 4
+    assert parts_of(H100, 8, 24 * 6, 8, seconds_of("half", tile, 128), beside) == 1
+    assert parts_of(H100, 8, 24 * 6, 8, seconds_of("half", tile, 1024), beside) == 4
+    # Few tiles of many examples are divided all the same.
+    assert parts_of(H100, 32, 36, 1000, seconds_of("half", tile, 512), 768 * 768 * 4) >= 3
 
 
 def test_tuning_needs_a_gpu(tmp_path: Path) -> None:

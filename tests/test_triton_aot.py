@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from aot import TARGETS, Row, problems, table, written
+from aot import TARGETS, Row, problems, table, waits, written
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,27 @@ def test_kernels_compile_within_the_means_of_a_gpu(
     assert not bad, table(bad)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+def test_launchers_hand_on_what_kernels_take(rows: list[Row]) -> None:
+    """All calls and dtypes, against a driver that launches nothing; see `launchers.py`."""
+    assert rows  # compiled by now
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("launchers.py"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_what_is_wrong_with_a_kernel_is_found() -> None:
     good: Row = {
         "op": "linear_reduce", "kind": "bfloat16", "capability": 90, "call": "", "kernel": "k",
         "warps": 8, "stages": 3, "registers": 128, "stack": 0, "shared": 98336,
         "dots": ["128x64xbf16 * 64x128xbf16"], "instructions": {"wgmma.mma_async": 4},
+        "waits": [2],
     }  # fmt: skip
     assert problems(good) == problems(good | {"stack": 8}) == []
     for change, problem in (
@@ -51,7 +68,36 @@ def test_what_is_wrong_with_a_kernel_is_found() -> None:
         ({"shared": 240000}, "240000 bytes of shared memory, 232448 are there"),
         ({"instructions": {"mma.sync": 64}}, "no wgmma.mma_async"),
         ({"kind": "tf32", "instructions": {}}, "no mma"),
+        ({"waits": [2, 0]}, "a loop waits for the loads of its own step"),
     ):
         assert problems(good | change) == [problem]
     assert problems(good | {"kind": "float32", "instructions": {}}) == []
+    assert problems(good | {"stages": 2, "waits": [0]}) == []
     assert "no mma.sync" in table([good | {"capability": 80}])
+
+
+def test_waits_are_read_loop_by_loop() -> None:
+    ttgir = """
+      tt.func public @k() {
+        ttg.async_wait %t {num = 0 : i32}
+        %a:2 = scf.for %i = %l to %u step %s iter_args(%x = %y) -> (i32) {
+          %c = ttg.async_copy_global_to_local %p, %m : tensor
+          ttg.async_wait %t {num = 2 : i32}
+          %r = scf.if %b -> (i32) {
+            ttg.async_wait %t {num = 1 : i32}
+            scf.yield %x : i32
+          } else {
+            scf.yield %y : i32
+          }
+          scf.yield %r : i32
+        }
+        scf.for %i = %l to %u step %s {
+          ttg.async_wait %t {num = 0 : i32}
+        }
+        scf.for %i = %l to %u step %s {
+          %c = ttg.async_copy_global_to_local %p, %m : tensor
+          ttg.async_wait %t {num = 0 : i32}
+        }
+      }
+    """
+    assert waits(ttgir) == [2, 0]

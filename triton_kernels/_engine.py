@@ -31,7 +31,8 @@ def _tile_of(program, rows, columns, TALL: tl.constexpr):
     return band * TALL + within % height, within // height
 
 
-@triton.jit
+# The last batch of an epoch is smaller, and no reason to compile anew.
+@triton.jit(do_not_specialize=["B"])
 def reduce_tiles(
     x,
     g,
@@ -101,6 +102,7 @@ def reduce_tiles(
     k = column * BLOCK_K + tl.arange(0, BLOCK_K)
     in_o, in_k = o < O, k < K
     inside = in_o[:, None] & in_k[None, :]
+    at_edge = (row + 1) * BLOCK_O > O or (column + 1) * BLOCK_K > K
     channel, tap = k % I, k // I
     if TAPS == 1:
         channel, tap = k, k * 0
@@ -145,8 +147,10 @@ def reduce_tiles(
             whole += acc
             acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
         if step == steps:
-            # Rows and columns past the edge meet zeros, which Inf turns into NaN.
-            grad = tl.where(inside, whole if CHUNK > 0 else acc, 0.0)
+            grad = whole if CHUNK > 0 else acc
+            if at_edge:
+                # Rows and columns past the edge meet zeros, which Inf turns into NaN.
+                grad = tl.where(inside, grad, 0.0)
             if sq_norms is not None:
                 tl.store(sq_norms + b * tiles + tile, tl.sum(grad * grad))
             if dots is not None:
@@ -167,8 +171,10 @@ def reduce_tiles(
                 tl.store(at_b + in_group, grad, mask=inside)
             whole = tl.zeros((BLOCK_O, BLOCK_K), ACC)
             acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
-            step = 0
-            b += 1
+        # Outside of the branch: addresses that depend on what it gives would keep loads from
+        # running ahead, and each step would wait for its own.
+        b += (step == steps).to(tl.int64)
+        step = tl.where(step == steps, 0, step)
 
     at_part = (part * all_rows + group * O) * K
     if weighted_sum is not None:

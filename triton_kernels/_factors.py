@@ -13,7 +13,14 @@ from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
 from pycoherence.triton_kernels._engine import reduce_tiles
-from pycoherence.triton_kernels._tiles import LONG, Tile, parts_of, tile_for
+from pycoherence.triton_kernels._tiles import (
+    LONG,
+    Tile,
+    kind_of,
+    parts_of,
+    seconds_of,
+    tile_for,
+)
 
 # Outputs that share an input channel: with more of them a tile of the engine is worth it.
 _FEW = 4
@@ -128,8 +135,10 @@ def reduce(
     tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
     if parts is None:
         sums = len(wanted & _SUMS)
-        room = workspace() // max(1, o * k * acc.itemsize * sums) if sums else batch
-        parts = parts_of(device_of(x), batch, tiles, min(room, 65535))
+        beside = o * k * acc.itemsize * sums
+        room = workspace() // max(1, beside) if sums else batch
+        each = seconds_of(kind_of(x.dtype, precision(x.dtype)), tile, g.shape[2])
+        parts = parts_of(device_of(x), batch, tiles, min(room, 65535), each, beside)
     out = {
         name: x.new_empty(size, dtype=acc)
         for name, size in {

@@ -29,7 +29,8 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
     """
     from_sums = not (drop or factors.narrow)
     if from_sums and rule == "sign_agreement" and not factors.empty:
-        return _sign_agreement(factors, k)
+        sums = reduce(factors, frozenset({"weighted_sum", "sign_sum"}), shares_of(factors.g, 1))
+        return agreed(sums["weighted_sum"].sum(0), sums["sign_sum"].sum(0), len(factors.x), k)
     out = order_fake(factors.g, factors.shape).zero_()
     if factors.empty:
         return out
@@ -37,7 +38,7 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
     means = from_sums and rule == "median_of_means" and k <= _MOST_PARTS
     if means:
         groups, rule, k = int(k), "median", 0
-    shares = _shares(factors, groups)
+    shares = shares_of(factors.g, groups)
     aggregate = chosen(SPEC, out.device.type, (factors.g, rule, k, drop))
     beside = BYTES_BESIDE if aggregate is SPEC.reference else 0
     for part in row_parts(factors, groups * (out.itemsize + beside)):
@@ -51,23 +52,21 @@ def _sums(factors: Factors, coef: Tensor, groups: int) -> Tensor:
     return reduce(factors, frozenset({"weighted_sum"}), coef, parts=groups)["weighted_sum"]
 
 
-def _shares(factors: Factors, groups: int) -> Tensor:
+def shares_of(g: Tensor, groups: int) -> Tensor:
     """What each example counts in the mean of its group, `[B]`.
 
     Sums weighted by them are finite if and only if all their terms are: a sum before it is divided
     could leave the range of the dtype.
     """
-    size, larger = divmod(len(factors.x), groups)
-    shares = order_fake(factors.g, (len(factors.x),)).fill_(1 / size)
+    size, larger = divmod(len(g), groups)
+    shares = order_fake(g, (len(g),)).fill_(1 / size)
     shares[: larger * (size + 1)] = 1 / (size + 1)
     return shares
 
 
-def _sign_agreement(factors: Factors, k: float) -> Tensor:
-    wanted = frozenset({"weighted_sum", "sign_sum"})
-    sums = reduce(factors, wanted, _shares(factors, 1))
-    mean, signs = sums["weighted_sum"].sum(0), sums["sign_sum"].sum(0)
+def agreed(mean: Tensor, signs: Tensor, batch: int, k: float) -> Tensor:
+    """The mean where the mean of the signs is at least `k`, and zero elsewhere."""
     # A number in place of this tensor would multiply by its reciprocal, which rounds otherwise.
-    count = torch.full((), len(factors.x), device=mean.device)
+    count = torch.full((), batch, device=mean.device)
     kept = torch.where(signs.abs() / count >= k, mean, 0.0)
     return torch.where(mean.isfinite(), kept, torch.nan)

@@ -8,7 +8,7 @@ from torch import Tensor
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
-from pycoherence.triton_kernels._tiles import LONG, parts_of, tile_for
+from pycoherence.triton_kernels._tiles import LONG, kind_of, parts_of, seconds_of, tile_for
 
 
 @triton.jit
@@ -123,8 +123,10 @@ def sum_of_products(
     beside = 3 if transform == "sign" else int(long)
     tile = tile_for(device, dtype, how, o, i, beside)
     tiles = triton.cdiv(o, tile.o) * triton.cdiv(i, tile.k)
-    room = max(1, workspace() // (o * i * acc.itemsize))
-    parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535))
+    beside = o * i * acc.itemsize
+    room = max(1, workspace() // beside)
+    each = seconds_of(kind_of(dtype, how), tile, tile.t)
+    parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535), each, beside)
     out = x.new_empty(parts, o, i, dtype=acc)
     launch(
         add_products,

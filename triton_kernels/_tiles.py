@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 _TABLE = {
     "half": ((128, 128, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 8, 3), (64, 64, 64, 8, 3)),
     "tf32": ((128, 128, 32, 8, 3), (128, 128, 32, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 8, 3)),
-    "float32": ((64, 64, 32, 8, 2), (64, 64, 32, 8, 2), (64, 64, 32, 8, 2), (32, 64, 32, 8, 2)),
+    "float32": ((64, 64, 32, 8, 2), (64, 64, 32, 8, 2), (32, 64, 32, 8, 2), (32, 64, 32, 8, 2)),
     "float64": ((64, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 64, 16, 8, 2), (32, 64, 16, 8, 2)),
 }
 
@@ -91,6 +91,8 @@ def tile_for(
     tile = measured(device.name).get(shape_class(kind, o, k, beside))
     if tile is not None:
         return tile
+    if kind == "tf32" and beside and device.capability < 90:
+        beside += 1  # before Hopper the factors take registers too
     tile = Tile(*_TABLE[kind][min(beside, 3)])
     if not device.roomy:
         tile = tile._replace(t=min(tile.t, 32))
@@ -108,22 +110,38 @@ def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
+# Multiplications and additions of a processor in a second at three quarters of its peak, and bytes
+# of the memory in a second, of Hopper. Only their ratio matters.
+_RATE = {"half": 5.5e12, "tf32": 2.8e12, "float32": 0.4e12, "float64": 0.4e12}
+_BYTES = 4e12
+
+
+def seconds_of(kind: str, tile: Tile, positions: int) -> float:
+    """What a processor takes for so many positions of a tile."""
+    return 2.0 * tile.o * tile.k * positions / _RATE[kind]
+
+
 @functools.lru_cache(maxsize=4096)
-def parts_of(device: Device, batch: int, tiles: int, most: int) -> int:
+def parts_of(
+    device: Device, batch: int, tiles: int, most: int, each: float = 1.0, beside: int = 0
+) -> int:
     """Among how many programs the examples of a tile are divided.
 
     The time is that of the programs which a processor runs one after the other, times the examples
-    of each.
+    of each, and that of writing and reading the sums of each part if there are several.
 
     Args:
         device: The GPU.
         batch: Number of examples.
         tiles: Number of tiles.
         most: As many parts there is room for.
+        each: Seconds of an example of one tile.
+        beside: Bytes of the sums of one part.
     """
 
-    def time(parts: int) -> int:
-        return -(-tiles * parts // device.processors) * -(-batch // parts)
+    def time(parts: int) -> float:
+        rounds = -(-tiles * parts // device.processors) * -(-batch // parts)
+        return rounds * each + (2 * parts * beside / _BYTES if parts > 1 else 0.0)
 
     enough = -(-4 * device.processors // tiles)
     return min(range(1, max(1, min(batch, most, enough)) + 1), key=time)

@@ -74,8 +74,13 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
-        or any(type(x) not in _PLAIN or x.is_meta for x in tensors_of(args))
+        or any(type(x) not in _PLAIN or x.is_meta or _is_lazy(x) for x in tensors_of(args))
     )
+
+
+def _is_lazy(x: Tensor) -> bool:
+    """Whether the memory of a tensor does not hold its numbers, as the dispatcher would see to."""
+    return x.is_neg() or x._is_zerotensor()
 
 
 def invoke(op: str, *args: Any) -> Any:
@@ -105,6 +110,9 @@ def execute(op: str, *args: Any) -> Any:
     # Small models spend much of their time from here to the kernel, so what can be is looked up;
     # to ask a tensor for its device takes longer than the look-up.
     device = "cpu" if first.is_cpu else first.device.type
+    raw = device != "cpu" or _backends._forced is not None  # Triton reads the memory as it is
+    if raw and any(map(_is_lazy, tensors_of(args))):
+        return invoke(op, *args)
     found = _settled(op, device) if _backends._forced is None else None
     return (found or pick(specs[op], device, args))(*args)
 

@@ -1,7 +1,6 @@
 """Robust aggregates of per-example gradients of a linear layer's weight."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,9 +78,11 @@ def _heads(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Ten
         yield x, randn(b, t, o, device=device, dtype=dtype, seed=2)
 
 
-def _native(x: Tensor, *_: Any) -> str | None:
+def _native(x: Tensor, g: Tensor, rule: str, k: float, drop: bool) -> str | None:
     if x.is_cuda and x.shape[1] > 1:
         return f"the CUDA kernel takes one position, got {x.shape[1]}"
+    if x.is_cuda and rule == "sign_agreement" and not drop:
+        return "two products of matrices give sign_agreement in a tenth of the kernel's time"
     return None
 
 
