@@ -20,9 +20,8 @@ def threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def workspace(size: int) -> Iterator[None]:
-    before = pc.workspace()
     pc.set_workspace(size)
     try:
         yield
     finally:
-        pc.set_workspace(before)
+        pc.set_workspace(None)

@@ -53,7 +53,7 @@ def plan(factors: Factors) -> Plan:
     blocks = batch * triton.cdiv(k, taps) * triton.cdiv(o, outputs)
     fill = triton.cdiv(8 * device_of(x).processors, blocks)
     # Beside the parts there is room for their sum.
-    room = workspace() // (batch * o * k * acc.itemsize) - 1
+    room = workspace(x.device) // (batch * o * k * acc.itemsize) - 1
     parts = max(1, min(fill, room, triton.cdiv(t, 4 * positions)))
     return Plan(taps, positions, outputs, parts)
 

@@ -136,7 +136,7 @@ def reduce(
     if parts is None:
         sums = len(wanted & _SUMS)
         beside = o * k * acc.itemsize * sums
-        room = workspace() // max(1, beside) if sums else batch
+        room = workspace(x.device) // max(1, beside) if sums else batch
         each = seconds_of(kind_of(x.dtype, precision(x.dtype)), tile, g.shape[2])
         parts = parts_of(device_of(x), batch, tiles, min(room, 65535), each, beside)
     out = {

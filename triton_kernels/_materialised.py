@@ -35,7 +35,7 @@ def row_parts(factors: Factors, size: int) -> Iterator[slice]:
         size: Bytes that each number of the parameter takes.
     """
     rows, columns = factors.shape
-    step = max(1, workspace() // (columns * size))
+    step = max(1, workspace(factors.x.device) // (columns * size))
     if step > _ALIGNED:
         step -= step % _ALIGNED
     return row_slices(rows, rows // factors.groups, step)

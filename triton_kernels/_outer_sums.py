@@ -124,7 +124,7 @@ def sum_of_products(
     tile = tile_for(device, dtype, how, o, i, beside)
     tiles = triton.cdiv(o, tile.o) * triton.cdiv(i, tile.k)
     beside = o * i * acc.itemsize
-    room = max(1, workspace() // beside)
+    room = max(1, workspace(x.device) // beside)
     each = seconds_of(kind_of(dtype, how), tile, tile.t)
     parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535), each, beside)
     out = x.new_empty(parts, o, i, dtype=acc)

@@ -23,6 +23,6 @@ def dense_gram(a: Tensor, b: Tensor | None) -> Tensor:
         out = sum_of_products(other.mT, a.mT)
     else:
         out = gram_fake(a, b).zero_()
-        room = workspace() // max(1, (len(a) + len(other)) * a.itemsize)
+        room = workspace(a.device) // max(1, (len(a) + len(other)) * a.itemsize)
         add_dots(out, a, other, min(PIECE, max(64, room)))
     return symmetric(out) if b is None else out

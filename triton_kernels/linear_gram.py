@@ -62,7 +62,7 @@ def _by_columns(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """From tiles of gradients about as tall as wide, which read the factors least often."""
     g = pairs[0][1]
     gram = gram_fake(g, pairs[-1][1]).zero_()
-    room = workspace() // (sum(len(x) for x, _ in pairs) * gram.itemsize)
+    room = workspace(g.device) // (sum(len(x) for x, _ in pairs) * gram.itemsize)
     wide = max(16, math.isqrt(room), room // g.shape[2])
     wide -= wide % 16  # so that wide loads may start where a part does
     for parts in zip(*(x.split(wide, 2) for x, _ in pairs), strict=True):

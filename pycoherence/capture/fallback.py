@@ -201,7 +201,7 @@ def example_by_example(
     owned = [(x, kinds[id(x)].owner) for x in others if kinds[id(x)].kind == EXAMPLES]
     count = owned[0][1].count
     size = sum(p.numel() * p.itemsize for p in parameters) * count
-    if not always and size > workspace():
+    if not always and size > workspace(parameters[0].device):
         return NotImplemented
     dims: list[int | None] = []
     for x in others:

@@ -46,7 +46,8 @@ def linear_order(
     position (native) no gradient is stored: values are products of factors in shared memory, made
     anew whenever `dense_order` would read them. With more (triton) the gradients are materialised
     likewise, and `dense_order` takes them; `sign_agreement` and `median_of_means` keep sums in
-    place of gradients, the former without a sort, unless values are dropped.
+    place of gradients, the former without a sort, unless values are dropped. With one position
+    `sign_agreement` is two products of matrices (triton).
 
     Errors against float64, of the largest value: 1e-5, or 1e-12 for float64. For float32 and more
     than one position on a GPU where torch allows TensorFloat-32, 4e-3 (expected, not measured); in

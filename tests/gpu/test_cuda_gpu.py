@@ -98,7 +98,8 @@ CALLS: dict[str, list[Callable[[Source], Args]]] = {
         lambda new: embedding_gram(new, 33, 129, 1000, 65, 17, 1000),
         lambda new: embedding_gram(new, 5, 3000, 2, 30),
     ],
-    "linear_order": orders(lambda new, b: (new(b, 1, 130), new(b, 1, 75))),
+    # Signs of one position are counted by products of matrices, in Triton.
+    "linear_order": orders(lambda new, b: (new(b, 1, 130), new(b, 1, 75)))[:-1],
     "dense_order": orders(lambda new, b: (new(b, 5, 301),)),
     "embedding_order": orders(table),
     "gram_median": [
@@ -185,10 +186,9 @@ def test_runs_in_a_cuda_graph(op: str, index: int) -> None:
 def test_grams_of_some_columns_at_a_time() -> None:
     args = arguments("embedding_gram", 1, torch.float32)
     (expected,) = run("embedding_gram", args)
-    before = pc.workspace()
     pc.set_workspace(2**20)
     try:
         (found,) = run("embedding_gram", args)
     finally:
-        pc.set_workspace(before)
+        pc.set_workspace(None)
     assert_close(found, expected, 1e-6)

@@ -83,6 +83,7 @@ CALLS: dict[str, list[Callable[[Source], Call]]] = {
         lambda new: make.linear_order(new, "median_of_means", 3.0, 7, 5, 33, 20),
         lambda new: make.linear_order(new, "median_of_means", 3.0, 33, 129, 300, 513),
         lambda new: make.linear_order(new, "winsorized_mean", 2.0, 33, 20, 300, 513),
+        lambda new: make.linear_order(new, "sign_agreement", 0.25, 33, 1, 300, 513),
     ],
     "conv_order": [
         lambda new: make.conv_order(new, "median_of_means", 3.0, (7, 6, 9, 8), 10),

@@ -1,5 +1,7 @@
 """The references work through the batch in chunks; how large they are must not matter."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from backends import assert_close, assert_reduced_close, describe
@@ -7,6 +9,7 @@ from settings import workspace
 
 import pycoherence as pc
 from pycoherence.ops._chunks import Chunks
+from pycoherence.ops._workspace import _of_gpu
 
 CHUNKED = [op for op in pc.ops.specs if op.endswith(("_reduce", "_gram", "_order"))]
 
@@ -33,13 +36,34 @@ def test_chunks_cover_the_batch_in_order(batch: int) -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_workspace_must_be_positive(size: int) -> None:
-    with pytest.raises(ValueError, match=f"one or more bytes, got {size}"):
+    with pytest.raises(ValueError, match=f"1 to .* bytes, got {size}"):
         pc.set_workspace(size)
     assert pc.workspace() == 64 * 2**20
 
 
-@pytest.mark.parametrize("size", [1.5, "64M", None, True])
+@pytest.mark.parametrize("size", [1.5, "64M", True])
 def test_a_workspace_is_an_integer(size: object) -> None:
     with pytest.raises(TypeError, match=f"integer number of bytes, got {size!r}"):
         pc.set_workspace(size)  # pyright: ignore[reportArgumentType]
     assert pc.workspace() == 64 * 2**20
+
+
+def test_a_workspace_beyond_what_is_counted_changes_nothing() -> None:
+    with pytest.raises(ValueError, match="1 to 2"):
+        pc.set_workspace(2**70)
+    assert pc.workspace() == 64 * 2**20
+
+
+def test_a_gpu_gives_a_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {0: 8 * 2**30, 1: 2**30}
+    found = [SimpleNamespace(total_memory=size) for size in sizes.values()]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found[device.index])
+    _of_gpu.cache_clear()
+    gpus = [torch.device("cuda", index) for index in sizes]
+    assert [pc.workspace(gpu) for gpu in gpus] == [64 * 2**20, 64 * 2**20]
+    _of_gpu.cache_clear()
+    found[0].total_memory = 141 * 2**30
+    assert pc.workspace(gpus[0]) == 141 * 2**23
+    with workspace(1000):
+        assert pc.workspace(gpus[0]) == 1000
+    _of_gpu.cache_clear()
