@@ -4,6 +4,8 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 WORKERS ?= 2
+# Kernels are compiled with the newest Triton, and with this one, beside it.
+OLDEST_TRITON := 3.6.0
 BIN := .venv/bin
 STAMP := .venv/torch-$(TORCH).installed
 BENCH := .venv/bench-$(TORCH).installed
@@ -50,6 +52,8 @@ $(STAMP): Makefile pyproject.toml setup.py $(NATIVE)
 	$(BIN)/pip install "torch==$(TORCH)"
 	$(BIN)/pip install "setuptools>=77.0.3" wheel ninja
 	$(BIN)/pip install --no-build-isolation -e ".[dev,studies,models]"
+	test "$$(uname -s)" != Linux || \
+		$(BIN)/pip install --upgrade --no-deps --target .venv/triton-oldest "triton==$(OLDEST_TRITON)"
 	rm -f .venv/*.installed
 	touch $@
 

@@ -10,20 +10,38 @@ from pathlib import Path
 import pytest
 from aot import TARGETS, Row, problems, table, waits, written
 
+OLDEST = Path(sys.prefix) / "triton-oldest"
+"""The oldest Triton that is supported, where `make test` puts it."""
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    """All kernels, compiled in processes of their own: this one knows of no GPU."""
-    out = tmp_path_factory.mktemp("aot") / "kernels.jsonl"
+needs_oldest = pytest.mark.skipif(not OLDEST.is_dir(), reason="make test installs an older Triton")
+needs_compiler = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+
+
+def run(script: str, *options: str, oldest: bool = False) -> None:
+    """Run a script of this folder in a process of its own: this one knows of no GPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    if oldest:
+        environment["PYTHONPATH"] = str(OLDEST)
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("aot.py")), "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"},
+        [sys.executable, str(Path(__file__).with_name(script)), *options],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def compile_all(folder: Path, *options: str, oldest: bool = False) -> list[Row]:
+    out = folder / "kernels.jsonl"
+    run("aot.py", "--out", str(out), *options, oldest=oldest)
     return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """All kernels."""
+    return compile_all(tmp_path_factory.mktemp("aot"))
 
 
 @pytest.mark.slow
@@ -39,18 +57,21 @@ def test_kernels_compile_within_the_means_of_a_gpu(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
-def test_launchers_hand_on_what_kernels_take(rows: list[Row]) -> None:
+@needs_oldest
+def test_kernels_compile_with_the_oldest_triton(tmp_path: Path) -> None:
+    found = compile_all(tmp_path, "--targets", "90", oldest=True)
+    assert found
+    bad = [row for row in found if problems(row)]
+    assert not bad, table(bad)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("oldest", [False, pytest.param(True, marks=needs_oldest)])
+def test_launchers_hand_on_what_kernels_take(oldest: bool, rows: list[Row]) -> None:
     """All calls and dtypes, against a driver that launches nothing; see `launchers.py`."""
     assert rows  # compiled by now
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("launchers.py"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    run("launchers.py", oldest=oldest)
 
 
 def test_what_is_wrong_with_a_kernel_is_found() -> None:

@@ -192,7 +192,8 @@ def _tile(factors: Factors, wanted: Set[str]) -> Tile:
     """What fits the registers, by what is kept in them beside the product."""
     x, (o, k), long = factors.x, factors.shape, factors.g.shape[2] > LONG
     channels, rows = x.shape[1] // factors.groups, o // factors.groups
-    beside = len(wanted & _SUMS) + long + ("dots" in wanted) + 2 * ("gradients" in wanted)
+    at_end = "dots" in wanted or "gradients" in wanted  # addresses, and what is read there
+    beside = len(wanted & _SUMS) + long + 2 * at_end
     # Channels that cannot be read in vectors take an address and a mask each.
     scattered = prod(factors.kernel) > 1 and channels * x.itemsize % 16 != 0
     tile = tile_for(device_of(x), x.dtype, precision(x.dtype), rows, k, beside + scattered)
