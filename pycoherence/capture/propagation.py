@@ -159,12 +159,16 @@ def moved(
     ]
 
 
-def ids_like(x: Tensor, owner: Owner | None) -> Tensor:
-    """The example of each element, in full."""
-    shape = tuple(x.shape)
+def ids_like(x: Tensor, owner: Owner | None, device: torch.device | None = None) -> Tensor:
+    """The example of each element, in full; on the tensor's device or another."""
+    shape, device = tuple(x.shape), device or x.device
     if owner is None:
-        return torch.full(shape, SHARED, dtype=torch.int64, device=x.device)
-    return ids_of(owner, shape, x.device).expand(shape).contiguous()
+        return torch.full(shape, SHARED, dtype=torch.int64, device=device)
+    return ids_of(owner, shape, device).expand(shape).contiguous()
+
+
+def _is_place(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def _run_on_ids(
@@ -182,13 +186,15 @@ def _run_on_ids(
     moved = [args[:1], *(kwargs.get(name) for name in ("input", "src", "source", "values"))]
     moved += [args[at : at + 1] for at in _VALUES.get(function.__name__, ())]
     moves = {id(x) for x in tensors(moved)}
+    # Without places no number of the GPU is needed, which nothing then has to wait for.
+    places = [x for x in tensors((args, kwargs)) if _is_place(x) and id(x) not in moves]
+    device = places[0].device if places else torch.device("cpu")
 
     def change(value: Any) -> Any:
         if isinstance(value, Tensor):
-            is_index = not (value.is_floating_point() or value.is_complex())
-            if is_index and id(value) not in moves:
+            if _is_place(value) and id(value) not in moves:
                 return value
-            return (ids_like(value, owners.get(id(value))) + 1).double()
+            return (ids_like(value, owners.get(id(value)), device) + 1).double()
         if isinstance(value, tuple):
             return tuple(change(item) for item in value)
         if isinstance(value, list):

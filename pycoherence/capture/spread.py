@@ -94,12 +94,13 @@ class Moved(LayerRule):
 
     def factors(self, rows: Rows, g: Tensor) -> Sequence[Site | None]:
         flat = g.reshape(-1)
-        if len(self._others) and bool((flat[self._others] != 0).any()):
+        if len(self._others) and bool((flat[self._others.to(g.device)] != 0).any()):
             self._refuse()
         size = prod(self._shape)
         total = flat.new_zeros(self._count * size)
+        to, places = self._ids * size + self._index, self._places.to(g.device)
         # Accumulating in a fixed order, on every device.
-        total.index_put_((self._ids * size + self._index,), flat[self._places], accumulate=True)
+        total.index_put_((to.to(g.device),), flat[places], accumulate=True)
         return (of_rows(total.view(self._count, *self._shape)),)
 
 
@@ -215,8 +216,8 @@ def promote(c: CallContext, p: Tensor, owner: Owner) -> Tensor:
         if found is not None:
             derived.promoted.append((owner, found))
             return found
-    ids = ids_like(p, owner)
-    index = torch.arange(p.numel(), device=p.device).view(p.shape)
+    ids = ids_like(p, owner, _device_of(owner, p))
+    index = torch.arange(p.numel(), device=ids.device).view(p.shape)
     found = _moved(c, lambda x: x, p, index, ids, owner)
     if derived is not None:
         derived.promoted.append((owner, found))
@@ -229,7 +230,16 @@ def same_owner(a: Owner, b: Owner, x: Tensor) -> bool:
         return False
     if type(a) is type(b) is Regular and a == b:
         return True
-    return bool((ids_like(x, a) == ids_like(x, b)).all())
+    device = x.device if isinstance(a, Ids) or isinstance(b, Ids) else _CPU
+    return bool((ids_like(x, a, device) == ids_like(x, b, device)).all())
+
+
+_CPU = torch.device("cpu")
+
+
+def _device_of(owner: Owner, p: Tensor) -> torch.device:
+    """Where to make ids: what is regular needs no number of a GPU, for which one would wait."""
+    return p.device if isinstance(owner, Ids) else _CPU
 
 
 def _moved(
@@ -285,17 +295,19 @@ def _moved_again(
     parents = [x for x in tensors((args, kwargs)) if c.facts(x).kind == PARAMETERS]
     if len(parents) != len({id(x) for x in parents}) or not parents:
         return None
-    ids = ids_like(p, owner).flatten()
+    places = [x for x in tensors((args, kwargs)) if not (x.is_floating_point() or x.is_complex())]
+    device = places[0].device if places else _device_of(owner, p)
+    ids = ids_like(p, owner, device).flatten()
     new: dict[int, Tensor] = {}
     for parent in parents:
-        index = _index_of(func, args, kwargs, parent, at).flatten()
+        index = _index_of(func, args, kwargs, parent, at, device).flatten()
         if len(index) != len(ids):
             return None
         used = index >= 0
         size = parent.numel()
-        low = torch.full((size,), MIXED, dtype=torch.int64, device=p.device)
+        low = torch.full((size,), MIXED, dtype=torch.int64, device=device)
         low.scatter_reduce_(0, index[used], ids[used].where(ids[used] != SHARED, MIXED), "amin")
-        high = torch.full((size,), SHARED, dtype=torch.int64, device=p.device)
+        high = torch.full((size,), SHARED, dtype=torch.int64, device=device)
         high.scatter_reduce_(0, index[used], ids[used], "amax")
         shared = (high != low) & (high != SHARED)
         if not bool(shared.any()) and c.facts(parent).derived is not None:
@@ -327,16 +339,18 @@ def _varies(owner: Owner, p: Tensor, parent: Tensor) -> bool:
     return any(d >= more and parent.shape[d - more] != 1 for d in varying)
 
 
-def _index_of(func: Any, args: Any, kwargs: Any, parent: Tensor, at: int) -> Tensor:
+def _index_of(
+    func: Any, args: Any, kwargs: Any, parent: Tensor, at: int, device: torch.device
+) -> Tensor:
     """Which element of a tensor each one of a movement's result is; -1 for those of others."""
 
     def change(value: Any) -> Any:
         if isinstance(value, Tensor):
             if value is parent:
-                numbers = torch.arange(1, value.numel() + 1, device=value.device)
+                numbers = torch.arange(1, value.numel() + 1, device=device)
                 return numbers.double().view(value.shape)
             if value.is_floating_point() or value.is_complex():
-                return torch.zeros(value.shape, dtype=torch.float64, device=value.device)
+                return torch.zeros(value.shape, dtype=torch.float64, device=device)
             return value
         if isinstance(value, tuple):
             return tuple(change(item) for item in value)

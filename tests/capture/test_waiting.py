@@ -1,0 +1,65 @@
+"""No step of a block needs a number of a tensor, for which a GPU would have to be waited.
+
+Tensors of the device "meta" have none: whoever asks for one fails. The ops give empty results of
+the right shapes; that they do not wait on a GPU either is shown where they are compiled.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import GPT, cnn, loss
+from torch import Tensor, nn
+
+import pycoherence as pc
+from pycoherence.capture import answers
+from pycoherence.ops import specs
+from pycoherence.sites import _site
+
+
+@pytest.fixture(autouse=True)
+def shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers._answers.clear()  # the first step of a process must not wait either
+    monkeypatch.setattr(_site, "execute", lambda op, *args: specs[op].fake(*args))
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.long, device="meta")
+
+
+def gpt() -> tuple[nn.Module, Tensor, Tensor]:
+    model = GPT(vocabulary=8, length=4, width=8, layers=2, heads=2, mean=False)
+    return model, ids(3, 4), ids(3, 4)
+
+
+def images() -> tuple[nn.Module, Tensor, Tensor]:
+    return cnn(), torch.empty(3, 3, 32, 32, device="meta"), ids(3)
+
+
+class Windows(nn.Module):
+    """Movements of all kinds, none of them by numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.out = nn.Linear(6, 6), nn.Linear(6, 5)
+        self.token = nn.Parameter(torch.zeros(1, 1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), 1, 6), x], 1)
+        x = self.inside(x.roll(1, 1).flip(1)).unflatten(1, (2, 4)).transpose(1, 2)
+        left, right = F.pad(x, (0, 0, 0, 2))[:, :, :2].unbind(2)
+        return self.out(torch.stack([left, right], 1).repeat(1, 1, 2, 1).mean((1, 2)))
+
+
+def windows() -> tuple[nn.Module, Tensor, Tensor]:
+    return Windows(), torch.empty(3, 7, 6, device="meta"), ids(3)
+
+
+@pytest.mark.parametrize("make", [gpt, images, windows])
+def test_a_step_waits_for_nothing(make) -> None:
+    model, x, y = make()
+    model = model.to("meta")
+    with pc.collect(model, pc.SqNorms(), pc.Moments()) as record:
+        loss(model(x), y).backward()
+    assert record.sq_norms.shape == (3,)
+    assert record.sq_norms.is_meta
+    assert all(p.grad is not None for p in model.parameters())
