@@ -21,3 +21,38 @@ def seconds_of(run: Callable[[], object], repeats: int = 1) -> float:
     last.record()
     last.synchronize()
     return first.elapsed_time(last) / 1e3 / repeats
+
+
+def replayed(run: Callable[[], object]) -> Callable[[], object] | None:
+    """The work of a run as a CUDA graph, which takes no time of the host; `None` without a GPU.
+
+    `None` also if it cannot be captured, since it waits for the GPU.
+    """
+    if not torch.cuda.is_available():
+        return None
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()  # compiles, and fills what is remembered
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
+def host_seconds_of(run: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds until the host has handed a run to the GPU; the least of several."""
+    found = []
+    for _ in range(repeats):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -3,10 +3,11 @@
 #
 #     bench/gpu.sh OUT [--dry-run]
 #
-# Needs no network: python3 with torch >= 2.10 and triton (PYTHON=... for another), and, if it is to
-# be built, a C++ compiler, ninja and nvcc. Each step has its time and leaves what it found in OUT
-# (eight files at most) as it goes; a step that fails is told, and the next one starts. --dry-run
-# goes as far as a machine without a GPU can: it builds, compiles and lists the kernels, collects the
+# Needs no network: python3 with torch >= 2.10 and triton (PYTHON=... for another), and libraries that
+# were built elsewhere in pycoherence/, or a C++ compiler, ninja and nvcc to build them. Each step has
+# its time and leaves what it found in OUT as it goes; a step that fails is told, and the next one
+# starts; what an earlier run has left in OUT is not measured again. --dry-run goes as far as a
+# machine without a GPU can: it compiles and lists the kernels, calls their launchers, collects the
 # tests and tries the benchmarks on tiny shapes.
 set -uo pipefail
 [[ $# -ge 1 ]] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
@@ -16,6 +17,7 @@ DRY=${2:-}
 PYTHON=${PYTHON:-python3}
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
+touch "$OUT/done.txt"
 : >"$OUT/summary.txt"
 FAILED=0
 SECONDS=0
@@ -28,6 +30,7 @@ say() { echo "$*" | tee -a "$OUT/summary.txt"; }
 step() {
     local name=$1 most=$2 left=$((LIMIT - SECONDS)) start=$SECONDS status
     shift 2
+    grep -qxF "$name" "$OUT/done.txt" && { say "$name: done before"; return 0; }
     ((left > 5)) || { say "$name: left out, no time"; FAILED=1; return 1; }
     echo "== $name: $*" >>"$OUT/log.txt"
     timeout --kill-after=5 $((most < left ? most : left)) "$@" >"$SCRATCH/step" 2>&1
@@ -38,8 +41,8 @@ step() {
         124 | 137) say "$name: STOPPED after $((SECONDS - start)) s" ;;
         *) say "$name: FAILED ($status), $((SECONDS - start)) s: $(tail -n 1 "$SCRATCH/step" | cut -c -200)" ;;
     esac
-    ((status == 0)) || FAILED=1
-    return $status
+    ((status == 0)) || { FAILED=1; return $status; }
+    case $name in build* | carried* | info) ;; *) echo "$name" >>"$OUT/done.txt" ;; esac
 }
 
 build() {
@@ -47,56 +50,86 @@ build() {
         "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 }
 
+# Whether libraries that were built elsewhere load here: torch's stable ABI lets them.
+loads() {
+    PYTHONPATH=$PWD "$PYTHON" - <<'PY'
+from pycoherence.ops._backends import load_native
+raise SystemExit(" ".join(filter(None, map(load_native, ("cpu", "cuda")))) or 0)
+PY
+}
+
 # The package without an installation: its kernels in Triton need no build.
 link() {
-    ln -s ../triton_kernels pycoherence/ && trap 'rm -r "$SCRATCH" pycoherence/triton_kernels' EXIT
+    [[ -e pycoherence/triton_kernels ]] || {
+        ln -s ../triton_kernels pycoherence/
+        trap 'rm -r "$SCRATCH" pycoherence/triton_kernels' EXIT
+    }
     export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-    say "not installed: run from the source folder, without native kernels"
 }
-export -f build
+export -f build loads
 export PYTHON
 # Kernels are compiled for the GPU that is here, if there is one, in a third of the time.
 [[ $DRY == --dry-run ]] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c \
     'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')}
 
 : >"$OUT/log.txt"
-step "build" $BUILD bash -c "build cuda" || step "build without CUDA" $BUILD bash -c "build cpu" || link
-step "info" 30 "$PYTHON" -m pycoherence info
+if step "carried libraries" 30 bash -c loads; then
+    link
+else
+    FAILED=0 # they are only a short cut
+    step "build" $BUILD bash -c "build cuda" || step "build without CUDA" $BUILD bash -c "build cpu" ||
+        { say "not installed: run from the source folder, without native kernels"; link; }
+fi
+step "info" 20 "$PYTHON" -m pycoherence info
 cp "$SCRATCH/step" "$OUT/info.txt"
 
 if [[ $DRY == --dry-run ]]; then
     step "kernels" 900 "$PYTHON" tests/aot.py --out "$OUT/kernels.jsonl"
+    step "launchers" 300 "$PYTHON" tests/launchers.py
     step "tests, collected" 120 "$PYTHON" -m pytest -q -m gpu --collect-only
     step "headline figures" 120 "$PYTHON" bench/headline.py --device cpu --quick --out "$OUT/headline.jsonl"
+    step "graphs" 120 "$PYTHON" bench/graphed.py --device cpu --quick --out "$OUT/graphed.jsonl"
     step "training" 300 "$PYTHON" bench/training.py --quick --rounds 1 --out "$OUT/training.json"
     step "ops" 600 "$PYTHON" bench/run.py --quick --seconds 0 --out "$OUT/ops.jsonl"
     exit $FAILED
 fi
 
-# Compiling takes most of the time of the tests, so several processes share them if they can.
-TESTS=("$PYTHON" -m pytest -q -m gpu --no-header --tb=short -p no:cacheprovider)
-"$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n 6)
+# Warnings of libraries that are newer than ours fail no test here. Compiling takes most of the time
+# of the tests, so several processes share them if they can.
+TESTS=("$PYTHON" -m pytest -q -m gpu --no-header --tb=short -p no:cacheprovider -W default)
+"$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n "$(($(nproc) < 16 ? $(nproc) : 16))")
 
-step "headline figures" 120 "$PYTHON" bench/headline.py --device cuda --out "$OUT/headline.jsonl"
-if "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
-    step "small shapes" 90 "${TESTS[@]}" tests/gpu -k small
-else
-    step "selftest" 90 "$PYTHON" -m pycoherence selftest
+# 1. Whether the engine is right and how fast: what every other figure stands on.
+step "headline figures" 100 "$PYTHON" bench/headline.py --device cuda --out "$OUT/headline.jsonl"
+if command -v ncu >/dev/null; then
+    step "profile of the engine" 30 ncu --clock-control none --kernel-name regex:reduce_tiles \
+        --launch-skip 2 --launch-count 1 --section SpeedOfLight --section WarpStateStats \
+        "$PYTHON" bench/headline.py --device cuda --first 1
+    cp "$SCRATCH/step" "$OUT/profile.txt"
 fi
-step "training, norms" 120 "$PYTHON" bench/training.py --device cuda --models GPT-2 ResNet-18 \
-    --cases plain SqNorms "Opacus ghost" "vmap(grad) norms" --rounds 15 \
+# 2. Whether all kernels are right, on their smallest shapes.
+if "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
+    step "small shapes" 60 "${TESTS[@]}" tests/gpu -k small
+else
+    step "selftest" 60 "$PYTHON" -m pycoherence selftest
+fi
+# 3. Whole steps: the host and the GPU apart, then beside other libraries.
+step "GPT-2, host and GPU" 60 "$PYTHON" bench/graphed.py --out "$OUT/graphed.jsonl"
+step "training, norms" 90 "$PYTHON" bench/training.py --device cuda --models GPT-2 ResNet-18 \
+    --cases plain SqNorms "Opacus ghost" "vmap(grad) norms" --rounds 9 \
     --out "$OUT/training-norms.json"
-step "training, order statistics" 60 "$PYTHON" bench/training.py --device cuda --models MLP CNN \
-    --batch 256 --cases plain "Winsorized(2)" "MedianOfMeans(3)" --rounds 15 \
+step "training, order statistics" 45 "$PYTHON" bench/training.py --device cuda --models MLP CNN \
+    --batch 256 --cases plain "Winsorized(2)" "MedianOfMeans(3)" --rounds 9 \
     --out "$OUT/training-orders.json"
+# 4. All tests, then what reads memory.
+step "tests" 150 "${TESTS[@]}" tests/gpu tests/ops tests/optim
 if command -v compute-sanitizer >/dev/null; then
-    SMALL=("$PYTHON" -m pytest -q -m gpu -k "small and bf16 and float64")
+    SMALL=("$PYTHON" -m pytest -q -m gpu -W default -k "small and bf16 and float64")
     step "memcheck" 45 compute-sanitizer --tool memcheck --error-exitcode 1 "${SMALL[@]}" tests/gpu
     # What Triton compiles is synchronised by Triton.
     step "racecheck" 45 compute-sanitizer --tool racecheck --error-exitcode 1 "${SMALL[@]}" \
         tests/gpu/test_cuda_gpu.py
 fi
-step "tests" 180 "${TESTS[@]}" tests/gpu tests/ops tests/optim
 step "ops" 90 "$PYTHON" bench/run.py --device cuda --seconds 0.02 --out "$OUT/ops.jsonl"
-step "training" 120 "$PYTHON" bench/training.py --device cuda --rounds 5 --out "$OUT/training.json"
+"$PYTHON" bench/expected.py "$OUT" | tee "$OUT/table.md"
 exit $FAILED

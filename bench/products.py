@@ -1,11 +1,15 @@
 """Headline figures of kernels that multiply, beside cuBLAS and cuDNN, and what a figure is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import predicted
 import torch
 from torch import Tensor
+
+from pycoherence.triton_kernels._factors import Factors
+from pycoherence.triton_kernels._outputs import one_pass
 
 Run = Callable[[], Any]
 
@@ -26,6 +30,7 @@ class Figure:
         seconds: To reach on an H200, if there is a goal.
         bytes: That a kernel has to read and write.
         extremes: Minima and maxima that a kernel has to take.
+        predicted: Seconds on an H200; see `predicted.py`.
     """
 
     op: str
@@ -39,6 +44,7 @@ class Figure:
     seconds: float | None = None
     bytes: float = 0
     extremes: float = 0
+    predicted: float | None = None
 
 
 def linear(
@@ -63,7 +69,25 @@ def linear(
 
     what = f"norms + weight gradient, B={b} T={t} {size}x{size}"
     flops = 2.0 * b * t * size**2
-    return Figure("linear_reduce", what, args, ours, lambda: flat_g.T @ flat_x, truth, flops, goal)
+    return Figure(
+        *("linear_reduce", what, args, ours, lambda: flat_g.T @ flat_x, truth, flops, goal),
+        predicted=predicted.linear_reduce(x, g, _BOTH),
+    )
+
+
+_BOTH = frozenset({"sq_norms", "weighted_sum"})
+
+
+def engine(new: Callable[..., Tensor], b: int, t: int, size: int, goal: float) -> Figure:
+    """The same from the tile engine alone, whatever the plan would choose."""
+    found = linear(new, b, t, size, goal)
+    factors = Factors.of_linear(*found.args[:2])
+
+    def ours() -> tuple[Tensor, ...]:
+        out = one_pass(factors, _BOTH)
+        return out["sq_norms"], out["weighted_sum"]
+
+    return replace(found, what=f"tile engine, {found.what}", ours=ours)
 
 
 def norms(new: Callable[..., Tensor], b: int, t: int, size: int) -> Figure:
@@ -78,6 +102,7 @@ def norms(new: Callable[..., Tensor], b: int, t: int, size: int) -> Figure:
         found.theirs,
         lambda: found.truth()[:1],
         found.flops,
+        predicted=predicted.linear_reduce(*args[:2], frozenset({"sq_norms"})),
     )
 
 
@@ -100,6 +125,7 @@ def gram(new: Callable[..., Tensor], b: int, size: int, goal: float | None = Non
         truth,
         4.0 * b**2 * size,
         goal,
+        predicted=predicted.of_products(4.0 * b**2 * size, x.dtype),
     )
 
 
@@ -133,4 +159,5 @@ def conv(new: Callable[..., Tensor], b: int, channels: int, size: int, groups: i
         lambda: torch.ops.aten.convolution_backward(g, x, weight, *options),
         truth,
         2.0 * b * (size * channels) ** 2 * 9 / groups,
+        predicted=predicted.of_products(2.0 * b * (size * channels) ** 2 * 9 / groups, x.dtype),
     )

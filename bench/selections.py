@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import predicted
 import torch
 from plain import linear_order as plain
 from products import Figure
@@ -52,6 +53,10 @@ def order(
         seconds=seconds,
         bytes=_bytes(x, g) + 4.0 * size**2,
         extremes=size**2 * EXTREMES[rule](b, k),
+        predicted=max(
+            predicted.by_bytes(_bytes(x, g) + 4.0 * size**2),
+            predicted.by_extremes(size**2 * EXTREMES[rule](b, k)),
+        ),
     )
 
 

@@ -8,7 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import expected
+import graphed
 import headline
+import networks
+import predicted
 import pytest
 import run
 import selections
@@ -146,6 +150,42 @@ def test_headline_figures_have_the_floors_of_the_gpu(monkeypatch: pytest.MonkeyP
     assert floors["bytes"] == pytest.approx((2 * 128 * 32 * 4 + 32**2 * 4) / 1e12)
     median = selections.order(new, "median", 0, 128, 1, 1)
     assert median.extremes == 2 * 1471  # of Batcher's network
+
+
+def test_predictions_grow_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def factors(t: int) -> torch.Tensor:
+        return torch.empty(32, t, 4096, dtype=torch.bfloat16, device="meta")
+
+    wanted = frozenset({"sq_norms", "weighted_sum"})
+    times = [predicted.linear_reduce(factors(t), factors(t), wanted) for t in (1, 1024, 2048)]
+    assert times[0] is None  # another way is chosen
+    assert 1.8 < times[2] / times[1] < 2
+    flops = 2 * 32 * 1024 * 4096**2
+    # Norms make it no more than a third slower than the product alone.
+    assert 0.75 < times[1] / predicted.of_products(flops, torch.bfloat16) < 1.33
+    assert predicted.by_bytes(4.8e12) == pytest.approx(1.25, rel=1e-3)
+
+
+def test_steps_are_divided_into_host_and_gpu(tmp_path: Path) -> None:
+    rows = graphed.measure(networks.make("MLP", 2))
+    ways = [(row["step"], row["way"]) for row in rows]
+    assert ways[:2] == [("plain", "eager"), ("SqNorms", "eager")]
+    assert all(row["ratio"] > 0 and row["host_seconds"] > 0 for row in rows[:2])
+
+
+def test_the_table_of_a_gpu_has_what_is_there(tmp_path: Path) -> None:
+    head = expected.table(tmp_path)
+    assert head.count("\n") == 1
+    row = {"op": "linear_reduce", "what": "norms", "check": "ok", "predicted_seconds": 1e-3}
+    row |= {"seconds": 2e-3, "ratio": 1.5, "goal": 1.33, "goal_seconds": None}
+    lines = [row, row | {"check": "failed", "error": 1.0}]
+    (tmp_path / "headline.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    step = {"model": "GPT-2", "step": "SqNorms", "way": "graph", "seconds": 3e-2, "ratio": 1.01}
+    (tmp_path / "graphed.jsonl").write_text(json.dumps(step))
+    found = expected.table(tmp_path)
+    assert "| linear_reduce, norms | 1.000 ms | 2.000 ms | 1.50x | 1.33x |" in found
+    assert "FAILED" in found
+    assert "| GPT-2, SqNorms, graph |  | 30.00 ms | 1.01x | 1.03x |" in found
 
 
 def test_script_for_a_gpu_explains_itself() -> None:
