@@ -20,6 +20,9 @@ BYTES = 4.8e12
 FLOPS = {"half": 4096.0, "tf32": 2048.0, "float32": 256.0, "float64": 128.0}
 """Of a processor in a cycle, additions and multiplications counted apart."""
 
+CACHED = 9e12 / (132 * CLOCK)
+"""Bytes that the L2 cache gives a processor in a cycle: the least sure of all constants here."""
+
 ISSUED = 4
 """Instructions of warps that a processor starts in a cycle."""
 
@@ -48,8 +51,9 @@ def linear_reduce(x: Tensor, g: Tensor, wanted: frozenset[str]) -> float | None:
     parts = parts_of(HOPPER, b, tiles, 65535, each, beside)
     multiply = 2.0 * tile.o * tile.k * tile.t / FLOPS[kind]
     issue = STEP * tile.warps / ISSUED
+    read = (tile.o + tile.k) * tile.t * x.itemsize / CACHED
     end = END * len(wanted) * tile.warps / ISSUED
-    example = ceil(t / tile.t) * max(multiply / BUSY, issue) + end
+    example = ceil(t / tile.t) * max(multiply / BUSY, issue, read) + end
     rounds = ceil(tiles * parts / HOPPER.processors) * ceil(b / parts)
     moved = (x.nbytes + g.nbytes + beside * (2 * parts + 1 if parts > 1 else 1)) / BYTES
     return max(rounds * example / CLOCK, moved) + LAUNCH * (2 + (parts > 1))

@@ -31,10 +31,11 @@ def test_measured_tiles_are_taken_for_their_gpu_and_shape(tiles: Path) -> None:
     found = {"half 1 1024x512": [64, 256, 64, 8, 4]}
     tiles.write_text(json.dumps({"NVIDIA H100": found}))
     assert tile_for(H100, *HALF, 768, 500, 1) == Tile(64, 256, 64, 8, 4)
-    table = Tile(128, 128, 64, 8, 3)
-    assert tile_for(H100, *HALF, 768, 500, 0) == table
+    table = Tile(128, 128, 64, 8, 4)
+    assert tile_for(H100, *HALF, 768, 500, 0) == Tile(128, 256, 64, 8, 3)
     assert tile_for(H100, *HALF, 1100, 500, 1) == table
     assert tile_for(H100._replace(name="another"), *HALF, 768, 500, 1) == table
+    assert tile_for(Device(80, 108), *HALF, 768, 500, 0) == Tile(128, 128, 64, 8, 3)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"NVIDIA H100": {"half 1 512x512": [1]}}'])

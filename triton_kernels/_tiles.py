@@ -42,6 +42,12 @@ _TABLE = {
 }
 
 
+# Of GPUs with the shared memory of Hopper, in half precision. Tiles of 128x128 read 64 bytes for
+# 4096 multiply-adds, which the L2 cache of an H200 cannot keep up with (predicted, not measured):
+# where nothing is kept beside the product, registers hold one that is twice as wide.
+_HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
+
+
 def kind_of(dtype: torch.dtype, precision: str) -> str:
     """What is multiplied, as the rows of the tables are named."""
     if dtype == torch.float32:
@@ -94,6 +100,8 @@ def tile_for(
     if kind == "tf32" and beside and device.capability < 90:
         beside += 1  # before Hopper the factors take registers too
     tile = Tile(*_TABLE[kind][min(beside, 3)])
+    if kind == "half" and device.capability >= 90 and device.roomy and min(o, k) > 128:
+        tile = Tile(*_HOPPER.get(beside, tile))
     if not device.roomy:
         tile = tile._replace(t=min(tile.t, 32))
     small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)

@@ -1,8 +1,12 @@
 """Which tiles of the engine are fastest on the GPU at hand: what `bench --tune` does."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -39,6 +43,7 @@ def tune(out: Path) -> None:
     """
     if not torch.cuda.is_available():
         raise RuntimeError("torch sees no CUDA device, which tiles are measured on")
+    compile_all()
     known = json.loads(out.read_text()) if out.exists() else {}
     here = known.setdefault(torch.cuda.get_device_name(), {})
     for shape, tile, seconds in _best_of_each():
@@ -46,6 +51,28 @@ def tune(out: Path) -> None:
         print(f"{shape:<24} {tile!s:<24} {seconds * 1e3:8.3f} ms", flush=True)
         out.write_text(json.dumps(known, indent=1) + "\n")
     print(f"written to {out}; set PYCOHERENCE_TILES={out} to use it")
+
+
+def compile_all() -> None:
+    """Compile all candidates on all cores; one after the other they take longer than the rest.
+
+    What is compiled serves all sizes, and other processes through Triton's folder of compiled code.
+    """
+    jobs = [(kind, beside, tile) for kind in _KINDS for beside in _WANTED for tile in _of(kind)]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(_compile, *job) for job in jobs]):
+            done.result()
+
+
+def _compile(kind: str, beside: int, tile: Tile) -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+    x = torch.zeros(1, _POSITIONS, _SIZES[0], device="cuda", dtype=_KINDS[kind])
+    with suppress(OutOfResources):
+        reduce(Factors.of_linear(x, x), frozenset(_WANTED[beside]), tile=tile)
+
+
+def _of(kind: str) -> list[Tile]:
+    return [Tile(*one) for one in _candidates(kind)]
 
 
 def _best_of_each() -> Iterator[tuple[str, list[int], float]]:
@@ -73,7 +100,7 @@ def _times(x: Tensor, g: Tensor, wanted: frozenset[str], kind: str) -> dict[tupl
     first = tile_for(device_of(x), x.dtype, precision(x.dtype), g.shape[2], x.shape[2], beside)
     truth = _added(reduce(factors, wanted, tile=first))
     times = {}
-    for tile in {first, *(Tile(*one) for one in _candidates(kind))}:
+    for tile in {first, *_of(kind)}:
         try:
             found = _added(reduce(factors, wanted, tile=tile))
         except OutOfResources:

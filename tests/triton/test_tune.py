@@ -1,5 +1,7 @@
 """Which tiles `bench --tune` takes."""
 
+from concurrent.futures import Future
+
 import pytest
 import torch
 
@@ -24,3 +26,39 @@ def test_the_fastest_of_those_that_are_right(monkeypatch: pytest.MonkeyPatch) ->
     assert wrong not in times
     assert min(times, key=lambda tile: times[tile]) == fast
     assert len(times) == 3
+
+
+def test_every_candidate_is_compiled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycoherence.triton_kernels import _tune
+
+    class Here:
+        """Runs in this process what a pool would run in others."""
+
+        def __init__(self, *args: object) -> None:
+            pass
+
+        def __enter__(self) -> "Here":
+            return self
+
+        def __exit__(self, *args: object) -> None:
+            pass
+
+        def submit(self, run, *args):
+            run(*args)
+            done = Future()
+            done.set_result(None)
+            return done
+
+    seen = []
+    monkeypatch.setattr(_tune, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(_tune.torch, "zeros", lambda *shape, **_: torch.empty(shape))
+    monkeypatch.setattr(
+        _tune, "reduce", lambda factors, wanted, tile: seen.append((factors.g.shape[2], tile))
+    )
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        _tune.compile_all()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert len(seen) == 3 * sum(len(_tune._of(kind)) for kind in _tune._KINDS)
+    assert {t for t, _ in seen} == {_tune._POSITIONS}
