@@ -130,6 +130,7 @@ class Capture:
         self._facts = FactTable()
         self._outside = Outside(model)
         self._rewritten: set[int] = set()
+        self._bases: dict[int, Facts] = {}
         self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
         self._calls = count()
         self._leaves: dict[int, ParameterArgument] = {}
@@ -152,6 +153,7 @@ class Capture:
         self._facts.clear()
         self._casts.clear()
         self._rewritten.clear()
+        self._bases.clear()
 
     # The walk of one function.
 
@@ -188,6 +190,9 @@ class Capture:
         kinds = 0
         seen: list[tuple[Tensor, Facts]] = []
         facts_of = self.facts
+        if rule.writes and args and isinstance(args[0], Tensor) and args[0]._base is not None:
+            # Before it is written: a constant that is a part of the graph then is one no longer.
+            self._bases[id(args[0]._base)] = facts_of(args[0]._base)
         values = args if rule.name not in _SHAPE_ONLY else args[:1]
         for value in (*values, *kwargs.values()) if kwargs else values:
             kind = type(value)
@@ -626,7 +631,7 @@ class Capture:
         """Remember what was written into a view in its base, which other views look at."""
         base = x._base
         assert base is not None
-        known = self.facts(base)
+        known = self._bases.pop(id(base), None) or self.facts(base)
         if facts.kind == PARAMETERS:
             self._facts.put(base, Facts(PARAMETERS, derived=Derived(base, None)))
         elif facts.kind == EXAMPLES and known.kind != PARAMETERS:

@@ -74,3 +74,31 @@ def test_an_mlp_on_sequences_with_activations_in_place() -> None:
         *(nn.Linear(8, 3), nn.ELU(inplace=True)),
     ).double()
     assert_exact(model, regression("mean"), (torch.randn(4, 5, 6).double(),), torch.float64)
+
+
+@pytest.mark.parametrize("times", [3, 4], ids=["T=3", "T=B"])
+@pytest.mark.parametrize("ahead", [False, True], ids=["behind", "ahead"])
+def test_parts_of_a_made_tensor_are_written_with_the_batch_in_the_second_dimension(
+    times: int, ahead: bool
+) -> None:
+    """What was made is a part of the graph from the first write on."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.out = nn.Linear(6, 5), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.inside(x.transpose(0, 1))
+            both = hidden.new_zeros(*hidden.shape[:2], 10)
+            places = slice(5), slice(5, 10)
+            first, second = places[::-1] if ahead else places
+            both[..., first].copy_(hidden)
+            both[..., second].copy_(hidden.flip(0) * 2)
+            return self.out(both).transpose(0, 1)
+
+    model, batch = Parts().double(), (torch.randn(4, times, 6).double(),)
+    plain, _ = plain_pass(model, regression("mean"), batch)
+    ours, _, record = captured_pass(model, regression("mean"), batch)
+    assert_grads_equal(ours, plain, 1e-12)
+    assert_norms(record, per_example_gradients(model, regression("mean"), batch), 1e-10)
