@@ -63,10 +63,13 @@ from pycoherence.capture.rules import (
     rule_of,
 )
 from pycoherence.capture.torch_internals import (
+    CustomNode,
     active,
     are_saved_otherwise,
+    has_captured,
     is_hooked,
     is_in_custom_function,
+    kept_by,
     leaves_below,
     saved_as_they_are,
 )
@@ -280,7 +283,10 @@ class Capture:
         found = entry[1] if entry is not None and entry[0]() is x else None
         if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
             # Nothing that was seen has made it, or made it a part of the graph.
-            found = self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
+            if found is IS_MADE and self._is_of_parameters(x):
+                found = Facts(PARAMETERS, derived=Derived(x, None))
+            else:
+                found = self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
             self._facts.put(x, found)
         elif not found.soft and not self._rewritten:
             return found
@@ -301,6 +307,19 @@ class Capture:
                 # Ids [B, T] or places [T, T]: what they meet will tell.
                 return IS_CONSTANT
         return found
+
+    def _is_of_parameters(self, x: Tensor) -> bool:
+        """Whether a custom Function made a tensor of parameters alone, such as rounded weights.
+
+        Its forward pass was seen, and no example took part in it. Its backward pass is its own, and
+        may take part in nothing but what it was left.
+        """
+        node = x.grad_fn
+        if not isinstance(node, CustomNode) or has_captured(x):
+            return False
+        if any(self.facts(y).kind == EXAMPLES for y in kept_by(node)):
+            return False
+        return all(id(leaf) in self._names for leaf in leaves_below(x))
 
     def _from_outside(self, x: Tensor) -> Facts:
         return self._outside.facts(x, self.count, self._facts.batch_first)

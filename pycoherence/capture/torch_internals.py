@@ -184,6 +184,12 @@ CustomNode: type[Any] = BackwardCFunction
 """Nodes that run code in Python."""
 
 
+def kept_by(node: Any) -> list[Tensor]:
+    """The tensors that a node in Python keeps for its backward pass, as such or as attributes."""
+    found = [*node.saved_tensors, *vars(node).values()]
+    return [x for x in found if isinstance(x, Tensor)]
+
+
 def _fill_leaf() -> type:
     node = torch.empty(0, requires_grad=True).clone().grad_fn
     assert node is not None

@@ -49,14 +49,26 @@ def _through_graph(
     rows = rows if rows.is_complex() else rows.to(dtype)
     if not len(rows):
         return [of_rows(leaf.new_zeros(0, *leaf.shape)) for leaf in leaves]
-    with torch.enable_grad():
-        grads = torch.autograd.grad(
-            source, leaves, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+    grads = _gradients(source, leaves, rows)
     return [
         of_rows(leaf.new_zeros(len(rows), *leaf.shape) if grad is None else grad)
         for grad, leaf in zip(grads, leaves, strict=True)
     ]
+
+
+def _gradients(
+    source: Tensor | GradientEdge, leaves: Sequence[Tensor], rows: Tensor
+) -> Sequence[Tensor | None]:
+    """The gradients `[B, *shape]` of each parameter, or `None`, from those of what it was made."""
+    options = {"retain_graph": True, "allow_unused": True}
+    with torch.enable_grad():
+        try:
+            return torch.autograd.grad(source, leaves, rows, is_grads_batched=True, **options)
+        except RuntimeError:
+            # A function of the graph takes no batch of gradients; what else is wrong shows again.
+            each = [torch.autograd.grad(source, leaves, row, **options) for row in rows]
+    of_leaves = zip(*each, strict=True)
+    return [None if some[0] is None else torch.stack(list(some)) for some in of_leaves]
 
 
 def _of_one(site: Site, source: Tensor, leaf: Tensor) -> Site | None:

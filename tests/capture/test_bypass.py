@@ -42,8 +42,21 @@ def exact_or(model: nn.Module, forward: Callable, *errors: type[Exception]) -> N
         assert relative_error(mine.grad, expected.grad) < 1e-12
 
 
+class Native(torch.autograd.Function):
+    """Of a parameter, where no mode sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return 2 * w
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * grads[0]
+
+
 BYPASSES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    "custom-function": lambda m, x: nn.functional.linear(x, Square.apply(m[0].weight)),
+    "native-function": lambda m, x: nn.functional.linear(x, Native.apply(m[0].weight)),
     "plain-copy-of-the-mode": lambda m, x: _without_modes(m, x),
 }
 
@@ -232,9 +245,70 @@ class Quantised(nn.Linear):
         return torch.nn.functional.linear(input, Rounded.apply(self.weight), self.bias)
 
 
-def test_a_custom_function_of_a_parameter_is_exact_or_refused() -> None:
+def test_a_custom_function_of_a_parameter_is_exact() -> None:
     model = nn.Sequential(Quantised(6, 6)).double()
-    exact_or(model, lambda model, x: model(x), pc.UnsupportedError)
+    exact_or(model, lambda model, x: model(x))
+
+
+class Mixed(torch.autograd.Function):
+    """Of two parameters and a number, with a backward pass that takes no batch of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, scale)
+        return a @ b * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        a, b, scale = ctx.saved_tensors
+        given = torch.einsum("ij,kj->ik", grads[0], b), torch.einsum("ji,jk->ik", a, grads[0])
+        return *(g * scale for g in given), None
+
+
+class Followed(nn.Module):
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.layers, self.alone = square_mlp(), alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, _, last, _ = self.layers
+        weight = Mixed.apply(first.weight, last.weight, torch.tensor(0.5))
+        weight = Square.apply(weight + 1)
+        y = nn.functional.linear(x, weight, first.bias + last.bias)
+        return y if self.alone else y + self.layers(x)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "next-to-a-known-use"])
+def test_custom_functions_of_parameters_are_followed(alone: bool) -> None:
+    exact_or(Followed(alone), lambda model, x: model(x))
+
+
+class Left(torch.autograd.Function):
+    """Leaves an example for its backward pass, which its forward pass has no use for."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, x: Tensor, saves: bool) -> Tensor:
+        if saves:
+            ctx.save_for_backward(x)
+        else:
+            ctx.x = x
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.x
+        return grads[0] * x.mean(), None, None
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_custom_functions_that_keep_examples_are_refused(saves: bool) -> None:
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = model[1](x)
+        return nn.functional.linear(x, Left.apply(model[0].weight, x.detach(), saves))
+
+    model = square_mlp()
+    with pc.collect(model, pc.SqNorms()), pytest.raises(pc.UnsupportedError, match="bypassing"):
+        forward(model, X).square().mean().backward()
 
 
 def test_what_inference_mode_makes_of_parameters_is_constant() -> None:
