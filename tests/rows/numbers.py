@@ -23,6 +23,42 @@ def quantised(m, x):
     return F.linear((x + (x.round() - x).detach()) * m.step_x, w)
 
 
+class Rounded(torch.autograd.Function):
+    """Rounds weights, and lets gradients through as they are."""
+
+    @staticmethod
+    def forward(ctx, w):
+        return w.mul(4).round() / 4
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0]
+
+
+class Hadamard(torch.autograd.Function):
+    """The product of two products of factors, which are multiplied again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, a, b, c, d):
+        ctx.save_for_backward(a, b, c, d)
+        return (a @ b) * (c @ d)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        a, b, c, d = ctx.saved_tensors
+        left, right = grads[0] * (c @ d), grads[0] * (a @ b)
+        return left @ b.T, a.T @ left, right @ d.T, c.T @ right
+
+
+def rounded(m, x):
+    return F.linear(x, Rounded.apply(m.weight), m.bias)
+
+
+def hadamard(m, x):
+    """LoHa, beside a weight that is not trained."""
+    return F.linear(x, m.base.detach() + Hadamard.apply(m.a, m.b, m.c, m.d))
+
+
 def centres(m, x):
     """Radial functions: distances to learned centres, a width for each."""
     return (-(x.unsqueeze(-2) - m.c).square().sum(-1) * m.width.exp()).exp() @ m.w
@@ -172,6 +208,23 @@ ROWS = [
             step_x=lambda: torch.tensor(0.3),
             low=lambda: torch.tensor(-1.5),
             high=lambda: torch.tensor(1.5),
+        ),
+        square,
+    ),
+    Row(
+        FUNCTIONS,
+        "weights rounded by a custom `autograd.Function`, straight through",
+        uses(rounded, weight=normal(B, D), bias=normal(B)),
+        sequence,
+    ),
+    Row(
+        FUNCTIONS,
+        "a Hadamard product of factors by a custom `autograd.Function` (LoHa)",
+        uses(
+            hadamard,
+            **{name: normal(4, 2) for name in "ac"},
+            **{name: normal(2, D) for name in "bd"},
+            base=lambda: torch.nn.Parameter(torch.randn(4, D), requires_grad=False),
         ),
         square,
     ),
