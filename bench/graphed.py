@@ -25,7 +25,7 @@ import pycoherence as pc
 
 TURNS = 15
 LIMIT = 1e-2
-"""Of the norms of a graph beside those of a step, in half precision."""
+"""How far the norms of a graph may be from those of a step, in half precision."""
 
 
 def steps(task: Task) -> dict[str, Callable[[], Tensor | None]]:

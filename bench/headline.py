@@ -7,7 +7,7 @@ weight gradient against the weight gradient alone, the Gram matrix of rank-one g
 Grams of their factors, order statistics against materialised gradients that are sorted. Beside it
 stands the least that the GPU allows, for bytes and for minima and maxima, what an H200 was
 predicted to take, and the time of the host. On a GPU both sides run as CUDA graphs, if they can be
-captured. What is wrong is not timed. Results are JSON lines.
+captured. Wrong results are not timed. Rows are JSON lines.
 """
 
 import argparse
@@ -103,8 +103,9 @@ def measure(found: Figure) -> dict[str, Any]:
     row["check"] = "ok" if row["error"] <= LIMIT else "failed"
     if row["check"] == "ok":
         # Graphs show the time of the GPU: a host that hands kernels over one by one may be slower.
-        runs = [replayed(run) or run for run in (found.ours, found.theirs)]
-        row["graphs"] = [run not in (found.ours, found.theirs) for run in runs]
+        graphs = [replayed(run) for run in (found.ours, found.theirs)]
+        row["graphs"] = None not in graphs  # of both, or the ratio would be of two kinds
+        runs = [run for run in graphs if run] if row["graphs"] else [found.ours, found.theirs]
         each = [seconds_of(run, 3) for run in runs]
         turns = max(3, min(TURNS, int(LONG / max(each))))
         repeats = [max(1, min(50, int(SHORTEST / one))) for one in each]

@@ -17,8 +17,8 @@ from pycoherence.triton_kernels._tiles import kind_of, parts_of, seconds_of, til
 
 CLOCK = 1.755e9
 BYTES = 4.8e12
-FLOPS = {"half": 4096.0, "tf32": 2048.0, "float32": 256.0, "float64": 128.0}
-"""Of a processor in a cycle, additions and multiplications counted apart."""
+FLOPS = {"half": 4096.0, "tf32": 2048.0, "float32": 256.0, "float64": 256.0}
+"""Additions and multiplications of a processor in a cycle, each counted."""
 
 CACHED = 9e12 / (132 * CLOCK)
 """Bytes that the L2 cache gives a processor in a cycle: the least sure of all constants here."""

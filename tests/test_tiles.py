@@ -62,7 +62,7 @@ def test_gpus_of_little_shared_memory_get_smaller_steps() -> None:
 
 @pytest.mark.parametrize(("tiles_", "batch"), [(36, 32), (1, 1000), (1024, 32), (130, 7), (1, 1)])
 def test_examples_are_divided_so_that_processors_are_busy(tiles_: int, batch: int) -> None:
-    parts = parts_of(H100, batch, tiles_, 1000)
+    parts = parts_of(H100, batch, tiles_, 1000, 1.0, 0)
     assert 1 <= parts <= batch
 
     def time(n: int) -> int:
@@ -76,7 +76,7 @@ def test_examples_are_divided_so_that_processors_are_busy(tiles_: int, batch: in
 def test_parts_whose_sums_cost_more_than_they_save_are_not_made() -> None:
     """3072x768 of 8 examples: four parts write and read 75 MB, the time of 250 positions."""
     tile, beside = Tile(128, 128, 64, 8, 3), 3072 * 768 * 4
-    assert parts_of(H100, 8, 24 * 6, 8) == 4
+    assert parts_of(H100, 8, 24 * 6, 8, 1.0, 0) == 4
     assert parts_of(H100, 8, 24 * 6, 8, seconds_of("half", tile, 128), beside) == 1
     assert parts_of(H100, 8, 24 * 6, 8, seconds_of("half", tile, 1024), beside) == 4
     # Few tiles of many examples are divided all the same.

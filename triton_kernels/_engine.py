@@ -48,6 +48,8 @@ def reduce_tiles(
     I,
     O,
     T,
+    O_READ,
+    K_READ,
     size,
     out_size,
     x_batch,
@@ -81,7 +83,8 @@ def reduce_tiles(
     A group of channels has `O` outputs and `K = I * TAPS` columns, neighbours of which are channels
     of one tap. Examples lie `x_batch` and `g_batch` numbers apart, channels `x_channel` and
     `g_channel`, positions of `x` `x_space` along each dimension, those of `g` `g_position`. A
-    linear layer is a convolution of one dimension with a kernel of one.
+    linear layer is a convolution of one dimension with a kernel of one. `O_READ` rows and `K_READ`
+    columns may be read; what lies past `O` and `K` has no part in the outputs.
 
     `coef` is `[B]`, read if `COEF`; `direction` `[groups * O, K]`. Outputs are `sq_norms` and
     `dots` `[B, tiles]`, `weighted_sum`, `second_moment` and `sign_sum` `[parts, groups * O, K]`,
@@ -101,6 +104,7 @@ def reduce_tiles(
     o = row * BLOCK_O + tl.arange(0, BLOCK_O)
     k = column * BLOCK_K + tl.arange(0, BLOCK_K)
     in_o, in_k = o < O, k < K
+    read_o, read_k = o < O_READ, k < K_READ
     inside = in_o[:, None] & in_k[None, :]
     at_edge = (row + 1) * BLOCK_O > O or (column + 1) * BLOCK_K > K
     channel, tap = k % I, k // I
@@ -132,14 +136,14 @@ def reduce_tiles(
         in_t = t < T
         at = coordinates(t, out_size, DIMS)
         x_t = tl.zeros((BLOCK_T,), OFFSET)
-        seen = in_t[:, None] & in_k[None, :]
+        seen = in_t[:, None] & read_k[None, :]
         for d in tl.static_range(DIMS):
             x_t += (at[d] * STRIDE[d]).to(OFFSET) * x_space[d]
             if PADDING[d] > 0:
                 i = (at[d] * STRIDE[d])[:, None] + (taps[d] * DILATION[d] - PADDING[d])[None, :]
                 seen &= (i >= 0) & (i < size[d])
         g_at = g + b * g_batch + (g_o[:, None] + (t.to(OFFSET) * g_position)[None, :])
-        g_tile = tl.load(g_at, mask=in_o[:, None] & in_t[None, :], other=0.0)
+        g_tile = tl.load(g_at, mask=read_o[:, None] & in_t[None, :], other=0.0)
         x_tile = tl.load(x + b * x_batch + (x_t[:, None] + x_k[None, :]), mask=seen, other=0.0)
         acc = tl.dot(g_tile, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
         step += 1

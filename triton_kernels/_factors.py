@@ -38,6 +38,8 @@ class Factors(NamedTuple):
         padding: Zeros on both sides.
         dilation: Spacing of the kernel's points.
         groups: Groups of channels.
+        behind: How many zeros lie behind the outputs of a position, and behind the inputs of a
+            linear layer; they may be read.
     """
 
     x: Tensor
@@ -48,6 +50,7 @@ class Factors(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    behind: tuple[int, int] = (0, 0)
 
     @classmethod
     def of_linear(cls, x: Tensor, g: Tensor) -> "Factors":
@@ -135,10 +138,10 @@ def reduce(
     tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
     if parts is None:
         sums = len(wanted & _SUMS)
-        beside = o * k * acc.itemsize * sums
-        room = workspace(x.device) // max(1, beside) if sums else batch
+        sum_bytes = o * k * acc.itemsize * sums
+        room = workspace(x.device) // max(1, sum_bytes) if sums else batch
         each = seconds_of(kind_of(x.dtype, precision(x.dtype)), tile, g.shape[2])
-        parts = parts_of(device_of(x), batch, tiles, min(room, 65535), each, beside)
+        parts = parts_of(device_of(x), batch, tiles, min(room, 65535), each, sum_bytes)
     out = {
         name: x.new_empty(size, dtype=acc)
         for name, size in {
@@ -163,6 +166,8 @@ def reduce(
         x.shape[1] // factors.groups,
         rows,
         g.shape[2],
+        rows + factors.behind[0],
+        k + factors.behind[1],
         *_layout(factors),
         KERNEL=factors.kernel,
         STRIDE=factors.stride,

@@ -24,7 +24,7 @@ def rows_of(factors: Factors, part: slice) -> Factors:
     inputs = factors.x.shape[1] // factors.groups
     first, last = part.start // rows, -(-part.stop // rows)
     seen = factors.x[:, first * inputs : last * inputs]
-    return factors._replace(x=seen, g=factors.g[:, part], groups=last - first)
+    return factors._replace(x=seen, g=factors.g[:, part], groups=last - first, behind=(0, 0))
 
 
 def row_parts(factors: Factors, size: int) -> Iterator[slice]:

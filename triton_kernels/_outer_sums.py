@@ -123,10 +123,10 @@ def sum_of_products(
     beside = 3 if transform == "sign" else int(long)
     tile = tile_for(device, dtype, how, o, i, beside)
     tiles = triton.cdiv(o, tile.o) * triton.cdiv(i, tile.k)
-    beside = o * i * acc.itemsize
-    room = max(1, workspace(x.device) // beside)
+    sum_bytes = o * i * acc.itemsize
+    room = max(1, workspace(x.device) // sum_bytes)
     each = seconds_of(kind_of(dtype, how), tile, tile.t)
-    parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535), each, beside)
+    parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535), each, sum_bytes)
     out = x.new_empty(parts, o, i, dtype=acc)
     launch(
         add_products,

@@ -42,7 +42,7 @@ _TABLE = {
 }
 
 
-# Of GPUs with the shared memory of Hopper, in half precision. Tiles of 128x128 read 64 bytes for
+# In half precision, on GPUs with the shared memory of Hopper. Tiles of 128x128 read 64 bytes for
 # 4096 multiply-adds, which the L2 cache of an H200 cannot keep up with (predicted, not measured):
 # where nothing is kept beside the product, registers hold one that is twice as wide.
 _HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
@@ -125,14 +125,12 @@ _BYTES = 4e12
 
 
 def seconds_of(kind: str, tile: Tile, positions: int) -> float:
-    """What a processor takes for so many positions of a tile."""
+    """The time that a processor takes for the positions of a tile."""
     return 2.0 * tile.o * tile.k * positions / _RATE[kind]
 
 
 @functools.lru_cache(maxsize=4096)
-def parts_of(
-    device: Device, batch: int, tiles: int, most: int, each: float = 1.0, beside: int = 0
-) -> int:
+def parts_of(device: Device, batch: int, tiles: int, most: int, each: float, sum_bytes: int) -> int:
     """Among how many programs the examples of a tile are divided.
 
     The time is that of the programs which a processor runs one after the other, times the examples
@@ -144,12 +142,12 @@ def parts_of(
         tiles: Number of tiles.
         most: As many parts there is room for.
         each: Seconds of an example of one tile.
-        beside: Bytes of the sums of one part.
+        sum_bytes: What the sums of one part take.
     """
 
     def time(parts: int) -> float:
         rounds = -(-tiles * parts // device.processors) * -(-batch // parts)
-        return rounds * each + (2 * parts * beside / _BYTES if parts > 1 else 0.0)
+        return rounds * each + (2 * parts * sum_bytes / _BYTES if parts > 1 else 0.0)
 
     enough = -(-4 * device.processors // tiles)
     return min(range(1, max(1, min(batch, most, enough)) + 1), key=time)

@@ -59,7 +59,8 @@ def compile_all() -> None:
     What is compiled serves all sizes, and other processes through Triton's folder of compiled code.
     """
     jobs = [(kind, beside, tile) for kind in _KINDS for beside in _WANTED for tile in _of(kind)]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    processes = min(16, os.cpu_count() or 1)  # each takes half a GB of the GPU
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for done in as_completed([pool.submit(_compile, *job) for job in jobs]):
             done.result()
 

@@ -66,26 +66,22 @@ def _without_sum(
 def _by_engine(
     x: Tensor, g: Tensor, coef: Tensor | None, direction: Tensor | None, wanted: frozenset[str]
 ) -> dict[str, Tensor]:
-    i, o = x.shape[2], g.shape[2]
-    x, g = _readable(x), _readable(g)
-    more_i, more_o = x.shape[2] - i, g.shape[2] - o
-    if direction is not None and more_i + more_o:
-        direction = F.pad(direction, (0, more_i, 0, more_o))
-    found = one_pass(Factors.of_linear(x, g), wanted, coef, direction)
-    if more_i + more_o:
-        found = {name: y[:o, :i] if y.dim() == 2 else y for name, y in found.items()}
-    return found
+    (x, more_i), (g, more_o) = _readable(x), _readable(g)
+    factors = Factors.of_linear(x, g)._replace(behind=(more_o, more_i))
+    return one_pass(factors, wanted, coef, direction)
 
 
-def _readable(x: Tensor) -> Tensor:
-    """Factors whose rows can be read in vectors; a copy with zeros behind if they cannot.
+def _readable(x: Tensor) -> tuple[Tensor, int]:
+    """Factors whose rows can be read in vectors, and how many zeros lie behind each row.
 
-    Rows of an odd number of half-precision numbers, such as 50257 words, are read one number at a
-    time, which takes longer than their product. The copy takes a hundredth of that.
+    Rows of an odd number of half-precision numbers, such as 50257 words, would be read one number
+    at a time, which should take longer than their product (predicted). They are copied.
     """
     size = x.shape[2]
-    odd = x.element_size() == 2 and size % 8 != 0 and size >= _MANY
-    return F.pad(x, (0, -size % 64)) if odd else x
+    if x.element_size() != 2 or size % 8 == 0 or size < _MANY:
+        return x, 0
+    more = -size % 64
+    return F.pad(x, (0, more))[..., :size], more
 
 
 _MANY = 1024

@@ -1,10 +1,11 @@
-"""What rules have answered about regular owners, by all that an answer depends on.
+"""Answers of rules about regular owners, by all that each depends on.
 
 A step calls the same functions as the step before it, with tensors of the same shapes and owners,
 so that its rules are asked once and not again. Answers hold no tensors.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import EllipsisType
 from typing import Any
 
@@ -87,7 +88,7 @@ def _add(values: Iterable[Any], parts: list[Any], known: Mapping[int, Facts], ki
 
 
 def _matter(x: Tensor, facts: Facts | None, kind: int) -> bool:
-    """Whether the integers in a tensor may say where elements are.
+    """Whether the numbers in a tensor that is not floating may say where elements are.
 
     A movement takes places and masks. Torch also takes a tensor of constants, or of one number, for
     a dimension or a size. Masks and classes of examples are neither.
@@ -100,11 +101,15 @@ def _matter(x: Tensor, facts: Facts | None, kind: int) -> bool:
 
 def recall(key: Key) -> tuple[Facts, ...] | None:
     """The facts of the results of such a call, if one has been seen."""
-    return _answers.get(key)
+    try:
+        return _answers.get(key)
+    except TypeError:
+        return None  # a size that stands for several
 
 
 def remember(key: Key, facts: tuple[Facts, ...]) -> None:
     """Keep the facts of the results of a call."""
     if len(_answers) >= _LIMIT:
         _answers.clear()
-    _answers[key] = facts
+    with suppress(TypeError):
+        _answers[key] = facts

@@ -157,21 +157,22 @@ class _AsWritten:
         """Count a block, and take the stance if there can be compiled functions yet."""
         expect_not_compiling()
         with self._lock:
+            self._blocks += 1  # first: a block that ends meanwhile gives no stance back then
             if self._stance is None and "torch._dynamo" in sys.modules:
                 try:
                     self._stance = torch.compiler.set_stance("force_eager")
                 except RuntimeError as error:
+                    self._blocks -= 1
                     raise RuntimeError(_INSIDE) from error
                 self._stance.__enter__()
-            self._blocks += 1
 
     def leave(self) -> None:
         """Count a block less, and give the stance back after the last."""
         with self._lock:
             self._blocks -= 1
             if not self._blocks and self._stance is not None:
-                stance, self._stance = self._stance, None
-                stance.__exit__(None, None, None)
+                self._stance.__exit__(None, None, None)
+                self._stance = None
 
 
 _as_written = _AsWritten()

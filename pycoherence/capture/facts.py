@@ -113,7 +113,7 @@ class FactTable:
     def put(self, x: Tensor, facts: Facts) -> None:
         """Remember the facts of a tensor as it is now."""
         try:
-            version = x._version  # as `version_of`, of which there are many
+            version = x._version  # as `version_of` does, without another call
         except RuntimeError:
             version = 0
         self.entries[id(x)] = ref(x), facts, version
@@ -197,6 +197,22 @@ def along(shape: tuple[int, ...], owner: Regular) -> tuple[int, int] | None:
 def regular_at(shape: tuple[int, ...], d: int, inner: int, count: int) -> Regular:
     """The owner that varies along one dimension."""
     return Regular(max(1, inner * prod(shape[d + 1 :])), count)
+
+
+def place_of(owners: Iterable[Owner | None], places: Iterable[Tensor] = ()) -> torch.device:
+    """Where to make ids: on the host, so that nothing waits for a GPU.
+
+    The exception is ids, or places that a function is told, that lie on a GPU already; it takes
+    those of the host beside them.
+    """
+    known = [owner.ids for owner in owners if isinstance(owner, Ids)]
+    devices = (x.device for x in (*known, *places))
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
+def is_place(x: Tensor) -> bool:
+    """Whether the numbers of a tensor may say where elements are."""
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def ids_of(owner: Owner, shape: tuple[int, ...], device: torch.device) -> Tensor:

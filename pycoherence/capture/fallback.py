@@ -128,7 +128,7 @@ class ExampleByExample(LayerRule):
         pairs = [(y, d) for y, d in zip(grads, places, strict=True) if y is not None and _flows(y)]
         floating = [d for _, d in pairs]
         size = sum(p.numel() * p.itemsize for p in parameters)
-        step = max(1, workspace() // max(1, size))
+        step = max(1, workspace(parameters[0].device) // max(1, size))
         vmapped = torch.func.vmap(one, in_dims=(tuple(dims), tuple(floating)), chunk_size=step)
         n = self._count
         cut = [

@@ -102,7 +102,7 @@ def _elementwise(c: CallContext, func: Any, args: Any, kwargs: Any, rule: Rule, 
         shape = tuple(args[0].shape)
     owned = [(x, f) for x, f in seen if f.kind == EXAMPLES]
     like = torch.empty(()).expand(shape)
-    (owner,) = owners_of(func, args, kwargs, rule, owned, [like], c.count)
+    (owner,) = owners_of(func, args, kwargs, rule, owned, [like])
     if owner is None or isinstance(owner, Lost):
         return _unsupported(c, func, args, kwargs, seen, (owned[0][0], owner))
     new = {
@@ -213,7 +213,7 @@ def _write_into_derived(
         whole = recognise(empty, tuple(into.shape), count, c.function_name)
     else:
         owned = [(x, f) for x, f in seen if f.kind == EXAMPLES]
-        (whole,) = owners_of(func, args, kwargs, rule, owned, [into], c.count)
+        (whole,) = owners_of(func, args, kwargs, rule, owned, [into])
     if base is not None and whole is not None:
         whole = written_owner(base, None, into, whole)
         into = base

@@ -7,7 +7,6 @@ Reading order: `see` -> `dispatch` -> one of `_propagate` (no parameter takes pa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
-from math import prod
 from typing import Any, NoReturn
 
 import torch
@@ -133,7 +132,7 @@ class Capture:
         self._facts = FactTable()
         self._outside = Outside(model)
         self._rewritten: set[int] = set()
-        self._bases: dict[int, Facts] = {}
+        self._bases: dict[int, Facts] = {}  # of what is being written, as they were before
         self._casts: dict[tuple[int, torch.dtype], tuple[int, Tensor]] = {}
         self._calls = count()
         self._leaves: dict[int, ParameterArgument] = {}
@@ -317,7 +316,11 @@ class Capture:
         node = x.grad_fn
         if not isinstance(node, CustomNode) or has_captured(x):
             return False
-        if any(self.facts(y).kind == EXAMPLES for y in kept_by(node)):
+        try:
+            kept = tensors(kept_by(node))
+        except RuntimeError:
+            return False
+        if any(self.facts(y).kind == EXAMPLES for y in kept):
             return False
         return all(id(leaf) in self._names for leaf in leaves_below(x))
 
@@ -597,7 +600,7 @@ class Capture:
                     else:
                         self._facts.put(y, found)
                 return
-        owners = owners_of(func, args, kwargs, rule, owned, results, self.count)
+        owners = owners_of(func, args, kwargs, rule, owned, results)
         soft = 0 if firm or not all(f.soft for _, f in owned) else min(f.soft for _, f in owned)
         told: list[Facts] = []
         for y, owner in zip(results, owners, strict=True):
@@ -778,9 +781,7 @@ class Capture:
         found = self.apply(rule, rows, several, parameters)
         if type(rows) is First and type(found) is Tensor:
             # All rows stay where they are, and the first dimension is the batch.
-            count = owner.count
-            stride = found.numel() // count or 1 if count else prod(found.shape[1:]) or 1
-            self._facts.put(found, Facts(EXAMPLES, Regular(stride, count)))
+            self._facts.put(found, Facts(EXAMPLES, regular_at(found.shape, 0, 1, owner.count)))
         return found
 
     def apply(

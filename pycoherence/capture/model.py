@@ -25,8 +25,8 @@ class _Walk(NamedTuple):
     """A walk of the modules of a model, which keeps none of them alive.
 
     Attributes:
-        model: Where it began.
-        paths: Of the modules, in the order of `named_modules`.
+        model: The root.
+        paths: The paths of the modules, in the order of `named_modules`.
         modules: The modules.
         children: How many each has, their names, and the `id` of each.
     """

@@ -11,7 +11,6 @@ from pycoherence.capture.dimensions import given, main
 from pycoherence.capture.errors import function_name
 from pycoherence.capture.facts import (
     MIXED,
-    SHARED,
     Facts,
     Ids,
     Lost,
@@ -19,6 +18,7 @@ from pycoherence.capture.facts import (
     Regular,
     join,
     join_along,
+    place_of,
     recognise,
     tensors,
 )
@@ -53,7 +53,6 @@ def owners_of(
     rule: Rule,
     owned: Owned,
     results: Sequence[Tensor],
-    count: int | None,
 ) -> list[Owner | None]:
     """The owner of each result; `None` for one in which no example has a part.
 
@@ -199,11 +198,12 @@ def _grouped_conv(
     if groups == 1 or x.dim() != weight.dim():
         return None
     total: Tensor | None = None
+    device = place_of(by_id.values())
     for y, channel in ((x, 1), (weight, 0)):
         owner = by_id.get(id(y))
         if owner is None:
             continue
-        ids = ids_like(y, owner).flatten(channel + 1)
+        ids = ids_like(y, owner, device).flatten(channel + 1)
         ids = join_along(ids, [ids.dim() - 1]).squeeze(-1)
         ids = ids.unflatten(channel, (groups, ids.shape[channel] // groups))
         ids = join_along(ids, [ids.dim() - 1]).squeeze(-1)
@@ -317,8 +317,8 @@ def _strided(
     ]
     if owner is None or isinstance(owner, Lost) or start < 0 or not x.numel():
         return lost
-    memory = torch.full((max(ends) + 1,), MIXED, dtype=torch.int64, device=x.device)
-    memory.as_strided(x.shape, x.stride()).copy_(ids_like(x, owner))
+    memory = torch.full((max(ends) + 1,), MIXED, dtype=torch.int64, device=place_of([owner]))
+    memory.as_strided(x.shape, x.stride()).copy_(ids_like(x, owner, memory.device))
     found = memory.as_strided(result.shape, result.stride(), start)
     # What lies outside of the tensor is not known.
     return (
@@ -348,13 +348,14 @@ def written_owner(
     count = (owner or written or Regular(1, 1)).count
     if isinstance(owner, Lost) or isinstance(written, Lost):
         return next(o for o in (owner, written) if isinstance(o, Lost))
-    ids = torch.empty_strided(base.shape, base.stride(), dtype=torch.int64, device=base.device)
-    ids.copy_(ids_like(base, owner) if owner is not None else torch.full_like(ids, SHARED))
+    device = place_of([owner, written])
+    ids = torch.empty_strided(base.shape, base.stride(), dtype=torch.int64, device=device)
+    ids.copy_(ids_like(base, owner, device))
     start = view.storage_offset() - base.storage_offset()
     window = ids.as_strided(view.shape, view.stride(), start)
     if written is None:
         return recognise(window.clone(), tuple(view.shape), count, "a view")
-    window.copy_(ids_like(view, written))
+    window.copy_(ids_like(view, written, device))
     return recognise(ids.contiguous(), tuple(base.shape), count, "writing into a view")
 
 

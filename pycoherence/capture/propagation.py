@@ -21,8 +21,10 @@ from pycoherence.capture.facts import (
     Regular,
     along,
     ids_of,
+    is_place,
     join,
     join_along,
+    place_of,
     recognise,
     regular_at,
     tensors,
@@ -69,12 +71,12 @@ def joined(
     for x, owner, places in owned:
         one = _one(tuple(x.shape), owner, places, shape, function)
         if one is None:
-            return _by_ids(owned, shape, count, function, result.device)
+            return _by_ids(owned, shape, count, function)
         if isinstance(one, Lost):
             return one
         if found is not None and one != found:
             # They may agree all the same, as far as elements of no example go.
-            return _by_ids(owned, shape, count, function, result.device)
+            return _by_ids(owned, shape, count, function)
         found = one
     return found
 
@@ -108,9 +110,9 @@ def _by_ids(
     shape: tuple[int, ...],
     count: int,
     function: str,
-    device: torch.device,
 ) -> Owner | None:
     total: Tensor | None = None
+    device = place_of(owner for _, owner, _ in owned)
     for x, owner, places in owned:
         ids = ids_of(owner, tuple(x.shape), device)
         ids = join_along(ids, [d for d, to in enumerate(places) if to == JOINED])
@@ -167,10 +169,6 @@ def ids_like(x: Tensor, owner: Owner | None, device: torch.device | None = None)
     return ids_of(owner, shape, device).expand(shape).contiguous()
 
 
-def _is_place(x: Tensor) -> bool:
-    return not (x.is_floating_point() or x.is_complex())
-
-
 def _run_on_ids(
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -186,13 +184,12 @@ def _run_on_ids(
     moved = [args[:1], *(kwargs.get(name) for name in ("input", "src", "source", "values"))]
     moved += [args[at : at + 1] for at in _VALUES.get(function.__name__, ())]
     moves = {id(x) for x in tensors(moved)}
-    # Without places no number of the GPU is needed, which nothing then has to wait for.
-    places = [x for x in tensors((args, kwargs)) if _is_place(x) and id(x) not in moves]
-    device = places[0].device if places else torch.device("cpu")
+    places = [x for x in tensors((args, kwargs)) if is_place(x) and id(x) not in moves]
+    device = place_of(owners.values(), places)
 
     def change(value: Any) -> Any:
         if isinstance(value, Tensor):
-            if _is_place(value) and id(value) not in moves:
+            if is_place(value) and id(value) not in moves:
                 return value
             return (ids_like(value, owners.get(id(value)), device) + 1).double()
         if isinstance(value, tuple):

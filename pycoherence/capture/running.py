@@ -17,8 +17,8 @@ class BackwardPass:
 
     Args:
         calls: The captured calls in it, by number, and the parameters of each.
-        request: What to measure.
-        results: Where it goes.
+        request: The quantities to measure.
+        results: The place for them.
         accumulate: Whether gradients are added to leaves.
         keep: Whether its results are those of the block; otherwise only gradients are made.
 

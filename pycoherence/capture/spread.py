@@ -27,7 +27,9 @@ from pycoherence.capture.facts import (
     Regular,
     along,
     ids_of,
+    is_place,
     join_along,
+    place_of,
     recognise,
     regular_at,
     tensors,
@@ -75,14 +77,18 @@ class Moved(LayerRule):
         ids: Tensor,
         count: int,
         group: int,
+        device: torch.device,
         refuse: Callable[[], Any],
     ) -> None:
         self._function, self._count, self._refuse = function, count // group, refuse
         single = (ids >= 0) & (ids < MIXED) & (index >= 0)
-        self._places = single.flatten().nonzero().flatten()
-        self._others = (~single & (index >= 0)).flatten().nonzero().flatten()
-        self._index = index.flatten()[self._places]
-        self._ids = ids.flatten()[self._places] // group
+        places = single.flatten().nonzero().flatten()
+        others = (~single & (index >= 0)).flatten().nonzero().flatten()
+        found = places, others, index.flatten()[places], ids.flatten()[places] // group
+        # Copied to the GPU once, here: a CUDA graph cannot hold copies from the host.
+        self._places, self._others, self._index, self._ids = (
+            x.to(device, non_blocking=True) for x in found
+        )
 
     def forward(self, p: Tensor) -> tuple[Tensor, Kept]:
         self._shape = tuple(p.shape)
@@ -94,13 +100,13 @@ class Moved(LayerRule):
 
     def factors(self, rows: Rows, g: Tensor) -> Sequence[Site | None]:
         flat = g.reshape(-1)
-        if len(self._others) and bool((flat[self._others.to(g.device)] != 0).any()):
+        if len(self._others) and bool((flat[self._others] != 0).any()):
             self._refuse()
         size = prod(self._shape)
         total = flat.new_zeros(self._count * size)
-        to, places = self._ids * size + self._index, self._places.to(g.device)
+        to = self._ids * size + self._index
         # Accumulating in a fixed order, on every device.
-        total.index_put_((to.to(g.device),), flat[places], accumulate=True)
+        total.index_put_((to,), flat[self._places], accumulate=True)
         return (of_rows(total.view(self._count, *self._shape)),)
 
 
@@ -216,7 +222,7 @@ def promote(c: CallContext, p: Tensor, owner: Owner) -> Tensor:
         if found is not None:
             derived.promoted.append((owner, found))
             return found
-    ids = ids_like(p, owner, _device_of(owner, p))
+    ids = ids_like(p, owner, place_of([owner]))
     index = torch.arange(p.numel(), device=ids.device).view(p.shape)
     found = _moved(c, lambda x: x, p, index, ids, owner)
     if derived is not None:
@@ -230,16 +236,8 @@ def same_owner(a: Owner, b: Owner, x: Tensor) -> bool:
         return False
     if type(a) is type(b) is Regular and a == b:
         return True
-    device = x.device if isinstance(a, Ids) or isinstance(b, Ids) else _CPU
+    device = place_of([a, b])
     return bool((ids_like(x, a, device) == ids_like(x, b, device)).all())
-
-
-_CPU = torch.device("cpu")
-
-
-def _device_of(owner: Owner, p: Tensor) -> torch.device:
-    """Where to make ids: what is regular needs no number of a GPU, for which one would wait."""
-    return p.device if isinstance(owner, Ids) else _CPU
 
 
 def _moved(
@@ -260,7 +258,7 @@ def _moved(
         )
 
     group = c.request.group_size
-    rule = Moved(function, index, ids, owner.count, group, refuse)
+    rule = Moved(function, index, ids, owner.count, group, p.device, refuse)
     found = c.apply(rule, None, (), (p,))
     c.mark(found, owner)
     return found
@@ -295,8 +293,7 @@ def _moved_again(
     parents = [x for x in tensors((args, kwargs)) if c.facts(x).kind == PARAMETERS]
     if len(parents) != len({id(x) for x in parents}) or not parents:
         return None
-    places = [x for x in tensors((args, kwargs)) if not (x.is_floating_point() or x.is_complex())]
-    device = places[0].device if places else _device_of(owner, p)
+    device = place_of([owner], filter(is_place, tensors((args, kwargs))))
     ids = ids_like(p, owner, device).flatten()
     new: dict[int, Tensor] = {}
     for parent in parents:

@@ -94,10 +94,7 @@ def _named(options: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def graph_below(roots: Iterable[Tensor]) -> Iterator[tuple[Any, list[Any]]]:
-    """Every node that a backward pass from `roots` may run, once, and the leaves it fills itself.
-
-    A node of the graph in Python is made anew each time it is asked for, and equal to the others.
-    """
+    """Every node that a backward pass from `roots` may run, once, and the leaves that it fills."""
     seen: set[Any] = set()
     stack = [root.grad_fn for root in roots]
     while stack:
@@ -142,9 +139,10 @@ _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """The `apply` of a custom Function, without the look for transforms of `torch.func`.
+    """The `apply` of a custom Function, without its look for what `torch.func` has left.
 
-    That look takes as long as a small layer.
+    That takes as long as a small layer. Without a transform that is active there is nothing to be
+    found but a tensor that has outlived one, which is refused where it comes into the block.
     """
     fast = super(torch.autograd.Function, function).apply  # pyright: ignore
 
@@ -184,10 +182,13 @@ CustomNode: type[Any] = BackwardCFunction
 """Nodes that run code in Python."""
 
 
-def kept_by(node: Any) -> list[Tensor]:
-    """The tensors that a node in Python keeps for its backward pass, as such or as attributes."""
-    found = [*node.saved_tensors, *vars(node).values()]
-    return [x for x in found if isinstance(x, Tensor)]
+def kept_by(node: Any) -> Any:
+    """Nested values that a node in Python keeps for its backward pass, saved or as attributes.
+
+    Raises:
+        RuntimeError: From torch, if what is saved is gone or has been changed.
+    """
+    return node.saved_tensors, vars(node)
 
 
 def _fill_leaf() -> type:
@@ -214,11 +215,10 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
     """Count how often a gradient is added to each parameter while the block lasts."""
     met: list[Tensor] = []
     counts: Counter[str] = Counter()
-    parameters_of = parameters.values()
     bare: list[Tensor] = []
     count = met.append
     try:
-        for p in parameters_of:
+        for p in parameters.values():
             hooks = p._post_accumulate_grad_hooks
             if hooks is None:
                 bare.append(p)
@@ -231,7 +231,7 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
             names = {id(p): name for name, p in parameters.items()}
             counts.update([names[id(p)] for p in met])
     finally:
-        for p in parameters_of:
+        for p in parameters.values():
             hooks = p._post_accumulate_grad_hooks
             if hooks is not None:
                 hooks.pop(_COUNTER, None)

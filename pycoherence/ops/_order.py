@@ -63,7 +63,7 @@ def order_reference(
     if not len(g) or not out.numel():
         return out
     size = len(g) * prod(shape[1:]) * (out.itemsize + BYTES_BESIDE)
-    for part in row_slices(shape[0], unit, max(1, workspace(g.device) // size)):
+    for part in row_slices(shape[0], unit, max(1, workspace() // size)):
         values = rows(part).joined().flatten(1)
         out[part] = aggregate(values, rule, k, drop).view(out[part].shape)
     return out

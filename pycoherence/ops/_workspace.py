@@ -20,8 +20,9 @@ def set_workspace(size: int | None) -> None:
     example's gradient or factors, whatever that takes. Results are the same up to rounding.
 
     Args:
-        size: Bytes, positive. `None` is what there is to begin with: 64 MiB (`64 * 2**20`), or for
-            kernels in Triton a 128th of the memory of their GPU, if that is more.
+        size: Bytes, positive. `None` is what there is to begin with: 64 MiB (`64 * 2**20`); for
+            kernels in Triton, and for gradients made example by example on a GPU, a 128th of its
+            memory, if that is more.
 
     Raises:
         TypeError: It is neither an integer nor `None`.
@@ -48,16 +49,23 @@ def set_workspace(size: int | None) -> None:
 
 
 def workspace(device: torch.device | None = None) -> int:
-    """The bytes that an op may use for intermediate results; see `set_workspace`.
+    """How many bytes an op may use for intermediate results; see `set_workspace`.
 
     Args:
-        device: Where they lie; the CPU if it is not given.
+        device: The device on which they lie; the CPU if it is not given.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> pc.workspace() == pc.workspace(torch.device("cpu")) == 64 * 2**20
+        True
     """
     if _bytes is not None:
         return _bytes
-    return _LEAST if device is None or device.type != "cuda" else _of_gpu(device)
+    if device is None or device.type != "cuda":
+        return _LEAST
+    return _of_gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache
-def _of_gpu(device: torch.device) -> int:
-    return max(_LEAST, torch.cuda.get_device_properties(device).total_memory // _SHARE)
+def _of_gpu(index: int) -> int:
+    return max(_LEAST, torch.cuda.get_device_properties(index).total_memory // _SHARE)

@@ -81,7 +81,7 @@ def test_an_mlp_on_sequences_with_activations_in_place() -> None:
 def test_parts_of_a_made_tensor_are_written_with_the_batch_in_the_second_dimension(
     times: int, ahead: bool
 ) -> None:
-    """What was made is a part of the graph from the first write on."""
+    """The made tensor is a part of the graph from the first write on."""
 
     class Parts(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the capture keeps from one block to the next: walks of models, and answers of rules."""
+"""The capture keeps walks of models and answers of rules from one block to the next."""
 
 import gc
 import weakref
@@ -259,4 +259,4 @@ def test_owners_are_those_of_the_rule():
     x = torch.randn(4, 6)
     rule = rule_of(torch.t)
     owned = [(x, facts(6, 4))]
-    assert owners_of(torch.t, (x,), {}, rule, owned, [x.t()], 4) == [Regular(1, 4)]
+    assert owners_of(torch.t, (x,), {}, rule, owned, [x.t()]) == [Regular(1, 4)]

@@ -57,7 +57,7 @@ def test_a_workspace_beyond_what_is_counted_changes_nothing() -> None:
 def test_a_gpu_gives_a_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {0: 8 * 2**30, 1: 2**30}
     found = [SimpleNamespace(total_memory=size) for size in sizes.values()]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found[device.index])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found[index])
     _of_gpu.cache_clear()
     gpus = [torch.device("cuda", index) for index in sizes]
     assert [pc.workspace(gpu) for gpu in gpus] == [64 * 2**20, 64 * 2**20]

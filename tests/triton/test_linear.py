@@ -119,7 +119,10 @@ def test_triton_rows_that_no_vector_reads_are_padded(
 
     monkeypatch.setattr(linear_reduce, "from_engine", lambda *args: args[5])
     x, g = factors(2, 3, *sizes, dtype=torch.float16)
-    check(x, g, torch.randn(2), torch.randn(sizes[1], sizes[0]), 127)
+    found = check(x, g, torch.randn(2), torch.randn(sizes[1], sizes[0]), 127)
+    assert all(y.is_contiguous() for y in found)
+    x[0, 1, 3], g[1, 2, 4] = torch.inf, -torch.inf
+    check(x, g, None, None, 1)
 
 
 def test_triton_reads_the_numbers_of_negated_views() -> None:
