@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,21 @@ class Scale(nn.Module):
         return self._apply_scale(x, self.scale)
 
 
+class Native(torch.autograd.Function):
+    """Of a parameter, where no mode sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return 2 * w
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * grads[0]
+
+
 class Square(torch.autograd.Function):
-    """A function that torch function modes do not see."""
+    """A function that torch function modes see the inside of."""
 
     @staticmethod
     def forward(ctx, x):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from parts import (
     B,
+    Native,
     Shaped,
-    Square,
     after_linear,
     custom,
     embedding,
@@ -117,14 +117,14 @@ REFUSALS: dict[str, Refusal] = {
         embedding(scale_grad_by_freq=True), ids, (module("0", "weight"), "scale_grad_by_freq", FIX)
     ),
     "sparse": Refusal(embedding(sparse=True), ids, (module("0", "weight"), "sparse", FIX)),
-    "custom-function": Refusal(
-        custom(lambda x, s: x * Square.apply(s)), features, (module("1", "scale"), "Square", FIX)
+    "native-function": Refusal(
+        custom(lambda x, s: x * Native.apply(s)), features, (module("1", "scale"), "Native", FIX)
     ),
-    "custom-function-next-to-a-known-use": Refusal(
+    "native-function-next-to-a-known-use": Refusal(
         lambda: Shaped(
-            lambda m, x: m.a(x) + F.linear(x, Square.apply(m.a.weight)), a=nn.Linear(6, 4)
+            lambda m, x: m.a(x) + F.linear(x, Native.apply(m.a.weight)), a=nn.Linear(6, 4)
         ),
         features,
-        (module("a", "weight"), "Square", FIX),
+        (module("a", "weight"), "Native", FIX),
     ),
 }

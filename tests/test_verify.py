@@ -165,7 +165,7 @@ def test_the_allowed_error_can_be_set() -> None:
 
 
 def test_refusals_pass_through() -> None:
-    case = REFUSALS["custom-function"]
+    case = REFUSALS["native-function"]
     with pytest.raises(pc.UnsupportedError, match="'scale' of module '1'"):
         pc.verify(case.build(), lambda model, x: model(x).mean(), case.inputs())
 

@@ -10,7 +10,7 @@ import torch
 from checks import assert_norms, plain_pass, relative_error
 from models import regression
 from oracle import per_example_gradients
-from parts import Square
+from parts import Native, Square
 from shown import shown
 from snapshots import Snapshot
 from torch import Tensor, nn
@@ -40,19 +40,6 @@ def exact_or(model: nn.Module, forward: Callable, *errors: type[Exception]) -> N
     assert_norms(record, per_example_gradients(model, loss, (X,)), 1e-10)
     for mine, expected in zip(ours.parameters(), plain.parameters(), strict=True):
         assert relative_error(mine.grad, expected.grad) < 1e-12
-
-
-class Native(torch.autograd.Function):
-    """Of a parameter, where no mode sees it."""
-
-    @staticmethod
-    def forward(ctx: Any, w: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            return 2 * w
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return 2 * grads[0]
 
 
 BYPASSES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
