@@ -320,7 +320,7 @@ class Capture:
             kept = tensors(kept_by(node))
         except RuntimeError:
             return False
-        if any(self.facts(y).kind == EXAMPLES for y in kept):
+        if any(self.facts(y).kind & (EXAMPLES | FOREIGN) for y in kept):
             return False
         return all(id(leaf) in self._names for leaf in leaves_below(x))
 

@@ -274,24 +274,23 @@ class Left(torch.autograd.Function):
     """Leaves an example for its backward pass, which its forward pass has no use for."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, x: Tensor, saves: bool) -> Tensor:
-        if saves:
+    def forward(ctx: Any, w: Tensor, x: Tensor, how: str) -> Tensor:
+        if how == "saved":
             ctx.save_for_backward(x)
         else:
-            ctx.x = x
+            ctx.x = x if how == "attribute" else {"all": (x,)}
         return w.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.x
-        return grads[0] * x.mean(), None, None
+        raise AssertionError("not reached")
 
 
-@pytest.mark.parametrize("saves", [True, False])
-def test_custom_functions_that_keep_examples_are_refused(saves: bool) -> None:
+@pytest.mark.parametrize("how", ["saved", "attribute", "nested"])
+def test_custom_functions_that_keep_examples_are_refused(how: str) -> None:
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         x = model[1](x)
-        return nn.functional.linear(x, Left.apply(model[0].weight, x.detach(), saves))
+        return nn.functional.linear(x, Left.apply(model[0].weight, x.detach(), how))
 
     model = square_mlp()
     with pc.collect(model, pc.SqNorms()), pytest.raises(pc.UnsupportedError, match="bypassing"):
