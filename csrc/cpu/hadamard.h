@@ -54,6 +54,26 @@ PC_INLINE double exact_product(const Factors<T>& a, const Factors<T>& b) {
   return sum;
 }
 
+template <typename T>
+bool all_finite(const Factors<T>& factors) {
+  bool result = true;
+  for (int64_t i = 0; i < factors.x.count; ++i) {
+    for (int64_t j = 0; j < factors.in; ++j) result &= std::isfinite(factors.x(i)[j]);
+    for (int64_t j = 0; j < factors.out; ++j) result &= std::isfinite(factors.g(i)[j]);
+  }
+  return result;
+}
+
+// The sum, taken again if it is not to be trusted. Factors that are not finite leave nothing to
+// gain, and a batch with one of them, as a loss scale that is too large makes them, is to take no
+// longer than others.
+template <typename T>
+double settled(const Sum<T>& sum, const Factors<T>& a, const Factors<T>& b) {
+  if (sum.good()) return sum.value;
+  if (!std::isfinite(sum.value) && !(all_finite(a) && all_finite(b))) return sum.value;
+  return exact_product(a, b);
+}
+
 // use(i, j, <x_i, x_j> <g_i, g_j>) for all rows of a and b.
 template <typename Machine, typename T, typename Use>
 PC_INLINE void multiply_grams(const Factors<T>& a, const Factors<T>& b, const Use& use) {
@@ -116,12 +136,9 @@ void hadamard_gram(const Factors<T>& a, const Factors<T>& b, int64_t length_a, i
             });
         for (int64_t r = 0; r < rows_a / length_a; ++r) {
           for (int64_t c = 0; c < rows_b / length_b; ++c) {
-            Sum<T>& sum = sums[r * rows + c];
-            if (!sum.good()) {
-              sum.value = exact_product(a.part((i + r) * length_a, length_a),
-                                        b.part((j + c) * length_b, length_b));
-            }
-            gram[(i + r) * batch_b + j + c] += static_cast<T>(sum.value);
+            const double value = settled(sums[r * rows + c], a.part((i + r) * length_a, length_a),
+                                         b.part((j + c) * length_b, length_b));
+            gram[(i + r) * batch_b + j + c] += static_cast<T>(value);
           }
         }
       }
@@ -155,9 +172,9 @@ PC_INLINE double sq_norm_of(const Factors<T>& factors) {
                                [&](int64_t, int64_t, double value)
                                    PC_INLINED { sum.add(value, 2); });
   }
-  if (!sum.good()) sum.value = exact_product(factors, factors);
+  const double value = settled(sum, factors, factors);
   // What cancels wholly may be less than nothing by rounding.
-  return sum.value < 0 ? 0 : sum.value;
+  return value < 0 ? 0 : value;
 }
 
 // ||G_b||^2 of examples of `length` positions.

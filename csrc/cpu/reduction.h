@@ -45,15 +45,20 @@ void sum_parts(const Parts& parts, int64_t n, T* out, int64_t size) {
   }
 }
 
-// sum_c coef_c gram[b][c], leaving out those of no weight.
+// sum_c coef_c gram[b][c], leaving out those of no weight. NaN in an example's own gradient shows
+// all the same, and so does Inf if none has a weight: it is multiplied by zeros.
 template <typename T>
 void weigh_rows(const T* gram, int64_t n, const T* coef, T* out) {
   for (int64_t b = 0; b < n; ++b) {
     double total = 0;
+    bool weighed = false;
     for (int64_t c = 0; c < n; ++c) {
       const double weight = coef == nullptr ? 1 : coef[c];
+      weighed |= weight != 0;
       if (weight != 0) total += weight * gram[b * n + c];
     }
+    const double own = gram[b * n + b];
+    if (own != own || !weighed) total += own * 0;
     out[b] = static_cast<T>(total);
   }
 }

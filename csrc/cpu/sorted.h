@@ -44,6 +44,16 @@ PC_INLINE V sum_of(int64_t first, int64_t last, const Value& value) {
   return sum;
 }
 
+// sum_i value(i) over all of them, values that are sorted. Each is added to the one as far from the
+// other end: one after the other, the sum would go down and up again by more than it ends with.
+template <typename V, typename Value>
+PC_INLINE V sum_of_sorted(int64_t count, const Value& value) {
+  const auto pair = [&](int64_t i) PC_INLINED { return value(i) + value(count - 1 - i); };
+  V sum = sum_of<V>(0, count / 2, pair);
+  if (count % 2) sum += value(count / 2);
+  return sum;
+}
+
 template <typename V>
 PC_INLINE V median_of(const V* sorted, int64_t count) {
   using T = typename Lanes<V>::Number;
@@ -54,8 +64,8 @@ PC_INLINE V median_of(const V* sorted, int64_t count) {
 template <typename V>
 PC_INLINE V trimmed_mean_of(const V* sorted, int64_t count, int64_t k) {
   using T = typename Lanes<V>::Number;
-  const auto value = [&](int64_t i) PC_INLINED { return sorted[i]; };
-  return sum_of<V>(k, count - k, value) / static_cast<T>(count - 2 * k);
+  const auto value = [&](int64_t i) PC_INLINED { return sorted[k + i]; };
+  return sum_of_sorted<V>(count - 2 * k, value) / static_cast<T>(count - 2 * k);
 }
 
 // The mean of the count - k values nearest the centre. They follow each other; the window moves up
@@ -75,7 +85,7 @@ PC_INLINE V mean_near(V centre, const V* sorted, int64_t count, int64_t k) {
     if (i < k) result = leaves(i) ? zero : result;
     return result;
   };
-  return sum_of<V>(0, count, value) / static_cast<T>(size);
+  return sum_of_sorted<V>(count, value) / static_cast<T>(size);
 }
 
 // What the rule makes of sorted values; NaN if they are too few for it.
@@ -88,9 +98,10 @@ PC_INLINE V of_sorted(const V* sorted, int64_t count, const Order& order) {
   switch (order.rule) {
     case Rule::kWinsorizedMean: {
       if (2 * k >= count) return none;
-      const auto value = [&](int64_t i)
-                             PC_INLINED { return sorted[std::clamp(i, k, count - 1 - k)]; };
-      return sum_of<V>(0, count, value) / static_cast<T>(count);
+      const auto value = [&](int64_t i) PC_INLINED { return sorted[k + i]; };
+      V sum = sum_of_sorted<V>(count - 2 * k, value);
+      if (k) sum += (sorted[k] + sorted[count - 1 - k]) * static_cast<T>(k);
+      return sum / static_cast<T>(count);
     }
     case Rule::kTrimmedMean:
       return 2 * k >= count ? none : trimmed_mean_of(sorted, count, k);

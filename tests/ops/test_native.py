@@ -222,3 +222,25 @@ def test_dots_with_the_sum_of_more_examples_than_have_room(positions: int) -> No
     with workspace(1000):
         found = run("linear_reduce", args)
     assert_reduced_close(found, expected, 1e-5, "linear_reduce")
+
+
+def test_numbers_that_are_not_finite_show_and_leave_others_alone() -> None:
+    """Norms by products of Grams: with one example that has NaN, and one that has Inf."""
+    x, g = torch.randn(5, 30, 512), torch.randn(5, 30, 512)
+    with pc.backend("native"):
+        before = pc.ops.linear_reduce(x, g).sq_norms
+        g[1, 3, 7], x[3, 2, 1] = torch.nan, torch.inf
+        found = pc.ops.linear_reduce(x, g).sq_norms
+    assert found[1].isnan()
+    assert not found[3].isfinite()
+    assert torch.equal(found[[0, 2, 4]], before[[0, 2, 4]])
+
+
+@pytest.mark.parametrize("want", [("sum_dots",), ("sum_dots", "gram")], ids="-".join)
+def test_an_example_of_no_weight_still_shows_that_it_is_not_finite(want: tuple[str, ...]) -> None:
+    x, g = torch.randn(3, 1, 3), torch.randn(3, 1, 4)
+    g[1, 0, 0], g[2, 0, 1] = torch.nan, torch.inf
+    with pc.backend("native"):
+        found = pc.ops.linear_reduce(x, g, coef=torch.zeros(3), want=want).sum_dots
+    assert found[0] == 0
+    assert found[1:].isnan().all()
