@@ -59,3 +59,11 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     for left, right in pieces:
         total += left @ right.mT
     return total
+
+
+def mirrored(gram: Tensor) -> Tensor:
+    """The Gram of a batch with itself, with its lower triangle from the upper one.
+
+    Parts of the batch may be of different sizes, for which products round otherwise.
+    """
+    return gram.triu() + gram.triu(1).mT

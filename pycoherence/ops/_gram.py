@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks, products
+from pycoherence.ops._chunks import Chunks, mirrored, products
 from pycoherence.ops._reduce import check_factors
 from pycoherence.ops._spec import OpSpec, accumulate_dtype
 
@@ -86,7 +86,8 @@ def gram_spec(
         a1: Tensor, g1: Tensor, a2: Tensor | None, g2: Tensor | None, *options: Any
     ) -> Tensor:
         second = (a1, g1) if a2 is None else (a2, g2)
-        return gram_reference(*materialise(a1, g1, *second, *options), gram_fake(g1, g2))
+        found = gram_reference(*materialise(a1, g1, *second, *options), gram_fake(g1, g2))
+        return mirrored(found) if a2 is None else found
 
     def fake(a1: Tensor, g1: Tensor, a2: Tensor | None, g2: Tensor | None, *options: Any) -> Tensor:
         return gram_fake(g1, g2)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks, products
+from pycoherence.ops._chunks import Chunks, mirrored, products
 from pycoherence.ops._spec import FLOAT_DTYPES, OpSpec, accumulate_dtype
 
 _TAIL = (
@@ -156,6 +156,8 @@ def reduce_reference(
         if out.gram is not None:
             for other in parts:
                 out.gram[part, other] = products(flat, gradients(other))
+    if out.gram is not None:
+        out.gram.copy_(mirrored(out.gram))
     if out.weighted_sum is not None:
         out.weighted_sum.copy_(total)
     if out.sum_dots is not None:

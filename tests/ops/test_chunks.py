@@ -67,3 +67,12 @@ def test_a_gpu_gives_a_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> No
     with workspace(1000):
         assert pc.workspace(gpus[0]) == 1000
     _of_gpu.cache_clear()
+
+
+def test_the_gram_of_a_batch_with_itself_is_symmetric_to_the_bit() -> None:
+    rows = torch.randn(33, 1, 453, generator=torch.Generator().manual_seed(0))
+    with pc.backend("reference"), workspace(40_000):
+        whole = pc.ops.dense_gram(rows.flatten(1))
+        inside = pc.ops.linear_reduce(rows, torch.ones(33, 1, 1), want=("gram",)).gram
+    for gram in (whole, inside):
+        assert torch.equal(gram, gram.mT)
