@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
+from pycoherence.ops._chunks import Chunks, mirrored
 from pycoherence.ops._gram import gram_fake, gram_reference
 from pycoherence.ops._reduce import check_factors, randn
 from pycoherence.ops._register import invoke, register
@@ -61,7 +61,8 @@ def _rows(a: Tensor) -> Chunks:
 
 
 def _reference(a: Tensor, b: Tensor | None) -> Tensor:
-    return gram_reference(_rows(a), _rows(a if b is None else b), gram_fake(a, b))
+    found = gram_reference(_rows(a), _rows(a if b is None else b), gram_fake(a, b))
+    return mirrored(found) if b is None else found
 
 
 def _samples(
