@@ -45,8 +45,8 @@ def key_of(
         kind: That of its rule.
     """
     parts: list[Any] = [func, len(args)]
-    # Numbers of what a function takes first matter for nothing but sizes.
-    if not _add(args[:1], parts, known, ELEMENTWISE) or not _add(args[1:], parts, known, kind):
+    # Numbers in the tensor that a function takes first matter for nothing but sizes.
+    if not _add(args[:1], parts, known, kind, first=True) or not _add(args[1:], parts, known, kind):
         return None
     for name, value in kwargs.items():
         parts.append(name)
@@ -56,15 +56,24 @@ def key_of(
     return tuple(parts)
 
 
-def _add(values: Iterable[Any], parts: list[Any], known: Mapping[int, Facts], kind: int) -> bool:
+def _add(
+    values: Iterable[Any],
+    parts: list[Any],
+    known: Mapping[int, Facts],
+    kind: int,
+    *,
+    first: bool = False,
+) -> bool:
     """Add what matters of some arguments; returns whether that is all."""
     for value in values:
         of = type(value)
-        if of is int or of is str:
+        if kind == ELEMENTWISE and (of is float or of is int):
+            parts.append(of)  # such as a rate that is another in each step
+        elif of is int or of is str:
             parts.append(value)
         elif isinstance(value, Tensor):
             facts = known.get(id(value))
-            if not value.is_floating_point() and _matter(value, facts, kind):
+            if not (first or value.is_floating_point()) and _matter(value, facts, kind):
                 return False
             if facts is None:
                 parts.append(value.shape)
@@ -80,7 +89,7 @@ def _add(values: Iterable[Any], parts: list[Any], known: Mapping[int, Facts], ki
                 return False
         elif isinstance(value, (tuple, list)):
             parts.append((list if isinstance(value, list) else tuple, len(value)))
-            if not _add(value, parts, known, kind):
+            if not _add(value, parts, known, kind, first=first):
                 return False
         else:
             return False

@@ -169,6 +169,17 @@ def test_what_depends_on_numbers_has_no_key():
     assert key(torch.cat, [index, index], known=[(index, facts(1, 2))]) is not None
 
 
+def test_numbers_matter_to_no_function_of_numbers():
+    x = torch.randn(2, 3)
+    known = [(x, facts(3, 2))]
+    rates = {key(torch.mul, x, rate, known=known, kind=ELEMENTWISE) for rate in (0.1, 0.2, 3.0)}
+    assert len(rates) == 1
+    assert len({key(torch.sum, x, dim, known=known, kind=DIMENSIONS) for dim in (0, 1)}) == 2
+    # The letters of a product come first.
+    letters = ("bi->b", "bi->i")
+    assert len({key(torch.einsum, s, x, known=known, kind=DIMENSIONS) for s in letters}) == 2
+
+
 def test_integers_of_constants_may_be_dimensions():
     x, one, mask = torch.randn(2, 3), torch.tensor(1), torch.ones(3, dtype=torch.bool)
     classes = torch.tensor([0, 2])
