@@ -33,7 +33,7 @@ LIMIT = 1e-5
 """Allowed error over the largest value."""
 
 TURNS = 15
-"""Of both, one after the other; figures are medians. Fewer, but three, if they take `LONG`."""
+"""Runs of both, in turns; figures are medians. Fewer, but three, if they take `LONG`."""
 
 LONG = 3.0
 """Seconds."""

@@ -108,7 +108,7 @@ def least(task: Task, rounds: int, *steps: Step) -> list[float]:
 
 
 def small() -> Task:
-    """As many functions as the GPT has, which compute next to nothing."""
+    """A task of as many functions as the GPT has, which compute next to nothing."""
     model = GPT(vocabulary=8, length=2, width=4, layers=4, heads=4, mean=True)
     return Task(model, torch.randint(8, (2, 2)), torch.randint(8, (2,)))
 

@@ -1,4 +1,4 @@
-"""What a backward pass left behind."""
+"""The record of a backward pass."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral

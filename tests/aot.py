@@ -50,7 +50,7 @@ TARGETS = {
 """By compute capability: A100, H100, B200."""
 
 REGISTERS = 65536
-"""Of a processor; a program has to find room."""
+"""A processor has so many; a program has to find room."""
 
 SPARE = 32
 """Bytes of stack that ptxas takes outside of loops to fit one program more on a processor."""
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 
 class _Driver:
-    """What Triton asks a driver for, of a GPU that is not here."""
+    """A driver of a GPU that is not here, for what Triton asks."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -125,7 +125,7 @@ def compile_op(op: str, kind: str, capability: int) -> list[Row]:
 
 
 def inspect(kernel: Any) -> Row:
-    """What a compiled kernel takes, and what it multiplies with."""
+    """The means that a compiled kernel takes, and its products."""
     dots = re.findall(r"tt\.dot .*: tensor<(\w+)> \* tensor<(\w+)>", kernel.asm["ttir"])
     names = re.findall(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", kernel.asm["ptx"])
     return {
@@ -207,7 +207,7 @@ def written() -> list[str]:
 
 
 def jobs(ops: Iterable[str], targets: Iterable[int]) -> list[tuple[str, str, int]]:
-    """What one process compiles."""
+    """The jobs, each of one process."""
     return [(op, kind, capability) for op in ops for kind in KINDS for capability in targets]
 
 

@@ -36,12 +36,12 @@ class Scale(nn.Module):
 
 
 class Native(torch.autograd.Function):
-    """Of a parameter, where no mode sees it."""
+    """Doubles a tensor where no mode sees it, as native code does."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            return 2 * w
+            return 2 * x
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -61,7 +61,7 @@ def total(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_groups_of_rows(reduction: str) -> None:
-    """What mixes the rows of a group mixes no examples."""
+    """A mixture of the rows of a group mixes no examples."""
     model = two_branches(lambda y: y.view(-1, 2, 3).softmax(1).view(-1, 3))
     x = torch.randn(8, 6, dtype=torch.float64)
 

@@ -80,7 +80,7 @@ class Factors(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the parameter, `[O, I / groups * taps]`."""
+        """The shape of the parameter, `[O, I / groups * taps]`."""
         return self.g.shape[1], self.x.shape[1] // self.groups * prod(self.kernel)
 
     @property
@@ -194,7 +194,7 @@ _SUMS = {"weighted_sum", "second_moment", "sign_sum"}
 
 
 def _tile(factors: Factors, wanted: Set[str]) -> Tile:
-    """What fits the registers, by what is kept in them beside the product."""
+    """The tile that fits the registers, by what is kept in them beside the product."""
     x, (o, k), long = factors.x, factors.shape, factors.g.shape[2] > LONG
     channels, rows = x.shape[1] // factors.groups, o // factors.groups
     at_end = "dots" in wanted or "gradients" in wanted  # addresses, and what is read there

@@ -53,7 +53,7 @@ def _sums(factors: Factors, coef: Tensor, groups: int) -> Tensor:
 
 
 def shares_of(g: Tensor, groups: int) -> Tensor:
-    """What each example counts in the mean of its group, `[B]`.
+    """The weight of each example in the mean of its group, `[B]`.
 
     Sums weighted by them are finite if and only if all their terms are: a sum before it is divided
     could leave the range of the dtype.

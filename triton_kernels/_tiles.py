@@ -15,7 +15,7 @@ LONG = 1024
 
 
 class Tile(NamedTuple):
-    """What one program of the engine works on.
+    """The work of one program of the engine.
 
     Attributes:
         o: Outputs.
@@ -49,14 +49,14 @@ _HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
-    """What is multiplied, as the rows of the tables are named."""
+    """The row of the tables for what is multiplied."""
     if dtype == torch.float32:
         return "tf32" if precision == "tf32" else "float32"
     return "float64" if dtype == torch.float64 else "half"
 
 
 def shape_class(kind: str, o: int, k: int, beside: int) -> str:
-    """What a measured tile is for: sizes count up to the next power of two."""
+    """The name of the shapes that a measured tile is for: sizes up to the next power of two."""
     return f"{kind} {min(beside, 3)} {_power_of_two(o)}x{_power_of_two(k)}"
 
 

@@ -107,20 +107,20 @@ def norms_of(
     return [(x, without(x, dims_of(x, dim), result))]
 
 
-@dimensions("kthvalue")
-def kth_values(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
-) -> list[tuple[Tensor, Places]]:
-    x = main(args, kwargs)
-    return [(x, without(x, dims_of(x, given(args, kwargs, 2, "dim", -1)), result))]
+def _picked(at: int) -> Dimensions:
+    """A rule of functions that pick one value along a dimension, which is their argument `at`."""
+
+    def rule(
+        args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+    ) -> list[tuple[Tensor, Places]]:
+        x = main(args, kwargs)
+        return [(x, without(x, dims_of(x, given(args, kwargs, at, "dim", -1)), result))]
+
+    return rule
 
 
-@dimensions("mode")
-def modes(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
-) -> list[tuple[Tensor, Places]]:
-    x = main(args, kwargs)
-    return [(x, without(x, dims_of(x, given(args, kwargs, 1, "dim", -1)), result))]
+dimensions("kthvalue")(_picked(2))
+dimensions("mode")(_picked(1))
 
 
 @dimensions("renorm")

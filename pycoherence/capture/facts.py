@@ -200,7 +200,7 @@ def regular_at(shape: tuple[int, ...], d: int, inner: int, count: int) -> Regula
 
 
 def place_of(owners: Iterable[Owner | None], places: Iterable[Tensor] = ()) -> torch.device:
-    """Where to make ids: on the host, so that nothing waits for a GPU.
+    """The device to make ids on: the host, so that nothing waits for a GPU.
 
     The exception is ids, or places that a function is told, that lie on a GPU already; it takes
     those of the host beside them.

@@ -95,7 +95,7 @@ class Gathered:
 
     @property
     def check(self) -> Callable[[Tensor], None] | None:
-        """As `Rows.check`."""
+        """The check of `Rows.check`."""
         return self._check if len(self._others) else None
 
     def _check(self, g: Tensor) -> None:

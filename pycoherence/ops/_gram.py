@@ -1,4 +1,4 @@
-"""What every `*_gram` op shares: checks, reference and fake kernel."""
+"""The parts that every `*_gram` op shares: checks, reference and fake kernel."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType

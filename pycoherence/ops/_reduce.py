@@ -52,7 +52,7 @@ def mask(want: Sequence[str]) -> int:
 
 @functools.cache
 def mask_of(want: tuple[str, ...]) -> int:
-    """As `mask`, for a tuple."""
+    """The mask of a tuple; see `mask`."""
     unknown = [name for name in want if name not in Reduced._fields]
     if unknown or not want:
         raise ValueError(
@@ -182,7 +182,7 @@ def reduce_fake(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | No
 
 
 def reduce_zeros(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
-    """As `reduce_fake`, filled with zeros."""
+    """Outputs like those of `reduce_fake`, filled with zeros."""
     return tuple(None if x is None else x.zero_() for x in reduce_fake(g, shape, want))
 
 

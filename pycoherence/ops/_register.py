@@ -24,7 +24,7 @@ _native = torch.library.Library(NATIVE_NAMESPACE, "FRAGMENT")
 
 
 def _device_type(args: tuple[Any, ...]) -> str:
-    """Of the first tensor, which an op has as its first argument or in it."""
+    """The kind of device of the first tensor, which is an op's first argument or in it."""
     first = args[0]
     return (first if isinstance(first, Tensor) else first[0]).device.type
 
@@ -95,14 +95,14 @@ def invoke(op: str, *args: Any) -> Any:
 
 @functools.cache
 def _settled(op: str, device: str) -> Callable[..., Any] | None:
-    """What runs whatever the arguments are, if no backend is forced; `None` if they matter."""
+    """The kernel that runs for all arguments if no backend is forced; `None` if they matter."""
     fast = _backends._fast_backends(op, device)
     settled = fast and fast[0] not in specs[op].supports
     return _backends._kernel(op, fast[0]) if settled else None
 
 
 def execute(op: str, *args: Any) -> Any:
-    """As `invoke`, for arguments that are known to be right, where no gradient is recorded."""
+    """Run an op on arguments that are known to be right, where no gradient is recorded."""
     first = args[0]
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     if traced or type(first) is not Tensor:

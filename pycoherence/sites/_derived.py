@@ -37,7 +37,7 @@ def made_of(site: Site, source: Tensor, leaves: Sequence[Tensor]) -> list[Site]:
 def made_of_edge(
     site: Site, edge: GradientEdge, dtype: torch.dtype, leaves: Sequence[Tensor]
 ) -> list[Site]:
-    """As `made_of`, of a tensor that is told by where its graph ends."""
+    """The sites that `made_of` gives, of a tensor that is told by where its graph ends."""
     return _through_graph(site, edge, dtype, leaves)
 
 
@@ -134,7 +134,7 @@ class _Product(NamedTuple):
 
     @property
     def scale(self) -> Tensor:
-        """What the tensor was multiplied with, in float64."""
+        """The factor of the tensor, in float64."""
         number = self.number.detach().reshape(()).double()
         return number.reciprocal() if self.divided else number
 
@@ -185,7 +185,7 @@ def _product(source: Tensor) -> _Product | None:
 
 
 def _operand(node: Any, i: int, saved: str) -> Tensor | None:
-    """What a function was called with, if its graph tells."""
+    """The argument of a function, if its graph tells."""
     # What is saved may have been packed by the user, and be no parameter when it is unpacked.
     variable = getattr(node.next_functions[i][0], "variable", None)
     return getattr(node, saved) if variable is None else variable

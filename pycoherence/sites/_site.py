@@ -1,4 +1,4 @@
-"""What every kind of site can do."""
+"""The methods of every kind of site."""
 
 import functools
 from collections.abc import Mapping, Sequence

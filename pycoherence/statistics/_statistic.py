@@ -1,4 +1,4 @@
-"""What a statistic tells the capture, and what it makes of the results."""
+"""A statistic: its outputs for the capture, and its reading of the results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Raw = Mapping[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """What results have to be scaled by.
+    """The scale of results.
 
     Attributes:
         size: `B`, the number of examples.
@@ -39,7 +39,7 @@ class Statistic(ABC):
         """The outputs to take of every site, and the shapes of their probes."""
 
     def directions(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the output `dots` is taken with, by parameter.
+        """The directions of the output `dots`, by parameter.
 
         Args:
             parameters: Those that are tracked.
@@ -66,7 +66,7 @@ class Statistic(ABC):
 
 
 def combine(statistics: Sequence[Statistic], parameters: Mapping[str, Tensor]) -> Request:
-    """What several statistics need of a pass over some parameters.
+    """Join the needs of several statistics in a pass over some parameters.
 
     Raises:
         TypeError: One is a class instead of an object, or a direction does not fit.

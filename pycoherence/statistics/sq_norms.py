@@ -40,7 +40,7 @@ class SqNorms(Statistic):
         return norms * batch.share**2
 
     def read_total(self, result: str, raws: Sequence[Raw], batch: Batch) -> Tensor | None:
-        """As `Statistic.read_total`: one sum for all, where they lie on one device."""
+        """Give one sum for all, if they lie on one device; see `Statistic.read_total`."""
         norms = [raw["sq_norms"] for raw in raws if "sq_norms" in raw]
         kinds = {(x.device, x.dtype) for x in norms}
         if len(norms) < len(raws) or len(kinds) != 1:

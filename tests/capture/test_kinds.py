@@ -240,7 +240,7 @@ def experts(m: Any, x: Tensor) -> Tensor:
 
 
 def routed() -> Tensor:
-    """Of four examples of three tokens, four tokens go to the expert: 2, 0, 1 and 1."""
+    """Four tokens go to the expert: 2, 0, 1 and 1 of four examples of three tokens."""
     found = x(4, 3, 3)
     to_expert = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 0, 1], [0, 1, 0]], dtype=D)
     found[..., 0] = found[..., 0].abs() * (2 * to_expert - 1)
@@ -501,7 +501,7 @@ def test_positions_that_are_made_once_and_kept(size: int) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_linear_cross_entropy(reduction: str) -> None:
     if not hasattr(F, "linear_cross_entropy"):
-        pytest.skip("this torch has no such function")
+        pytest.skip(f"torch {torch.__version__} has no F.linear_cross_entropy")
     head = nn.LinearCrossEntropyLoss(5, 4, reduction=reduction)
     model = Of(lambda m, x, y: m.head(m.first(x), y), first=nn.Linear(6, 5), head=head)
 

@@ -1,4 +1,4 @@
-"""What a user says with `mark_examples`, against one example at a time."""
+"""Marks of `mark_examples`, against one example at a time."""
 
 import copy
 from typing import Any

@@ -37,7 +37,7 @@ D = torch.float64
 
 
 def plainly(shape: tuple[int, ...], owner: Regular) -> Tensor:
-    """What an owner says, element by element."""
+    """The ids of an owner, element by element."""
     ids = [i // owner.stride % owner.count for i in range(prod(shape))]
     return torch.tensor(ids, dtype=torch.int64).view(shape)
 
@@ -538,7 +538,7 @@ def test_a_site_whose_rows_are_matrices(shape: tuple[int, ...], dim: int) -> Non
     plain = copy.deepcopy(model)
     plain.rule = False
     if dim and len(shape) == 3:
-        pytest.skip("it has no other rows")
+        pytest.skip("the second of three dimensions is inside the matrices, and no batch")
     truth = per_example_gradients(plain, total, (x,))
     with pc.collect(model, pc.SqNorms(), on_unsupported="raise") as record:
         inputs = pc.mark_examples(x.transpose(0, dim).contiguous(), dim=dim)

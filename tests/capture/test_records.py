@@ -1,4 +1,4 @@
-"""What is left of a block: records, reports, empty batches; and what `verify` makes of the size."""
+"""Blocks leave records and reports, of empty batches too; `verify` checks the batch size."""
 
 import copy
 import gc
@@ -161,7 +161,7 @@ def test_reports_keep_no_model_alive(rule: Any) -> None:
 
 
 def test_a_record_that_lives_on_in_a_list_of_many() -> None:
-    """Of a hundred passes nothing is left but numbers."""
+    """A hundred passes leave nothing but numbers."""
     model, records, seen = net(), [], []
     for _ in range(3):
         x = torch.randn(5, 3, dtype=D)
@@ -299,7 +299,7 @@ def test_noise_of_none_is_that_of_one(name: str, reduction: Reduction, per: Any)
 
 @reductions
 def test_noise_does_not_depend_on_the_batch(reduction: Reduction) -> None:
-    """Of a sum it is the same for any number of examples; of a mean it is divided by it."""
+    """A sum has the same for any number of examples; a mean divides it by that."""
     model = nn.Linear(4, 2, bias=False)
     noises = []
     for n in (0, 1, 5):

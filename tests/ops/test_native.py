@@ -194,7 +194,7 @@ def test_long_sums_do_not_drift() -> None:
 
 @pytest.mark.skipif("linear_reduce" not in OPS, reason="the native kernels are not built")
 def test_positions_that_cancel_keep_their_digits() -> None:
-    """What all positions share meets output gradients that add up to nearly nothing."""
+    """Inputs that all positions share meet output gradients that add up to nearly nothing."""
     x = randn(5, 1, 300).expand(5, 12, 300) + 1e-4 * randn(5, 12, 300)
     g = randn(5, 12, 400)
     g = g - g.mean(1, keepdim=True)
