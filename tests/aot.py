@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from aot_calls import KINDS, calls
+from aot_calls import KINDS, TOGETHER, calls
 
 import pycoherence as pc
 from pycoherence.ops._backends import unavailable
+from pycoherence.triton_kernels._together import together
 
 
 class Target(NamedTuple):
@@ -61,7 +62,7 @@ FULL = 254
 Row = dict[str, Any]
 
 
-class _Driver:
+class Driver:
     """A driver of a GPU that is not here, for what Triton asks."""
 
     def __init__(self, capability: int) -> None:
@@ -91,27 +92,43 @@ def compiled(capability: int, tf32: bool) -> Iterator[list[tuple[str, Any]]]:
     from pycoherence.triton_kernels import _device
 
     found, launch, gpu = list[tuple[str, Any]](), JITFunction.run, _device.HOPPER
-    precision = torch.backends.cuda.matmul.fp32_precision
 
     def compile_only(self: Any, *args: Any, **options: Any) -> Any:
         kernel = launch(self, *args, **{**options, "warmup": True})
         found.append((self.fn.__name__, kernel))
         return kernel
 
-    driver.set_active(_Driver(capability))
+    driver.set_active(Driver(capability))
     JITFunction.run = compile_only
     _device.HOPPER = _device.Device(capability, TARGETS[capability].processors)
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
     try:
-        yield found
+        with precise(tf32):
+            yield found
     finally:
         JITFunction.run, _device.HOPPER = launch, gpu
-        torch.backends.cuda.matmul.fp32_precision = precision
+
+
+@contextmanager
+def precise(tf32: bool) -> Iterator[None]:
+    """Products of float32 are taken of TensorFloat-32, or of all digits."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def function_of(op: str) -> Any:
+    """The op, or several `together`, from Triton kernels."""
+    if op == TOGETHER:
+        return together
+    return getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
 
 
 def compile_op(op: str, kind: str, capability: int) -> list[Row]:
     """A row for each kernel that the calls of an op need."""
-    function = getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
+    function = function_of(op)
     rows, known = [], set[str]()
     for label, args in calls(op, kind, capability):
         with compiled(capability, kind == "tf32") as launches:
@@ -202,8 +219,9 @@ def _rows(dot: str) -> int:
 
 
 def written() -> list[str]:
-    """The ops that have a Triton kernel."""
-    return [op for op in pc.ops.specs if unavailable(op, "triton", "cuda") is None]
+    """The ops that have a Triton kernel, and several of them together."""
+    ops = [op for op in pc.ops.specs if unavailable(op, "triton", "cuda") is None]
+    return [*ops, TOGETHER]
 
 
 def jobs(ops: Iterable[str], targets: Iterable[int]) -> list[tuple[str, str, int]]:

@@ -10,6 +10,10 @@ import op_calls as op
 import torch
 from op_calls import ALL, BOTH, CONV2D, MOMENTS, NORMS, SUM, Call, Source
 
+from pycoherence.triton_kernels.affine_reduce import affine_reduce
+from pycoherence.triton_kernels.conv_reduce import conv_reduce
+from pycoherence.triton_kernels.linear_reduce import linear_reduce
+
 KINDS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -20,6 +24,9 @@ KINDS = {
 """Of numbers; float32 where torch allows TensorFloat-32, and where not."""
 
 THOROUGH = ("bfloat16", 90)
+
+TOGETHER = "together"
+"""What stands for several ops at once, with gradients of the dtype and with norms of them."""
 
 
 LARGE = ((7, 7), (1, 1), (3, 3), (1, 1))
@@ -131,6 +138,38 @@ def _conv_order(new: Source) -> Iterator[Call]:
     yield op.conv_order(new, "winsorized_mean", 2.0, (32, 64, 56, 56), 64)
 
 
+def _together(*many: Call) -> Call:
+    """Ops at once, by the names of their calls."""
+    names = [label for label, _ in many]
+    ops = [_REDUCE[len(args)] for _, args in many]
+    each = [(function, args) for function, (_, args) in zip(ops, many, strict=True)]
+    return " + ".join(names), (each, [args[0].dtype for _, args in many], True)
+
+
+# By the number of arguments.
+_REDUCE = {5: linear_reduce, 7: affine_reduce, 10: conv_reduce}
+
+
+def _layers(new: Source) -> Iterator[Call]:
+    bias = op.affine_reduce(new, BOTH, "bias", 8, 1024, 768)
+    yield _together(op.linear_reduce(new, BOTH, 8, 1024, 768, 768), bias)
+    yield _together(op.affine_reduce(new, BOTH, "layer", 8, 1024, 768), bias)
+    one = op.linear_reduce(new, BOTH, 128, 1, 768, 768)
+    yield _together(one, op.affine_reduce(new, BOTH, "bias", 128, 1, 768))
+
+
+def _more_layers(new: Source) -> Iterator[Call]:
+    yield _together(
+        op.conv_reduce(new, BOTH, (32, 64, 28, 28), 64),
+        op.affine_reduce(new, BOTH, "bias", 32, 784, 64),
+    )
+    yield _together(
+        op.linear_reduce(new, BOTH, 32, 512, 4096, 4096),
+        op.affine_reduce(new, BOTH, "bias", 2048, 1, 50000),
+        *(op.affine_reduce(new, MOMENTS, "rms", 8, 64, 768) for _ in range(9)),
+    )
+
+
 def _no_more(new: Source) -> Iterator[Call]:
     return iter(())
 
@@ -144,5 +183,6 @@ _CALLS = {
     "linear_gram": (_linear_gram, _more_linear_gram),
     "linear_order": (_linear_order, _no_more),
     "linear_reduce": (_linear_reduce, _more_linear_reduce),
+    TOGETHER: (_layers, _more_layers),
 }
 """By op, the first calls and the others."""

@@ -10,22 +10,24 @@ the grid and the arguments, in the order and of the size in which the kernel's P
 
 import argparse
 import ctypes
-import importlib
-import inspect
 import os
 import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from functools import partialmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from aot import compiled, written
+import torch
+from aot import Driver, function_of, precise, written
 from aot_calls import KINDS, calls
 from torch import Tensor
+
+from pycoherence.triton_kernels import _tape
 
 _HERE = Path(__file__).parent
 _CAPABILITY = 90
@@ -45,54 +47,96 @@ def library(folder: Path) -> Path:
     return path
 
 
+def load(folder: Path) -> ctypes.CDLL:
+    """The driver, for all of the process."""
+    return ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+
+
 class _Launches:
     """Checks every launch of a kernel.
 
     Attributes:
         checked: How many there were.
+        tapes: How many calls can be done again by a tape.
         problems: What was wrong.
+        log: Of each launch, the kernel, the grid and what arrived.
     """
 
     def __init__(self, driver: ctypes.CDLL) -> None:
-        self.checked = 0
+        self.checked = self.tapes = 0
+        self.log: list[tuple[Any, ...]] = []
         self.problems: list[str] = []
         self._driver = driver
         self._pointers: dict[int, int] = {}
         self._kept: list[Tensor] = []
 
     def pointer(self, x: Tensor) -> int:
-        """A pointer of its own for a tensor that has no memory."""
-        if id(x) not in self._pointers:
+        """A pointer for a tensor that has no memory, the same for all views of one."""
+        storage = x.untyped_storage()
+        if storage._cdata not in self._pointers:
             self._kept.append(x)
-            self._pointers[id(x)] = 0x7000_0000_0000 + 0x1000 * len(self._pointers)
-        return self._pointers[id(x)]
+            self._pointers[storage._cdata] = 0x7000_0000_0000 + (len(self._pointers) << 32)
+        return self._pointers[storage._cdata] + x.storage_offset() * x.itemsize
 
-    def check(self, function: Any, kernel: Any, args: Any, options: Any, launch: Any) -> None:
-        """Launch a kernel and compare what arrives."""
-        parameters = inspect.signature(function.fn).parameters
-        given = {name: value for name, value in options.items() if name in parameters}
-        bound = inspect.signature(function.fn).bind(*args, **given).arguments
+    def check(self, kernel: Any, grid: Any, args: Any, launch: Callable[[], None]) -> None:
+        """Launch a kernel and compare what arrives.
+
+        Args:
+            kernel: The compiled one.
+            grid: The number of programs.
+            args: All arguments, constants and pointers too.
+            launch: Does it.
+        """
+        function = kernel.src.fn
+        given = dict(zip(function.arg_names, args, strict=True))
         kinds = kernel.src.signature.items()
-        expected = [n for name, kind in kinds for n in self._numbers(kind, bound[name])]
+        expected = [n for name, kind in kinds for n in self._numbers(kind, given[name])]
         sizes = [_BYTES[kind] for kind in _parameters(kernel.asm["ptx"])]
         self._driver.fake_expect(len(sizes), (ctypes.c_int * len(sizes))(*sizes))
-        data_ptr = Tensor.data_ptr
-        Tensor.data_ptr = lambda x: self.pointer(x)  # pyright: ignore
-        try:
-            launch(function, *args, **{**options, "warmup": False})
-        finally:
-            Tensor.data_ptr = data_ptr
+        launch()
         found, rest = (ctypes.c_uint64 * 256)(), (ctypes.c_uint * 5)()
         self._driver.fake_get(found, rest)
         self.checked += 1
-        name, more = function.fn.__name__, len(sizes) - len(expected)
+        self.log.append((kernel, grid, found[: len(expected)]))
+        name, more = function.__name__, len(sizes) - len(expected)
         if found[: len(expected)] != expected or not 0 <= more <= _SCRATCH:
             self.problems.append(f"{name}: {found[: len(sizes)]} arrive for {expected}")
         threads = 32 * kernel.metadata.num_warps
-        if rest[:4] != [*(*options["grid"], 1, 1)[:3], threads]:
-            self.problems.append(f"{name}: grid and threads {rest[:4]} for {options['grid']}")
+        if rest[:4] != [*grid, threads]:
+            self.problems.append(f"{name}: grid and threads {rest[:4]} for {grid}")
         if rest[4] != self.checked:
             self.problems.append(f"{name}: {rest[4]} launches, not {self.checked}")
+
+    def compare(self, function: Any, *args: Any) -> None:
+        """Call a function by its tape and without it, which must launch the same."""
+        self.tapes += sum(tape is not None for tape in _tape._tapes.values())
+        given = {self.pointer(x) for x in _tensors(args)}
+        self.log.clear()
+        one = _tensors(function(*args))
+        taped = list(self.log)
+        self.log.clear()
+        gpu_of, _tape.gpu_of = _tape.gpu_of, lambda x: None
+        try:
+            two = _tensors(function(*args))
+        finally:
+            _tape.gpu_of = gpu_of
+        # Memory that a call allocates is another one each time.
+        names: dict[int, int] = {}
+
+        def agree(a: int, b: int) -> bool:
+            named = names.setdefault(a, b) == b and names.setdefault(~b, a) == a
+            return a == b or (named and not {a, b} & given)
+
+        same = len(taped) == len(self.log)
+        for (kernel, grid, found), (other, there, expected) in zip(taped, self.log, strict=False):
+            same = same and (kernel.hash, grid) == (other.hash, there)
+            for a, b in zip(found, expected, strict=False):
+                same = same and agree(a, b)
+        for x, y in zip(one, two, strict=True):
+            alike = (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+            same = same and alike and agree(self.pointer(x), self.pointer(y))
+        if not same:
+            self.problems.append(f"{function}: by its tape {taped}, without it {self.log}")
 
     def _numbers(self, kind: Any, value: Any) -> Iterator[int]:
         """The bits of what a kernel takes of an argument, as numbers without sign."""
@@ -103,6 +147,8 @@ class _Launches:
             return
         elif isinstance(value, Tensor):
             yield self.pointer(value)
+        elif kind.startswith("*"):
+            yield value
         elif kind in ("fp32", "fp64"):
             to, of = ("I", "f") if kind == "fp32" else ("Q", "d")
             yield struct.unpack(to, struct.pack(of, value))[0]
@@ -110,36 +156,77 @@ class _Launches:
             yield int(value) % 2 ** int(kind[1:])
 
 
+def _tensors(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    return [y for each in x for y in _tensors(each)] if isinstance(x, (list, tuple)) else []
+
+
+def _others(x: Any) -> Any:
+    """The same with new tensors, one for each."""
+    made: dict[int, Tensor] = {}
+
+    def other(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return made.setdefault(
+                id(x), torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+            )
+        return type(x)(map(other, x)) if isinstance(x, (list, tuple)) else x
+
+    return other(x)
+
+
 def _parameters(ptx: str) -> list[str]:
     entry = ptx[ptx.index(".entry") :]
     return re.findall(r"\.param \.(\w+)", entry[: entry.index(")")])
 
 
-def check(ops: Iterable[str], driver: Path) -> _Launches:
-    """Check the launches of ops."""
+@contextmanager
+def gpu() -> Iterator[None]:
+    """A GPU of Hopper's kind that holds all tensors, and launches nothing."""
     from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
     from triton.runtime.driver import driver as active
-    from triton.runtime.jit import JITFunction
 
-    found = _Launches(ctypes.CDLL(str(driver), mode=ctypes.RTLD_GLOBAL))
-    launch = JITFunction.run
-    for op in ops:
-        function = getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
-        for kind in KINDS:
-            for _, args in calls(op, kind, _CAPABILITY):
-                with compiled(_CAPABILITY, kind == "tf32"):
-                    active.active.launcher_cls, active.active.utils = CudaLauncher, CudaUtils()
-                    JITFunction.run = partialmethod(_both, JITFunction.run, launch, found)
-                    function(*args)
+    driver, gpu_of = Driver(_CAPABILITY), _tape.gpu_of
+    driver.launcher_cls, driver.utils = CudaLauncher, CudaUtils()
+    active.set_active(driver)
+    _tape.gpu_of = lambda x: _CAPABILITY
+    _tape._tapes.clear()
+    try:
+        yield
+    finally:
+        _tape.gpu_of = gpu_of
+        _tape._tapes.clear()
+
+
+def check(ops: Iterable[str], driver: ctypes.CDLL) -> _Launches:
+    """Check the launches of ops, and those of their tapes."""
+    from triton.compiler import CompiledKernel
+
+    found, data_ptr, run_of = _Launches(driver), Tensor.data_ptr, CompiledKernel.run
+
+    def run(kernel: Any) -> Callable[..., None]:
+        launch = run_of.fget(kernel)
+
+        def checked(x: int, y: int, z: int, *rest: Any) -> None:
+            # The stream and five more come before the arguments.
+            found.check(kernel, [x, y, z], rest[6:], partial(launch, x, y, z, *rest))
+
+        return checked
+
+    CompiledKernel.run = property(run)
+    Tensor.data_ptr = lambda x: found.pointer(x)  # pyright: ignore
+    try:
+        for op in ops:
+            function = function_of(op)
+            for kind in KINDS:
+                for _, args in calls(op, kind, _CAPABILITY):
+                    with gpu(), precise(kind == "tf32"):
+                        function(*args)
+                        found.compare(function, *_others(args))
+    finally:
+        CompiledKernel.run, Tensor.data_ptr = run_of, data_ptr
     return found
-
-
-def _both(
-    self: Any, compile_only: Any, launch: Any, found: _Launches, *args: Any, **options: Any
-) -> Any:
-    kernel = compile_only(self, *args, **options)
-    found.check(self, kernel, args, options, launch)
-    return kernel
 
 
 def main() -> None:
@@ -153,8 +240,8 @@ def main() -> None:
             library(Path(made))
             environment = {**os.environ, "LD_LIBRARY_PATH": made, "TRITON_LIBCUDA_PATH": made}
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
-    found = check(options.ops, Path(folder) / "libcuda.so.1")
-    print(f"{found.checked} launches")
+    found = check(options.ops, load(Path(folder)))
+    print(f"{found.checked} launches, {found.tapes} tapes")
     print("\n".join(found.problems[:20]))
     sys.exit(1 if found.problems or not found.checked else 0)
 

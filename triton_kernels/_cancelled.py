@@ -7,6 +7,11 @@ from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import device_of, launch, precision
+from pycoherence.triton_kernels._finish import Finish
+from pycoherence.triton_kernels._host import cdiv, power_of_two
+
+# A sum is trusted if its terms are no larger than so many times what is left of them.
+LIMIT = {torch.float32: 16.0, torch.float64: 2.0**20}
 
 # Parts among which the tiles of one example are divided.
 _SLOTS = 32
@@ -37,7 +42,7 @@ def _cancelled(
     The programs share the parts of these examples among them; there may be no examples. A part has
     every tile that is a multiple of `slots` apart. `counts` `[B]` is how many there are up to each
     example, itself included, and `HALVINGS` how often the batch is halved until one is left. `sums`
-    `[B, slots]` are written for these examples alone.
+    `[slots, B]` are written for these examples alone.
     """
     columns = tl.cdiv(I, BLOCK_I)
     tiles = tl.cdiv(O, BLOCK_O) * columns
@@ -73,26 +78,72 @@ def _cancelled(
                 grad = tl.fma(part, ones, grad)
             grad = tl.where(in_o & in_i, grad, 0.0)
             total += tl.sum(grad * grad)
-        tl.store(sums + b * slots + slot, total)
+        tl.store(sums + (slot.to(tl.int64) * B + b), total)
 
 
-def sq_norms_again(x: Tensor, g: Tensor, where: Tensor) -> Tensor:
-    """Squared norms by multiplying gradients out, tile by tile, `[B]`.
+@triton.jit
+def _judge(
+    sums,
+    sizes,
+    counts,
+    out,
+    B,
+    pairs,
+    slots,
+    limit,
+    BLOCK: tl.constexpr,
+):
+    """Which sums can be trusted: one program adds up the parts of each, and of absolute values.
+
+    sums, sizes `[B, pairs]`; out `[slots, B]`, the sum and zeros where it is trusted; counts `[B]`,
+    how many others there are up to each example, itself included.
+    """
+    ACC: tl.constexpr = sums.dtype.element_ty
+    others = tl.zeros((), tl.int32)
+    for first in range(0, B, BLOCK):
+        b = first + tl.arange(0, BLOCK)
+        inside, at = b < B, b.to(tl.int64) * pairs
+        value = tl.zeros((BLOCK,), ACC)
+        size = tl.zeros((BLOCK,), ACC)
+        for pair in range(pairs):
+            value += tl.load(sums + at + pair, inside, 0)
+            size += tl.load(sizes + at + pair, inside, 0)
+        good = (value * limit >= size) & (size < float("inf"))
+        bad = (inside & ~good).to(tl.int32)
+        tl.store(counts + b, others + tl.cumsum(bad, 0), inside)
+        others += tl.sum(bad)
+        for slot in range(slots):
+            tl.store(out + slot * B + b, tl.where(good & (slot == 0), value, 0), inside)
+
+
+def trusted_sq_norms(x: Tensor, g: Tensor, sums: Tensor, sizes: Tensor, finish: Finish) -> Tensor:
+    """Squared norms `[B]` from sums, or by multiplying gradients out where sums have cancelled.
+
+    Which these are never leaves the GPU, and if there is none, next to nothing is done.
 
     Args:
         x: `[B, T, I]`, any strides.
         g: `[B, T, O]`.
-        where: `[B]`, for which examples; the results of others mean nothing. What it says never
-            leaves the GPU, and if it is nothing, next to nothing is done.
+        sums: `[B, pairs]`, to be added up.
+        sizes: The same of absolute values.
+        finish: What completes them.
     """
     (batch, positions, i), o, acc = x.shape, g.shape[2], accumulate_dtype(x.dtype)
     side = 32 if acc == torch.float64 else 64
-    slots = min(triton.cdiv(i, side) * triton.cdiv(o, side), _SLOTS)
-    sums = x.new_empty((batch, slots), dtype=acc)
+    slots = min(cdiv(i, side) * cdiv(o, side), _SLOTS)
+    parts = x.new_empty((slots, batch), dtype=acc)
+    counts = x.new_empty(batch, dtype=torch.int32)
+    block = min(1024, power_of_two(batch))
+    launch(
+        _judge,
+        (1,),
+        *(sums, sizes, counts, parts, batch, sums.shape[1], slots, LIMIT[acc]),
+        BLOCK=block,
+    )
     launch(
         _cancelled,
         (min(batch * slots, 2 * device_of(x).processors),),
-        *(x, g, where.cumsum(0, dtype=torch.int32), sums),
+        *(x, g, counts, parts),
         *(batch, positions, i, o, slots, x.stride(), g.stride()),
         HALVINGS=(batch - 1).bit_length(),
         BLOCK_O=side,
@@ -103,4 +154,4 @@ def sq_norms_again(x: Tensor, g: Tensor, where: Tensor) -> Tensor:
         warps=side // 8,
         maxnreg=255,
     )
-    return sums.sum(1)
+    return finish.numbers(parts)

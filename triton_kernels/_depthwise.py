@@ -12,6 +12,7 @@ from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch
 from pycoherence.triton_kernels._engine import coordinates
 from pycoherence.triton_kernels._factors import Factors, reach
+from pycoherence.triton_kernels._host import cdiv, power_of_two
 
 
 class Plan(NamedTuple):
@@ -41,20 +42,20 @@ def plan(factors: Factors) -> Plan:
     """Tiles lie along what is contiguous in `x`; positions are divided to fill the GPU."""
     x, (batch, o, t) = factors.x, factors.g.shape
     k, acc = prod(factors.kernel), accumulate_dtype(x.dtype)
-    taps = min(_MOST_TAPS, triton.next_power_of_2(k))
+    taps = min(_MOST_TAPS, power_of_two(k))
     left = _TILE // taps // (acc.itemsize // 4)
-    t_power, o_power = triton.next_power_of_2(t), triton.next_power_of_2(o)
+    t_power, o_power = power_of_two(t), power_of_two(o)
     if x.stride(1) <= x.stride(-1) and o > 1:
         outputs = min(o_power, 32)
         positions = min(t_power, left // outputs)
     else:
         positions = min(t_power, left)
     outputs = min(o_power, left // positions)
-    blocks = batch * triton.cdiv(k, taps) * triton.cdiv(o, outputs)
-    fill = triton.cdiv(8 * device_of(x).processors, blocks)
+    blocks = batch * cdiv(k, taps) * cdiv(o, outputs)
+    fill = cdiv(8 * device_of(x).processors, blocks)
     # Beside the parts there is room for their sum.
     room = workspace(x.device) // (batch * o * k * acc.itemsize) - 1
-    parts = max(1, min(fill, room, triton.cdiv(t, 4 * positions)))
+    parts = max(1, min(fill, room, cdiv(t, 4 * positions)))
     return Plan(taps, positions, outputs, parts)
 
 
@@ -68,11 +69,11 @@ def gradients_in_parts(factors: Factors) -> Tensor:
     """
     x, g, of = factors.x, factors.g, plan(factors)
     (batch, o, t), taps = g.shape, prod(factors.kernel)
-    chunk = of.positions * triton.cdiv(t, of.positions * of.parts)
-    parts = triton.cdiv(t, chunk)
+    chunk = of.positions * cdiv(t, of.positions * of.parts)
+    parts = cdiv(t, chunk)
     rows = x.new_empty(batch, parts, o * taps, dtype=accumulate_dtype(x.dtype))
     x_batch, x_channel, *x_space = x.stride()
-    blocks = triton.cdiv(taps, of.taps) * triton.cdiv(o, of.outputs)
+    blocks = cdiv(taps, of.taps) * cdiv(o, of.outputs)
     launch(
         sum_positions,
         (blocks * parts * batch,),

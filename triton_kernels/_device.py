@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pycoherence.triton_kernels._tape import launched
+
 
 class Device(NamedTuple):
     """What the choice of a kernel's tiles depends on.
@@ -66,20 +68,31 @@ def launch(
     stages: int = 2,
     **constants: Any,
 ) -> None:
-    """Run a kernel on the device of its first argument, on the current stream.
+    """Run a kernel on the device of its first tensor, on the current stream.
 
     Args:
         kernel: A function compiled by `triton.jit`.
         grid: Number of programs in each of up to three dimensions; none run if one is zero.
-        args: In the order of the kernel's parameters.
+        args: In the order of the kernel's parameters: tensors, numbers, and tuples of these.
         warps: Of each program.
         stages: Of the software pipeline; two at most where shared memory is small.
-        constants: Parameters that are `tl.constexpr`.
+        constants: Parameters that are `tl.constexpr`, in their order, and options of the compiler.
     """
     if 0 in grid:
         return
-    if not device_of(args[0]).roomy:
+    first = _first_tensor(args)
+    if not device_of(first).roomy:
         stages = min(stages, 2)
-    on_device = torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext()
-    with on_device:
-        kernel[grid](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        compiled = kernel[grid](*args, **constants, **options)
+    values = (value for name, value in constants.items() if name in kernel.arg_names)
+    launched(compiled, grid, (*args, *values))
+
+
+def _first_tensor(args: tuple[Any, ...]) -> Any:
+    for x in args:
+        found = _first_tensor(x) if type(x) is tuple else x if isinstance(x, Tensor) else None
+        if found is not None:
+            return found
+    return None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import device_of, launch, precision
+from pycoherence.triton_kernels._host import cdiv
 
 
 class Tiles(NamedTuple):
@@ -45,11 +46,11 @@ def row_dots(x: Tensor, g: Tensor, v: Tensor) -> Tensor:
     if 0 in (b, t, i, o):
         return x.new_zeros(b, dtype=accumulate_dtype(x.dtype))
     of = tiles(x.dtype, b * t, device_of(x).capability)
-    across = triton.cdiv(o, of.outputs)
-    blocks = across * triton.cdiv(b * t, of.rows)
-    parts = min(triton.cdiv(2 * device_of(x).processors, blocks), triton.cdiv(i, 4 * of.depth))
-    depth = triton.cdiv(triton.cdiv(i, parts), of.depth) * of.depth
-    parts = triton.cdiv(i, depth)
+    across = cdiv(o, of.outputs)
+    blocks = across * cdiv(b * t, of.rows)
+    parts = min(cdiv(2 * device_of(x).processors, blocks), cdiv(i, 4 * of.depth))
+    depth = cdiv(cdiv(i, parts), of.depth) * of.depth
+    parts = cdiv(i, depth)
     partial = x.new_empty((b, t, across * parts), dtype=accumulate_dtype(x.dtype))
     launch(
         _row_dots,

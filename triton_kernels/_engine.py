@@ -41,6 +41,7 @@ def reduce_tiles(
     sq_norms,
     dots,
     weighted_sum,
+    sum_norms,
     second_moment,
     sign_sum,
     gradients,
@@ -87,8 +88,9 @@ def reduce_tiles(
     columns may be read; what lies past `O` and `K` has no part in the outputs.
 
     `coef` is `[B]`, read if `COEF`; `direction` `[groups * O, K]`. Outputs are `sq_norms` and
-    `dots` `[B, tiles]`, `weighted_sum`, `second_moment` and `sign_sum` `[parts, groups * O, K]`,
-    all to be added up, and `gradients` `[B, groups * O, K]`. `CHUNK` is the number of steps after
+    `dots` `[tiles, B]`, `weighted_sum`, `second_moment` and `sign_sum` `[parts, groups * O, K]`,
+    all to be added up, `sum_norms` `[tiles]` of the sum if there is one part, and `gradients`
+    `[B, groups * O, K]`. `CHUNK` is the number of steps after
     which the accumulator is emptied into another, so that long sums keep their digits, or 0 for
     never. `OFFSET` is the type of offsets within an example and within the parameter, `ACC` that of
     sums.
@@ -156,10 +158,10 @@ def reduce_tiles(
                 # Rows and columns past the edge meet zeros, which Inf turns into NaN.
                 grad = tl.where(inside, grad, 0.0)
             if sq_norms is not None:
-                tl.store(sq_norms + b * tiles + tile, tl.sum(grad * grad))
+                tl.store(sq_norms + (tile.to(tl.int64) * B + b), tl.sum(grad * grad))
             if dots is not None:
                 along = tl.load(direction + group * O * K + in_group, mask=inside, other=0.0)
-                tl.store(dots + b * tiles + tile, tl.sum(grad * along))
+                tl.store(dots + (tile.to(tl.int64) * B + b), tl.sum(grad * along))
             if weighted_sum is not None:
                 if COEF:
                     c = tl.load(coef + b)
@@ -183,6 +185,8 @@ def reduce_tiles(
     at_part = (part * all_rows + group * O) * K
     if weighted_sum is not None:
         tl.store(weighted_sum + at_part + in_group, total, mask=inside)
+        if sum_norms is not None:
+            tl.store(sum_norms + tile, tl.sqrt(tl.sum(total * total)))
     if second_moment is not None:
         tl.store(second_moment + at_part + in_group, squares, mask=inside)
     if sign_sum is not None:

@@ -5,7 +5,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,6 +12,8 @@ from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
 from pycoherence.triton_kernels._engine import reduce_tiles
+from pycoherence.triton_kernels._finish import Total
+from pycoherence.triton_kernels._host import cdiv
 from pycoherence.triton_kernels._tiles import (
     LONG,
     Tile,
@@ -114,6 +115,7 @@ def reduce(
     coef: Tensor | None = None,
     direction: Tensor | None = None,
     *,
+    total: Total | None = None,
     parts: int | None = None,
     tile: Tile | None = None,
 ) -> dict[str, Tensor]:
@@ -124,18 +126,19 @@ def reduce(
         wanted: Of `sq_norms`, `dots`, `weighted_sum`, `second_moment`, `sign_sum`, `gradients`.
         coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
         direction: Parameter-shaped, what `dots` are taken with.
+        total: How the sum of gradients is wanted, which is so if there is one part.
         parts: Among how many programs the examples are divided; chosen if `None`.
         tile: Of each program; chosen if `None`.
 
     Returns:
-        What is wanted, in accumulation dtype: `[B, tiles]` of norms and dots, `[parts, O, K]` of
-        sums, to be added up over their second and first dimension; `[B, O, K]` of gradients.
+        What is wanted, in accumulation dtype: `[tiles, B]` of norms and dots, `[parts, O, K]` of
+        sums, to be added up over their first dimension; `[B, O, K]` of gradients.
     """
     x, g = factors.x, factors.g
     batch, (o, k) = len(x), factors.shape
     acc, rows = accumulate_dtype(x.dtype), o // factors.groups
     tile = tile or _tile(factors, wanted)
-    tiles = factors.groups * triton.cdiv(rows, tile.o) * triton.cdiv(k, tile.k)
+    tiles = factors.groups * cdiv(rows, tile.o) * cdiv(k, tile.k)
     if parts is None:
         sums = len(wanted & _SUMS)
         sum_bytes = o * k * acc.itemsize * sums
@@ -145,8 +148,8 @@ def reduce(
     out = {
         name: x.new_empty(size, dtype=acc)
         for name, size in {
-            "sq_norms": (batch, tiles),
-            "dots": (batch, tiles),
+            "sq_norms": (tiles, batch),
+            "dots": (tiles, batch),
             "weighted_sum": (parts, o, k),
             "second_moment": (parts, o, k),
             "sign_sum": (parts, o, k),
@@ -154,6 +157,10 @@ def reduce(
         }.items()
         if name in wanted
     }
+    norms = None
+    if total is not None and parts == 1 and "weighted_sum" in wanted:
+        out["weighted_sum"] = total.empty(x, (1, o, k))
+        norms = total.norms_of(x, tiles)
     launch(
         reduce_tiles,
         (tiles, parts),
@@ -161,7 +168,9 @@ def reduce(
         g,
         None if coef is None else coef.to(acc).contiguous(),
         None if direction is None else direction.to(acc).contiguous(),
-        *map(out.get, _OUTPUTS),
+        *map(out.get, ("sq_norms", "dots", "weighted_sum")),
+        norms,
+        *map(out.get, ("second_moment", "sign_sum", "gradients")),
         batch,
         x.shape[1] // factors.groups,
         rows,
@@ -189,7 +198,6 @@ def reduce(
     return out
 
 
-_OUTPUTS = ("sq_norms", "dots", "weighted_sum", "second_moment", "sign_sum", "gradients")
 _SUMS = {"weighted_sum", "second_moment", "sign_sum"}
 
 

@@ -8,8 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
-from pycoherence.triton_kernels._cancelled import sq_norms_again
+from pycoherence.triton_kernels._cancelled import trusted_sq_norms
 from pycoherence.triton_kernels._device import Device, device_of, launch, precision
+from pycoherence.triton_kernels._finish import Finish
+from pycoherence.triton_kernels._host import cdiv, power_of_two
 
 
 class Block(NamedTuple):
@@ -67,10 +69,6 @@ def depth_for(block: Block, *factors: Tensor) -> int:
 def largest_tile(dtype: torch.dtype) -> int:
     """The most rows on a side of a tile."""
     return max(_BLOCKS[kind_of(dtype)])
-
-
-# A sum is trusted if its terms are no larger than so many times what is left of them.
-LIMIT = {torch.float32: 16.0, torch.float64: 2.0**20}
 
 
 @triton.jit
@@ -167,7 +165,7 @@ def _ghost(
     tl.store(sizes + tl.program_id(0), weight * tl.sum(tl.abs(product)))
 
 
-def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
+def ghost_sq_norms(x: Tensor, g: Tensor, finish: Finish) -> Tensor:
     """Squared norms of gradients without the gradients.
 
     They are `sum_ts <x_t, x_s> <g_t, g_s>`. Where its terms cancel, rounding is all that would be
@@ -177,6 +175,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
     Args:
         x: `[B, T, I]`, any strides.
         g: `[B, T, O]`.
+        finish: What completes them.
 
     Returns:
         `[B]`, in accumulation dtype.
@@ -187,7 +186,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
         return x.new_zeros(batch, dtype=acc)
     device = device_of(x)
     rows = _rows_for(device, x.dtype, batch, positions)
-    block, tiles = block_for(x.dtype, rows, device.capability), triton.cdiv(positions, rows)
+    block, tiles = block_for(x.dtype, rows, device.capability), cdiv(positions, rows)
     pairs = tiles * (tiles + 1) // 2
     sums, sizes = (x.new_empty((batch, pairs), dtype=acc) for _ in range(2))
     how = {
@@ -207,14 +206,12 @@ def ghost_sq_norms(x: Tensor, g: Tensor) -> Tensor:
         maxnreg=block.registers,
         **how,
     )
-    value, size = sums.sum(1), sizes.sum(1)
-    good = (value * LIMIT[acc] >= size) & (size <= torch.finfo(acc).max)
-    return torch.where(good, value, sq_norms_again(x, g, ~good))
+    return trusted_sq_norms(x, g, sums, sizes, finish)
 
 
 def _rows_for(device: Device, dtype: torch.dtype, batch: int, positions: int) -> int:
     """Positions of a block: as many as fit, but programs enough for the GPU."""
-    rows = min(max(16, triton.next_power_of_2(positions)), largest_tile(dtype))
-    while rows > 32 and batch * triton.cdiv(positions, rows) ** 2 < device.processors / 2:
+    rows = min(max(16, power_of_two(positions)), largest_tile(dtype))
+    while rows > 32 and batch * cdiv(positions, rows) ** 2 < device.processors / 2:
         rows //= 2
     return rows

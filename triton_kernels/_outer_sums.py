@@ -8,6 +8,8 @@ from torch import Tensor
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
+from pycoherence.triton_kernels._finish import Finish, Total
+from pycoherence.triton_kernels._host import cdiv
 from pycoherence.triton_kernels._tiles import LONG, kind_of, parts_of, seconds_of, tile_for
 
 
@@ -27,6 +29,7 @@ def add_products(
     g,
     coef,
     out,
+    norms,
     N,
     I,
     O,
@@ -46,10 +49,11 @@ def add_products(
     """One tile of the sum over one part of the rows.
 
     Grid: (tiles, parts of the rows). `x` is `[N, I]`, `g` `[N, O]`, `coef` `[N]`, `out`
-    `[parts, O, I]`, to be added up. `TRANSFORM` is `"plain"`; `"scale"`, by `coef`, where rows with
-    a coefficient of zero are left out; `"square"`, of factors made alike in size by `coef`, with
-    which one is multiplied and the other divided; or `"sign"`, where Inf times zero is NaN still.
-    Products are of numbers in `DTYPE`; `CHUNK` is as in the tile engine.
+    `[parts, O, I]`, to be added up, and `norms` `[tiles]` of the sum if there is one part.
+    `TRANSFORM` is `"plain"`; `"scale"`, by `coef`, where rows with a coefficient of zero are left
+    out; `"square"`, of factors made alike in size by `coef`, with which one is multiplied and the
+    other divided; or `"sign"`, where Inf times zero is NaN still. Products are of numbers in
+    `DTYPE`; `CHUNK` is as in the tile engine.
     """
     tile, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     rows = tl.cdiv(O, BLOCK_O)
@@ -91,20 +95,32 @@ def add_products(
             whole += acc
             acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
     at = (part.to(tl.int64) * O + o)[:, None] * I + i[None, :]
-    tl.store(out + at, whole + acc, mask=in_o[:, None] & in_i[None, :])
+    whole += acc
+    tl.store(out + at, whole, mask=in_o[:, None] & in_i[None, :])
+    if norms is not None:
+        # Rows and columns past the edge are sums of zeros times numbers that may not be finite.
+        whole = tl.where(in_o[:, None] & in_i[None, :], whole, 0.0)
+        tl.store(norms + tile, tl.sqrt(tl.sum(whole * whole)))
 
 
 def sum_of_products(
-    x: Tensor, g: Tensor, transform: str = "plain", coef: Tensor | None = None
+    x: Tensor,
+    g: Tensor,
+    finish: Finish,
+    transform: str = "plain",
+    coef: Tensor | None = None,
+    total: Total | None = None,
 ) -> Tensor:
-    """`sum_n f(g_n) f(x_n)^T`, `[O, I]` in accumulation dtype.
+    """`sum_n f(g_n) f(x_n)^T`, `[O, I]`.
 
     Args:
         x: `[N, I]`, any strides.
         g: `[N, O]`, same dtype.
+        finish: What adds up parts.
         transform: `"plain"`; `"scale"`, each term by its coefficient; `"square"` or `"sign"`, of
             both factors, which is that of each number of a term.
         coef: `[N]` for `"scale"`.
+        total: How it is wanted if it is the sum of gradients.
     """
     if transform == "square":
         coef = _between(x, g)
@@ -112,6 +128,7 @@ def sum_of_products(
     acc = accumulate_dtype(x.dtype)
     if not x.numel() or not g.numel():
         return x.new_zeros(o, i, dtype=acc)
+    total = total or Total()
     # Scaled or squared, numbers of half precision have more digits than fit it.
     exact = transform in ("plain", "sign")
     dtype = x.dtype if exact else acc
@@ -122,16 +139,19 @@ def sum_of_products(
     device, long = device_of(x), n > LONG and transform != "sign"
     beside = 3 if transform == "sign" else int(long)
     tile = tile_for(device, dtype, how, o, i, beside)
-    tiles = triton.cdiv(o, tile.o) * triton.cdiv(i, tile.k)
+    tiles = cdiv(o, tile.o) * cdiv(i, tile.k)
     sum_bytes = o * i * acc.itemsize
     room = max(1, workspace(x.device) // sum_bytes)
     each = seconds_of(kind_of(dtype, how), tile, tile.t)
-    parts = parts_of(device, triton.cdiv(n, tile.t), tiles, min(room, 65535), each, sum_bytes)
-    out = x.new_empty(parts, o, i, dtype=acc)
+    parts = parts_of(device, cdiv(n, tile.t), tiles, min(room, 65535), each, sum_bytes)
+    if parts == 1:
+        out, norms = total.empty(x, (1, o, i)), total.norms_of(x, tiles)
+    else:
+        out, norms = x.new_empty(parts, o, i, dtype=acc), None
     launch(
         add_products,
         (tiles, parts),
-        *(x, g, None if coef is None else coef.to(acc).contiguous(), out),
+        *(x, g, None if coef is None else coef.to(acc).contiguous(), out, norms),
         *(n, i, o, *x.stride(), *g.stride()),
         TRANSFORM=transform,
         BLOCK_O=tile.o,
@@ -144,7 +164,7 @@ def sum_of_products(
         warps=tile.warps,
         stages=tile.stages,
     )
-    return out[0] if parts == 1 else out.sum(0)
+    return out[0] if parts == 1 else finish.like_parameter(out, total)
 
 
 def _between(x: Tensor, g: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from pycoherence.ops._reduce import Reduced, reduce_zeros
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._depthwise import gradients_in_parts
 from pycoherence.triton_kernels._factors import Factors, reduce
-from pycoherence.triton_kernels._materialised import added, row_parts, rows_of
-from pycoherence.triton_kernels._reduce_rows import reduce_rows
+from pycoherence.triton_kernels._finish import Finish, Total, finished
+from pycoherence.triton_kernels._materialised import row_parts, rows_of
 
 GRAM = 1 << Reduced._fields.index("gram")
 _SUMS = ("weighted_sum", "second_moment", "sign_sum")
@@ -18,7 +18,12 @@ _ONE_PASS = {"sq_norms", "dots", *_SUMS}
 
 
 def reduced(
-    factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
+    factors: Factors,
+    coef: Tensor | None,
+    direction: Tensor | None,
+    want: int,
+    total: Total,
+    finish: Finish,
 ) -> list[Tensor | None]:
     """All outputs but the Gram, in one pass over the factors, or two if `sum_dots` are wanted.
 
@@ -29,6 +34,8 @@ def reduced(
         coef: As of the op; so are the others.
         direction: Parameter-shaped.
         want: Mask of wanted outputs.
+        total: How the sum is wanted.
+        finish: What completes them.
 
     Returns:
         The outputs in the order of `Reduced`, sums `[O, K]`; `None` for `gram` and unwanted ones.
@@ -37,57 +44,82 @@ def reduced(
     if factors.empty:
         return list(reduce_zeros(factors.g, factors.shape, want))
     if factors.narrow:
-        return _of_rows(factors, coef, direction, want)
+        return _of_rows(factors, coef, direction, want, total, finish)
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
-    first = wanted & _ONE_PASS | ({"weighted_sum"} if "sum_dots" in wanted else set())
-    found = one_pass(factors, first, coef, direction) if first else {}
-    if "sum_dots" in wanted:
+    first = wanted & _ONE_PASS
+    if "sum_dots" not in wanted:
+        found = one_pass(factors, first, coef, direction, total, finish)
+    else:
         # Their direction is known only when the whole batch has been added up.
-        again = one_pass(factors, {"dots"}, direction=found["weighted_sum"])
-        found["sum_dots"] = again["dots"]
+        first |= {"weighted_sum"}
+        found = finished(one_pass, factors, first, coef, direction, Total())
+        along = found["weighted_sum"]
+        found["sum_dots"] = one_pass(factors, {"dots"}, None, along, total, finish)["dots"]
     return [found[name] if name in wanted else None for name in Reduced._fields]
 
 
 def one_pass(
     factors: Factors,
     wanted: Set[str],
-    coef: Tensor | None = None,
-    direction: Tensor | None = None,
+    coef: Tensor | None,
+    direction: Tensor | None,
+    total: Total,
+    finish: Finish,
 ) -> dict[str, Tensor]:
-    """What the engine gives in one pass, with its partial results added up.
+    """What the engine gives in one pass, whose partial results `finish` adds up.
 
     Args:
         factors: Of one batch, not empty.
         wanted: Outputs, but for `sum_dots` and `gram`.
         coef: As of the op.
         direction: Parameter-shaped.
+        total: How the sum is wanted.
+        finish: What completes them.
     """
-    partial = reduce(factors, frozenset(wanted), coef, direction)
-    return {name: added(each, int(name not in _SUMS)) for name, each in partial.items()}
+    partial = reduce(factors, frozenset(wanted), coef, direction, total=total)
+    found: dict[str, Tensor] = {}
+    for name, each in partial.items():
+        if name not in _SUMS:
+            found[name] = finish.numbers(each)
+        elif name == "weighted_sum":
+            found[name] = each[0] if len(each) == 1 else finish.like_parameter(each, total)
+        else:
+            found[name] = finish.like_parameter(each)
+    return found
 
 
 def _of_rows(
-    factors: Factors, coef: Tensor | None, direction: Tensor | None, want: int
+    factors: Factors,
+    coef: Tensor | None,
+    direction: Tensor | None,
+    want: int,
+    total: Total,
+    finish: Finish,
 ) -> list[Tensor | None]:
     """What `reduced` gives, from gradients that are rows, as many as the workspace holds."""
     size = len(factors.x) * accumulate_dtype(factors.x.dtype).itemsize
     along = None if direction is None else direction.reshape(factors.shape)
-    found = [
-        reduce_rows(
-            gradients_in_parts(rows_of(factors, part)),
-            factors.g,
-            coef,
-            None if along is None else along[part].flatten(),
-            want,
-        )
-        for part in row_parts(factors, size)
-    ]
-    out = []
+    parts = list(row_parts(factors, size))
+
+    def of_part(part: slice, total: Total, finish: Finish) -> tuple[Tensor | None, ...]:
+        rows = gradients_in_parts(rows_of(factors, part))
+        v = None if along is None else along[part].flatten()
+        return finish.rows(rows, factors.g, coef, v, want, total)
+
+    if len(parts) == 1:
+        outputs = of_part(parts[0], total, finish)
+        return [
+            x.view(factors.shape) if name in _SUMS and x is not None else x
+            for name, x in zip(Reduced._fields, outputs, strict=True)
+        ]
+    # What is joined here must be complete.
+    found = [finished(of_part, part, Total()) for part in parts]
+    out: list[Tensor | None] = []
     for name, each in zip(Reduced._fields, zip(*found, strict=True), strict=True):
         if each[0] is None:
             out.append(None)
         elif name in _SUMS:
-            out.append((each[0] if len(each) == 1 else torch.cat(each)).view(factors.shape))
+            out.append(torch.cat(each).view(factors.shape))
         else:
-            out.append(added(torch.stack(each), 0))
+            out.append(torch.stack(each).sum(0))
     return out

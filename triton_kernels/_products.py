@@ -3,20 +3,21 @@
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.triton_kernels._cancelled import LIMIT
 from pycoherence.triton_kernels._device import Device, device_of, launch, precision
+from pycoherence.triton_kernels._finish import finished
 from pycoherence.triton_kernels._hadamard import (
-    LIMIT,
     block_for,
     depth_for,
     ghost_sq_norms,
     kind_of,
     largest_tile,
 )
+from pycoherence.triton_kernels._host import cdiv, power_of_two
 from pycoherence.triton_kernels._product_tiles import merge, multiply, partial
 
 
@@ -42,10 +43,10 @@ class _Grid(NamedTuple):
     @classmethod
     def of(cls, rows: int, shapes: list[tuple[int, int]], same: bool) -> "_Grid":
         """From examples and positions of both batches."""
-        positions = tuple(min(rows, triton.next_power_of_2(t)) for _, t in shapes)
-        splits = tuple(triton.cdiv(t, p) for (_, t), p in zip(shapes, positions, strict=True))
+        positions = tuple(min(rows, power_of_two(t)) for _, t in shapes)
+        splits = tuple(cdiv(t, p) for (_, t), p in zip(shapes, positions, strict=True))
         groups = tuple(b * n for (b, _), n in zip(shapes, splits, strict=True))
-        tiles = tuple(triton.cdiv(n * p, rows) for n, p in zip(groups, positions, strict=True))
+        tiles = tuple(cdiv(n * p, rows) for n, p in zip(groups, positions, strict=True))
         return cls(rows, positions, splits, groups, tiles, same)
 
     @property
@@ -95,7 +96,7 @@ def gram_of_products(
     if same:
         one = two = value.diagonal()
     else:
-        one, two = ghost_sq_norms(*factors[:2]), ghost_sq_norms(*factors[2:])
+        one, two = (finished(ghost_sq_norms, *each) for each in (factors[:2], factors[2:]))
     scale = one.clamp(min=0).sqrt()[:, None] * two.clamp(min=0).sqrt()
     doubt = sizes / scale.clamp(min=torch.finfo(acc).tiny)
     return _repeated(factors, same, value, doubt, LIMIT[acc])
@@ -153,9 +154,9 @@ def _dots(
 ) -> Tensor:
     """Tiles of dot products of the rows of one factor, `[tiles, rows, rows]`."""
     size, depth = a.shape[2], how["DEPTH"]
-    span = triton.cdiv(triton.cdiv(size, parts), depth) * depth
+    span = cdiv(cdiv(size, parts), depth) * depth
     acc = accumulate_dtype(a.dtype)
-    spans = triton.cdiv(size, span)
+    spans = cdiv(size, span)
     out = a.new_empty((spans, grid.programs, grid.rows, grid.rows), dtype=acc)
     launch(
         partial,
@@ -206,8 +207,8 @@ def _joined(groups: Tensor, grid: _Grid) -> Tensor:
 def _grid_for(device: Device, factors: _Factors, same: bool) -> _Grid:
     """Large tiles if there are enough for half of the processors, else smaller ones."""
     shapes = [(len(x), x.shape[1]) for x in factors[::2]]
-    most = max(b * triton.next_power_of_2(t) for b, t in shapes)
-    rows = min(max(16, triton.next_power_of_2(most)), largest_tile(factors[0].dtype))
+    most = max(b * power_of_two(t) for b, t in shapes)
+    rows = min(max(16, power_of_two(most)), largest_tile(factors[0].dtype))
     grid = _Grid.of(rows, shapes, same)
     while rows > 64 and grid.programs < device.processors / 2:
         rows //= 2
@@ -233,8 +234,8 @@ def _parts_for(device: Device, dtype: torch.dtype, grid: _Grid, features: int, d
 
     def time(parts: int) -> float:
         if parts == 1:
-            return triton.cdiv(grid.programs, device.processors) * alone
-        waves = triton.cdiv(2 * parts * grid.programs, device.processors)
+            return cdiv(grid.programs, device.processors) * alone
+        waves = cdiv(2 * parts * grid.programs, device.processors)
         return waves * alone / (2 * parts) + _LAUNCHES + 2 * parts * numbers / _STORED
 
     most = max(1, features // (8 * depth))

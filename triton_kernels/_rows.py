@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import launch
+from pycoherence.triton_kernels._host import cdiv, power_of_two
 
 _TILE = 1024
 
@@ -24,12 +25,12 @@ def sq_norms_of_rank_one(x: Tensor, g: Tensor) -> Tensor:
     sq_norms = x.new_empty(len(x), dtype=accumulate_dtype(x.dtype))
     if x.numel() == 0 or g.numel() == 0:
         return sq_norms.zero_()
-    wide = max(16, min(_TILE, triton.next_power_of_2(max(x.shape[2], g.shape[2]))))
+    wide = max(16, min(_TILE, power_of_two(max(x.shape[2], g.shape[2]))))
     high = _TILE // wide
     double = x.dtype == torch.float64
     launch(
         _sq_norms,
-        (triton.cdiv(len(x), high),),
+        (cdiv(len(x), high),),
         *(x, g, sq_norms, len(x), x.shape[2], g.shape[2]),
         *(x.stride(0), x.stride(2), g.stride(0), g.stride(2)),
         TILE=(high, wide),

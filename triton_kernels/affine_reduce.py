@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import device_of, launch
-from pycoherence.triton_kernels._reduce_rows import PARTS, reduce_rows
+from pycoherence.triton_kernels._finish import PARTS, Completed, Finish, Total
+from pycoherence.triton_kernels._host import cdiv, power_of_two
 
 
+@Completed
 def affine_reduce(
     g: Tensor,
     x: Tensor | None,
@@ -23,14 +25,17 @@ def affine_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
+    total: Total,
+    finish: Finish,
 ) -> tuple[Tensor | None, ...]:
-    """As `pycoherence.ops.affine_reduce`; `want` is the mask of its outputs.
+    """As `pycoherence.ops.affine_reduce`; `finish` completes its outputs.
 
     Two launches, or one for the shift of a single position; one more for each of `sum_dots`, long
     sums over few channels, and more examples or channels than fit a program; more for `gram`.
     """
     alone = x is None and g.shape[1] == 1
-    return reduce_rows(g if alone else _sums(g, x, mean, rstd), g, coef, direction, want)
+    rows = g if alone else _sums(g, x, mean, rstd)
+    return finish.rows(rows, g, coef, direction, want, total)
 
 
 class Plan(NamedTuple):
@@ -55,7 +60,7 @@ _TILE = 2048
 def plan(g: Tensor) -> Plan:
     """Tiles lie along what is contiguous in memory; positions are divided to fill the GPU."""
     b, t, c = g.shape
-    t_power, c_power = triton.next_power_of_2(max(t, 1)), triton.next_power_of_2(max(c, 1))
+    t_power, c_power = power_of_two(max(t, 1)), power_of_two(max(c, 1))
     along_channels = t == 1 or (c > 1 and (g.stride(2) == 1 or g.stride(2) <= g.stride(1)))
     if along_channels:
         channels = min(max(16, c_power), max(128, _TILE // t_power))
@@ -63,14 +68,14 @@ def plan(g: Tensor) -> Plan:
     else:
         positions = min(max(16, t_power), 1024)
         channels = min(c_power, _TILE // positions)
-    processors, blocks = device_of(g).processors, max(1, b * triton.cdiv(c, channels))
-    wanted = triton.cdiv(8 * processors, blocks)
+    processors, blocks = device_of(g).processors, max(1, b * cdiv(c, channels))
+    wanted = cdiv(8 * processors, blocks)
     if blocks * PARTS >= 2 * processors:
         wanted = min(wanted, PARTS)
-    parts = min(wanted, triton.cdiv(t, 4 * positions))
-    parts = max(1, parts, triton.cdiv(t, 512 * positions))
-    chunk = positions * max(1, triton.cdiv(t, parts * positions))
-    return Plan(positions, channels, chunk, max(1, triton.cdiv(t, chunk)))
+    parts = min(wanted, cdiv(t, 4 * positions))
+    parts = max(1, parts, cdiv(t, 512 * positions))
+    chunk = positions * max(1, cdiv(t, parts * positions))
+    return Plan(positions, channels, chunk, max(1, cdiv(t, chunk)))
 
 
 def _sums(g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None) -> Tensor:
@@ -82,7 +87,7 @@ def _sums(g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None)
     furthest = max((t + of.chunk) * s[1] + (c + of.channels) * s[2] for s in strides if s)
     launch(
         _sum_positions,
-        (b * of.parts * triton.cdiv(c, of.channels),),
+        (b * of.parts * cdiv(c, of.channels),),
         *(*factors, sums, t, c, of.parts, of.chunk, *strides),
         MEAN=_varies(mean),
         RSTD=_varies(rstd),

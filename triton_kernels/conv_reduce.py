@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pycoherence.ops.conv_reduce import like
 from pycoherence.triton_kernels._factors import Factors
+from pycoherence.triton_kernels._finish import Completed, Finish, Total
 from pycoherence.triton_kernels._materialised import gram_of_tiles
 from pycoherence.triton_kernels._outputs import GRAM, reduced
 
 
+@Completed
 def conv_reduce(
     x: Tensor,
     g: Tensor,
@@ -25,8 +27,10 @@ def conv_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
+    total: Total,
+    finish: Finish,
 ) -> tuple[Tensor | None, ...]:
-    """The outputs of `conv_reduce`, as its schema says.
+    """The outputs of `conv_reduce`, as its schema says, which `finish` completes.
 
     What is wanted comes from one pass over the factors, `sum_dots` from a second one if gradients
     are not rows, the Gram from materialised rows of the weight. Errors stay below 1e-5 of the
@@ -37,7 +41,7 @@ def conv_reduce(
     shape = like(x, g, *options)[1]
     out = [
         each.view(shape) if each is not None and each.shape == factors.shape else each
-        for each in reduced(factors, coef, direction, want)
+        for each in reduced(factors, coef, direction, want, total, finish)
     ]
     if want & GRAM:
         out[-1] = gram_of_tiles(factors)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from pycoherence.ops._gram import gram_fake
 from pycoherence.ops._workspace import workspace
+from pycoherence.triton_kernels._finish import finished
 from pycoherence.triton_kernels._materialised import PIECE, add_dots, symmetric
 from pycoherence.triton_kernels._outer_sums import sum_of_products
 
@@ -20,7 +21,7 @@ def dense_gram(a: Tensor, b: Tensor | None) -> Tensor:
     """
     other = a if b is None else b
     if a.itemsize == 2:
-        out = sum_of_products(other.mT, a.mT)
+        out = finished(sum_of_products, other.mT, a.mT)
     else:
         out = gram_fake(a, b).zero_()
         room = workspace(a.device) // max(1, (len(a) + len(other)) * a.itemsize)

@@ -23,7 +23,7 @@ from pycoherence.capture.torch_internals import (
     leaves_below,
     run_engine,
 )
-from pycoherence.capture.uses import LayerCall
+from pycoherence.capture.uses import LayerCall, Use
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import of_rows
 
@@ -252,9 +252,10 @@ class BackwardPasses:
 
         def hook(name: str, g: Tensor) -> Tensor | None:
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                found = this.measure(name, of_rows(g.detach().unsqueeze(0)))
+                use = Use(name, of_rows(g.detach().unsqueeze(0)), g.dtype)
+                (found,) = this.measure((use,))
                 if self._request.aggregate is not None and found is not None:
-                    return found.to(g.dtype)
+                    return found
                 return None if self._request.gradients else torch.zeros_like(g)
 
         handles = [

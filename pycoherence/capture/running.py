@@ -1,13 +1,14 @@
 """One backward pass: it counts the uses of each parameter, and measures when all have come."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from pycoherence.capture.request import Request
 from pycoherence.capture.results import Factors, Results, row_norms
+from pycoherence.capture.uses import Use
 from pycoherence.ops import Reduced
-from pycoherence.sites import Site, joint
+from pycoherence.sites import Site, Wish, joint, reduce_together
 
 _GRADIENT_ALONE = ("weighted_sum",)
 
@@ -46,46 +47,66 @@ class BackwardPass:
         self._want = request.want
         self._parts: dict[str, list[Site]] = {}
 
-    def gradient(self, name: str, part: Site) -> Tensor | None:
-        """The gradient of a parameter from one of its uses; `None` before the last of them.
+    def gradients(self, uses: Sequence[Use]) -> list[Tensor | None]:
+        """The gradients of parameters from a use of each; `None` before the last use of it.
 
         Args:
-            name: Of the parameter.
-            part: The site of this use.
+            uses: Those of one call.
         """
-        left = self.left[name] = self.left[name] - 1
-        if left or name in self._parts:
-            self._parts.setdefault(name, []).append(part)
-            if left:
-                return None
-            part = joint(self._parts.pop(name))
-        return self.measure(name, part)
+        found: list[Tensor | None] = [None] * len(uses)
+        ready: dict[int, Use] = {}
+        for i, use in enumerate(uses):
+            name = use.name
+            left = self.left[name] = self.left[name] - 1
+            if left or name in self._parts:
+                self._parts.setdefault(name, []).append(use.site)
+                if left:
+                    continue
+                use = use._replace(site=joint(self._parts.pop(name)))
+            ready[i] = use
+        for i, gradient in zip(ready, self.measure(tuple(ready.values())), strict=True):
+            found[i] = gradient
+        return found
 
-    def measure(self, name: str, site: Site) -> Tensor | None:
-        """Measure the gradients of one parameter, and give the one that `.grad` gets.
+    def measure(self, uses: Sequence[Use]) -> list[Tensor | None]:
+        """Measure the gradients of some parameters, and give those that `.grad` gets.
 
         Args:
-            name: Of the parameter.
-            site: Of all its uses together.
+            uses: All uses of each parameter, as one.
         """
-        request, results = self._request, self._results
-        rule, want = request.aggregate, self._want
+        if not uses:
+            return []
+        request, want = self._request, self._want
         if not self.keep:
-            want = _GRADIENT_ALONE if request.gradients and rule is None else ()
-        directions = request.directions
-        direction = directions.get(name) if directions else None
-        reduced = site.reduce(want, direction=direction) if want else Reduced()
+            made = request.gradients and request.aggregate is None
+            want = _GRADIENT_ALONE if made else ()
+        if not want:
+            return [self._keep(use, Reduced(), None) for use in uses]
+        # Nobody else reads the sum then.
+        alone = "weighted_sum" not in request.outputs and "sum_dots" not in want
+        wishes = [
+            Wish(site, request.directions.get(name), dtype if alone else None)
+            for name, site, dtype in uses
+        ]
+        found = reduce_together(wishes, want, norms=self.keep and request.sum_norms)
+        return [self._keep(use, *each) for use, each in zip(uses, found, strict=True)]
+
+    def _keep(self, use: Use, reduced: Reduced, norms: Tensor | None) -> Tensor | None:
+        """Keep what was measured of a parameter, and give the gradient that `.grad` gets."""
+        request, results, rule = self._request, self._results, self._request.aggregate
+        name, site, dtype = use
+        gradient = reduced.weighted_sum if request.gradients and rule is None else None
         if self.keep:
             results.outputs[name] = {o: getattr(reduced, o) for o in request.outputs}
             if request.factors:
                 results.factors[name] = Factors.of(site)
             if request.sum_norms and reduced.weighted_sum is not None:
-                results.sum_norms[name] = row_norms(reduced.weighted_sum)
-        if rule is None:
-            return reduced.weighted_sum if request.gradients else None
-        # The rule gives a mean over examples, and `.grad` holds a sum, for both loss reductions.
-        assert results.batch_size is not None
-        gradient = site.order(rule.rule, rule.k, rule.drop) * results.batch_size
-        if self.keep:
-            results.aggregated[name] = gradient.count_nonzero() if rule.count else None
-        return gradient
+                total = reduced.weighted_sum
+                results.sum_norms[name] = row_norms(total) if norms is None else norms
+        if rule is not None:
+            # The rule gives a mean over examples, and `.grad` a sum, for both loss reductions.
+            assert results.batch_size is not None
+            gradient = site.order(rule.rule, rule.k, rule.drop) * results.batch_size
+            if self.keep:
+                results.aggregated[name] = gradient.count_nonzero() if rule.count else None
+        return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)

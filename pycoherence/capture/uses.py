@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -24,7 +25,7 @@ class ParameterArgument(NamedTuple):
         version: How often it had been written into then.
     """
 
-    dtype: object
+    dtype: torch.dtype
     uses: tuple[ParameterUse, ...]
     source: Tensor | None
     edge: GradientEdge | None = None
@@ -41,11 +42,25 @@ class ParameterArgument(NamedTuple):
         return made_of_edge(site, self.edge, self.source.dtype, leaves)
 
 
+class Use(NamedTuple):
+    """A parameter in a backward pass.
+
+    Attributes:
+        name: Of the parameter.
+        site: The factors of its gradients.
+        dtype: Of the gradient that the pass takes.
+    """
+
+    name: str
+    site: Site
+    dtype: torch.dtype
+
+
 class RunningPass(Protocol):
     """The backward pass that is running, as a call sees it."""
 
-    def gradient(self, name: str, part: Site) -> Tensor | None:
-        """The gradient of a parameter from one of its uses; `None` before the last of them."""
+    def gradients(self, uses: Sequence[Use]) -> list[Tensor | None]:
+        """The gradients of parameters from a use of each; `None` before the last use of it."""
         ...
 
 
@@ -87,25 +102,24 @@ class LayerCall:
 
     def gradients(self, this: RunningPass, sites: Sequence[Site | None]) -> list[Tensor | None]:
         """Gradients of the parameter arguments, then of the parameters they were made of."""
-        found: list[Tensor | None] = []
-        behind: list[Tensor | None] = []
-        for argument, site in zip(self.arguments, sites, strict=True):
+        uses: list[Use] = []
+        found: list[Tensor | None] = [None] * len(self.arguments)
+        places: list[int] = []
+        for i, (argument, site) in enumerate(zip(self.arguments, sites, strict=True)):
             if argument is None or site is None:
-                found.append(None)
-            elif not argument.uses:
+                continue
+            if not argument.uses:
                 total = site.reduce(("weighted_sum",)).weighted_sum
-                found.append(_cast(total, argument.dtype))
+                assert total is not None
+                found[i] = total.to(argument.dtype)
             elif argument.source is None:
-                name, _ = argument.uses[0]
-                found.append(_cast(this.gradient(name, site), argument.dtype))
+                uses.append(Use(argument.uses[0][0], site, argument.dtype))
+                places.append(i)
             else:
-                found.append(None)
                 for (name, leaf), part in zip(argument.uses, argument.parts(site), strict=True):
-                    behind.append(_cast(this.gradient(name, part), leaf.dtype))
-        return found + behind
-
-
-def _cast(gradient: Tensor | None, dtype: object) -> Tensor | None:
-    if gradient is None or gradient.dtype == dtype:
-        return gradient
-    return gradient.to(dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+                    uses.append(Use(name, part, leaf.dtype))
+                    places.append(len(found))
+                    found.append(None)
+        for i, gradient in zip(places, this.gradients(uses), strict=True):
+            found[i] = gradient
+        return found

@@ -1,7 +1,8 @@
 """From an `OpSpec` to `torch.ops.pycoherence.<op>`."""
 
 import functools
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -115,6 +116,38 @@ def execute(op: str, *args: Any) -> Any:
         return invoke(op, *args)
     found = _settled(op, device) if _backends._forced is None else None
     return (found or pick(specs[op], device, args))(*args)
+
+
+def execute_together(
+    calls: Sequence[tuple[str, tuple[Any, ...]]],
+    dtypes: Sequence[torch.dtype | None],
+    norms: bool,
+) -> list[tuple[Outputs, Tensor | None]]:
+    """Run several `*_reduce` ops as `execute` does, with fewer launches if all run on Triton.
+
+    Args:
+        calls: The name and the arguments of each.
+        dtypes: Of each, the dtype that the sum of gradients may have instead of its own.
+        norms: Whether numbers are welcome whose squares add up to the squared norm of the sum.
+
+    Returns:
+        The outputs of each op, and such numbers or `None`.
+    """
+    found: list[tuple[Any, tuple[Any, ...]]] = []
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    cpu = _backends._forced is None and all(args[0].is_cpu for _, args in calls)
+    for op, args in () if traced or cpu else calls:
+        plain = type(args[0]) is Tensor and not any(map(_is_lazy, tensors_of(args)))
+        kernel = pick(specs[op], _device_type(args), args) if plain else None
+        if not hasattr(kernel, "begin"):
+            break
+        found.append((kernel, args))
+    if len(found) < len(calls):
+        return [(execute(op, *args), None) for op, args in calls]
+    # Triton is imported with the first kernel of its own.
+    return importlib.import_module("pycoherence.triton_kernels._together").together(
+        found, dtypes, norms
+    )
 
 
 class _NotDifferentiable(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from pycoherence.sites._derived import made_of, made_of_edge
 from pycoherence.sites._joint import joint, of_rows
 from pycoherence.sites._site import FactoredSite, Site, norm_rows
+from pycoherence.sites._together import Wish, reduce_together
 from pycoherence.sites.affine import AffineSite
 from pycoherence.sites.conv import ConvSite
 from pycoherence.sites.embedding import EmbeddingSite
@@ -20,9 +21,11 @@ __all__ = [
     "PartsSite",
     "ShiftedSite",
     "Site",
+    "Wish",
     "joint",
     "made_of",
     "made_of_edge",
     "norm_rows",
     "of_rows",
+    "reduce_together",
 ]

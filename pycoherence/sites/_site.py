@@ -107,15 +107,22 @@ class FactoredSite:
         direction: Tensor | None = None,
     ) -> Reduced:
         """As `Site.reduce`."""
-        shape = self.shape
-        if shape is not None and direction is not None:
-            direction = direction.reshape(self.op_shape)
+        op, args = self.reduce_call(want, coef, direction)
         # Past the checks of the op's arguments: a site's are right as they are.
-        found = execute(
-            _reduce_of(self.family), *self.head(), coef, direction, mask_of(tuple(want))
-        )
+        return self.reduced(execute(op, *args))
+
+    def reduce_call(
+        self, want: Sequence[str], coef: Tensor | None, direction: Tensor | None
+    ) -> tuple[str, tuple[Any, ...]]:
+        """The op that reduces, and its arguments."""
+        if self.shape is not None and direction is not None:
+            direction = direction.reshape(self.op_shape)
+        return _reduce_of(self.family), (*self.head(), coef, direction, mask_of(tuple(want)))
+
+    def reduced(self, found: Any) -> Reduced:
+        """The outputs of that op, of the shape of the parameter."""
         out = unpack(found)
-        return out if shape is None else shaped(out, shape)
+        return out if self.shape is None else shaped(out, self.shape)
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """As `Site.order`."""

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 import pycoherence as pc
 from pycoherence.capture import answers
-from pycoherence.ops import specs
+from pycoherence.ops import _register, specs
 from pycoherence.sites import _site
 
 
 @pytest.fixture(autouse=True)
 def shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     answers._answers.clear()  # the first step of a process must not wait either
-    monkeypatch.setattr(_site, "execute", lambda op, *args: specs[op].fake(*args))
+    for module in (_site, _register):
+        monkeypatch.setattr(module, "execute", lambda op, *args: specs[op].fake(*args))
 
 
 def ids(*shape: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 import pycoherence as pc
 from pycoherence.triton_kernels import _products
 from pycoherence.triton_kernels import linear_gram as module
+from pycoherence.triton_kernels._finish import finished
 from pycoherence.triton_kernels._hadamard import ghost_sq_norms
 from pycoherence.triton_kernels._products import gram_of_products
 from pycoherence.triton_kernels.linear_gram import linear_gram, products_are_cheaper
@@ -64,7 +65,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, g = (factor.to(dtype) for factor in factors(*shape))
-    found = ghost_sq_norms(x, g)
+    found = finished(ghost_sq_norms, x, g)
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_each_close(found, x, g)
 
@@ -72,15 +73,15 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_norms_of_any_strides() -> None:
     x = torch.randn(6, 13, 4).permute(2, 1, 0)
     g = torch.randn(4, 13, 18)[:, :, ::2]
-    assert_each_close(ghost_sq_norms(x, g), x, g)
+    assert_each_close(finished(ghost_sq_norms, x, g), x, g)
     x, g = torch.randn(1, 5, 6).expand(3, 5, 6), torch.randn(3, 1, 7).expand(3, 5, 7)
-    assert_each_close(ghost_sq_norms(x, g), x, g)
+    assert_each_close(finished(ghost_sq_norms, x, g), x, g)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (3, 0, 4, 5), (3, 2, 0, 5), (3, 2, 4, 0)], ids=str)
 def test_nothing_adds_up_to_zero(shape: tuple[int, ...]) -> None:
     x, g = factors(*shape)
-    assert torch.equal(ghost_sq_norms(x, g), torch.zeros(shape[0]))
+    assert torch.equal(finished(ghost_sq_norms, x, g), torch.zeros(shape[0]))
     assert torch.equal(linear_gram(x, g), torch.zeros(shape[0], shape[0]))
     assert torch.equal(linear_gram(x, g, *factors(2, 1, *shape[2:])), torch.zeros(shape[0], 2))
 
@@ -90,7 +91,7 @@ def test_norms_that_cancel_keep_their_digits(dtype: torch.dtype) -> None:
     """Among others that do not, and one that is zero."""
     x, g = (factor.to(dtype) for factor in cancelling(5, 12, 70, 90))
     x[1], g[3] = torch.randn(12, 70), 0
-    assert_each_close(ghost_sq_norms(x, g), x, g)
+    assert_each_close(finished(ghost_sq_norms, x, g), x, g)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -99,14 +100,14 @@ def test_norms_that_cancel_keep_their_digits(dtype: torch.dtype) -> None:
 def test_norms_that_are_not_finite(t: int, where: str, bad: float) -> None:
     x, g = factors(3, t, 33, 5)
     (x if where == "x" else g)[1, t // 2, -1] = bad
-    found = ghost_sq_norms(x, g)
+    found = finished(ghost_sq_norms, x, g)
     assert_close(found, norms(x, g), 1e-5)
     assert found.isfinite().tolist() == [True, False, True]
 
 
 def test_norms_whose_products_leave_the_range() -> None:
     x, g = (1e-18 * torch.ones(2, 3, 4), 1e21 * torch.ones(2, 3, 5))
-    assert_close(ghost_sq_norms(x, g), norms(x, g), 1e-5)
+    assert_close(finished(ghost_sq_norms, x, g), norms(x, g), 1e-5)
 
 
 PAIRS = [

@@ -14,9 +14,9 @@ from torch import Tensor
 import pycoherence as pc
 from pycoherence.ops import Reduced
 from pycoherence.ops._spec import accumulate_dtype, tensors_of
-from pycoherence.triton_kernels import _reduce_rows
+from pycoherence.triton_kernels import _finish
 from pycoherence.triton_kernels._dots import row_dots
-from pycoherence.triton_kernels._reduce_rows import reduce_rows
+from pycoherence.triton_kernels._finish import Finish
 from pycoherence.triton_kernels._rows import sq_norms_of_rank_one
 from pycoherence.triton_kernels.affine_reduce import affine_reduce, plan
 
@@ -55,7 +55,10 @@ def test_every_subset_of_outputs(parts: int) -> None:
     for want in range(1, 128, 1 if parts == 1 else 6):
         tail = (coef if want & 36 else None, direction if want & 2 else None, want)
         expected = SPEC.reference(*in_float64((rows, None, None, None, *tail)))
-        assert_reduced_close(reduce_rows(rows, rows, *tail), expected, 1e-5, f"{want:07b}")
+        finish = Finish()
+        found = finish.rows(rows, rows, *tail)
+        finish.run()
+        assert_reduced_close(found, expected, 1e-5, f"{want:07b}")
 
 
 HEADS = {
@@ -86,8 +89,8 @@ def test_affine_layouts(head: Any, dtype: torch.dtype) -> None:
 def test_rows_longer_and_more_than_a_program_takes(
     b: int, c: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reduce_rows, "_LONGEST", 1024)
-    monkeypatch.setattr(_reduce_rows, "_MOST", 64)
+    monkeypatch.setattr(_finish, "_LONGEST", 1024)
+    monkeypatch.setattr(_finish, "_MOST", 64)
     check_affine(torch.randn(b, 1, c), None, None, None, torch.randn(b), torch.randn(c), 127)
 
 

@@ -1,0 +1,414 @@
+"""The last launch of reductions: what other launches left to add up, of several ops at once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pycoherence.ops._chunks import products
+from pycoherence.ops._reduce import mask, reduce_fake
+from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.triton_kernels._device import launch
+from pycoherence.triton_kernels._host import cdiv, power_of_two
+from pycoherence.triton_kernels._tape import taped
+
+PARTS = 16
+"""So many parts of a row are best added up where they are read; more, by a launch of their own."""
+
+# Of one program: so many numbers of a row, and so many rows, in the order they are added up.
+_LONGEST, _MOST = 2**14, 2**10
+
+# Numbers of a tile of partial sums, the most of its columns, and channels of a tile of rows.
+_TILE, _WIDE, _CHANNELS = 4096, 1024, 32
+
+# Outputs of one launch, each of which is compiled into the kernel.
+_TASKS = 8
+
+_TOTAL, _SUM_DOTS, _GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
+
+
+class Total:
+    """How the sum of gradients is wanted, and what else is known of it.
+
+    Attributes:
+        dtype: Of the sum; `None` for the accumulation dtype.
+        wants_norms: Whether `norms` are to be made.
+        norms: Numbers of which the squares add up to the squared norm of the sum.
+    """
+
+    __slots__ = ("dtype", "norms", "wants_norms")
+
+    def __init__(self, dtype: torch.dtype | None = None, wants_norms: bool = False) -> None:
+        self.dtype, self.wants_norms = dtype, wants_norms
+        self.norms: Tensor | None = None
+
+    def empty(self, like: Tensor, size: Sequence[int]) -> Tensor:
+        """Memory for the sum of such gradients as have factors like this."""
+        return like.new_empty(size, dtype=self.dtype or accumulate_dtype(like.dtype))
+
+    def norms_of(self, like: Tensor, count: int) -> Tensor | None:
+        """Memory for so many norms, if they are wanted."""
+        if self.wants_norms:
+            self.norms = like.new_empty(count, dtype=accumulate_dtype(like.dtype))
+        return self.norms
+
+
+class _Sum(NamedTuple):
+    """An output `[S]` that is the sum of `[N, S]`, and the norms of its blocks.
+
+    `N` and `S` tell the batch unless the output is `like_parameter`.
+    """
+
+    partial: Tensor
+    out: Tensor
+    norms: Tensor | None
+    like_parameter: bool
+
+
+class _Rows(NamedTuple):
+    """The gradients of a batch as rows `[B, parts, C]`, and outputs, of which `None` is not wanted.
+
+    Outputs are of one part of the channels, or of the rows, each, and to be added up.
+    """
+
+    rows: Tensor
+    coef: Tensor | None
+    direction: Tensor | None
+    sq_norms: Tensor | None = None
+    dots: Tensor | None = None
+    total: Tensor | None = None
+    norms: Tensor | None = None
+    moment: Tensor | None = None
+    signs: Tensor | None = None
+
+
+class Finish:
+    """Collects what is left to add up. Results are there after `run`."""
+
+    def __init__(self) -> None:
+        self._rounds: list[list[_Sum | _Rows]] = [[]]
+
+    def numbers(self, partial: Tensor) -> Tensor:
+        """The sum of `[N, B]` over its first dimension."""
+        return self._sum(partial, None, False)
+
+    def like_parameter(self, partial: Tensor, total: Total | None = None) -> Tensor:
+        """The sum of `[N, *S]`, which is contiguous, over its first dimension.
+
+        Args:
+            partial: What is to be added up.
+            total: If it is the sum of gradients.
+        """
+        return self._sum(partial, total, True)
+
+    def _sum(self, partial: Tensor, total: Total | None, like_parameter: bool) -> Tensor:
+        plain = total is None or (total.dtype in (None, partial.dtype) and not total.wants_norms)
+        if len(partial) == 1 and plain:
+            return partial[0]
+        total = total or Total()
+        out = total.empty(partial, partial.shape[1:])
+        norms = total.norms_of(partial, cdiv(out.numel(), _WIDE))
+        self._rounds[0].append(_Sum(partial, out, norms, like_parameter))
+        return out
+
+    def rows(
+        self,
+        rows: Tensor,
+        g: Tensor,
+        coef: Tensor | None,
+        direction: Tensor | None,
+        want: int,
+        total: Total | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """The outputs of a `*_reduce` op whose gradients are rows.
+
+        Args:
+            rows: `[B, parts, C]`, any strides; the gradient of an example is the sum of its parts.
+            g: Output gradient; tells the dtypes.
+            coef: `[B]` or `None`.
+            direction: `[C]` or `None`.
+            want: Mask of wanted outputs.
+            total: How the sum is wanted, in the accumulation dtype if `sum_dots` are.
+        """
+        acc, total = accumulate_dtype(g.dtype), total or Total()
+        if rows.shape[1] > PARTS or want & _GRAM:
+            rows = rows.sum(1, keepdim=True, dtype=acc)
+        batch, _, channels = rows.shape
+        sq_norms, dots, _, moment, signs, sum_dots, gram = reduce_fake(
+            g, (channels,), want & ~_TOTAL
+        )
+        whole = total.empty(g, (channels,)) if want & (_TOTAL | _SUM_DOTS) else None
+        long, many = cdiv(channels, _LONGEST), max(1, cdiv(batch, _MOST))
+        one = many == 1 and whole is not None
+        norms = total.norms_of(g, cdiv(channels, _CHANNELS)) if one else None
+        task = _Rows(
+            *(rows, coef, direction),
+            *(self._in_parts(out, long, None, 1) for out in (sq_norms, dots)),
+            *(self._in_parts(whole, many, total, 1), norms),
+            *(self._in_parts(out, many, Total(), 1) for out in (moment, signs)),
+        )
+        self._rounds[0].append(task)
+        if sum_dots is not None:
+            again = self._in_parts(sum_dots, long, None, 3)
+            self._add(2 if many > 1 else 1, _Rows(rows, None, whole, dots=again))
+        if gram is not None:
+            gram.copy_(products(rows, rows))
+        return sq_norms, dots, whole if want & _TOTAL else None, moment, signs, sum_dots, gram
+
+    def _in_parts(
+        self, out: Tensor | None, parts: int, total: Total | None, when: int
+    ) -> Tensor | None:
+        """Memory for so many sums of an output, which a later round adds up; itself if it is one.
+
+        Args:
+            out: The output; `None` if it is not wanted.
+            parts: Number of sums.
+            total: If it has the shape of the parameter.
+            when: The round.
+        """
+        if out is None or parts == 1:
+            return out
+        acc = accumulate_dtype(out.dtype)
+        partial = out.new_empty((parts, *out.shape), dtype=acc)
+        norms = None if total is None else total.norms_of(partial, cdiv(len(out), _WIDE))
+        self._add(when, _Sum(partial, out, norms, total is not None))
+        return partial
+
+    def _add(self, when: int, task: _Sum | _Rows) -> None:
+        self._rounds += [[] for _ in range(when + 1 - len(self._rounds))]
+        self._rounds[when].append(task)
+
+    def run(self) -> None:
+        """Add up, in one launch unless outputs are many, or need one another."""
+        for tasks in self._rounds:
+            for first in range(0, len(tasks), _TASKS):
+                _run(tasks[first : first + _TASKS])
+        self._rounds = [[]]
+
+
+def finished(begin: Callable[..., Any], *args: Any) -> Any:
+    """The outputs of a function that takes a `Finish` as its last argument."""
+    finish = Finish()
+    out = begin(*args, finish)
+    finish.run()
+    return out
+
+
+class Completed:
+    """An op whose outputs are complete when it returns.
+
+    Attributes:
+        begin: The same, which takes a `Total` and a `Finish` after the arguments of the op, and
+            whose outputs this `Finish` completes.
+    """
+
+    def __init__(self, begin: Callable[..., tuple[Tensor | None, ...]]) -> None:
+        self.begin = begin
+        self.__doc__ = begin.__doc__
+
+    def __call__(self, *args: Any) -> tuple[Tensor | None, ...]:
+        return taped(self._complete, args)
+
+    def _complete(self, *args: Any) -> tuple[Tensor | None, ...]:
+        return finished(self.begin, *args, Total())
+
+
+def _run(tasks: Sequence[_Sum | _Rows]) -> None:
+    """One launch."""
+    sums = [task for task in tasks if isinstance(task, _Sum)]
+    rows = [task for task in tasks if isinstance(task, _Rows)]
+    numbers, shapes, programs = list[tuple[int, ...]](), list[int](), 0
+    for partial, out, _, _ in sums:
+        size = out.numel()
+        wide = min(_WIDE, max(16, power_of_two(size)))
+        blocks = cdiv(size, wide)
+        numbers.append((programs, blocks, len(partial), size))
+        shapes += min(power_of_two(max(1, len(partial))), _TILE // wide), wide
+        programs += blocks
+    for task in rows:
+        batch, _, channels = task.rows.shape
+        wide = 1024 if channels > 128 else 128 if channels > 16 else 16
+        by_row = task.sq_norms is not None or task.dots is not None
+        by_column = any(out is not None for out in (task.total, task.moment, task.signs))
+        high = cdiv(channels, _LONGEST) * cdiv(batch, 1024 // wide) * by_row
+        across = max(1, cdiv(batch, _MOST)) * cdiv(channels, _CHANNELS) * by_column
+        numbers.append((programs, high, across, batch))
+        shapes += 1024 // wide, wide, 64 if batch > 64 else 16
+        programs += high + across
+    launch(
+        _finish,
+        (programs,),
+        tuple(_sum_arguments(task) for task in sums),
+        tuple(_row_arguments(task) for task in rows),
+        tuple(_odd(n) for each in numbers for n in each),
+        SUMS=len(sums),
+        ROWS=len(rows),
+        SHAPES=tuple(shapes),
+        CHANNELS=_CHANNELS,
+        LONGEST=_LONGEST,
+        MOST=_MOST,
+    )
+
+
+def _odd(n: int) -> int:
+    """A number in a tuple of arguments, as one for which the kernel is not compiled anew.
+
+    It is for 1 and for multiples of 16; Triton's `do_not_specialize` does not reach into tuples.
+    """
+    return 2 * n + 3
+
+
+def _sum_arguments(task: _Sum) -> tuple[Any, ...]:
+    size = task.out.numel() if task.like_parameter else None
+    return task.partial, task.out, task.norms, size
+
+
+def _row_arguments(task: _Rows) -> tuple[Any, ...]:
+    strides = (None if v is None else v.stride(0) for v in (task.coef, task.direction))
+    return (*task, task.rows.shape[1], task.rows.shape[2], task.rows.stride(), *strides)
+
+
+@triton.jit
+def _even(n):
+    """The number that `_odd` was given."""
+    return (n - 3) >> 1
+
+
+@triton.jit
+def _finish(
+    sums,
+    rows,
+    numbers,
+    SUMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SHAPES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LONGEST: tl.constexpr,
+    MOST: tl.constexpr,
+):
+    """Each output has programs of its own, one after the other.
+
+    sums (partial [N, S], out [S], norms or None, S or None); rows (what `_Rows` has, parts, C,
+    strides of all but the outputs). Numbers are, of each sum, the first program, the number of
+    programs, N and S; of rows, the first program, the numbers of programs that sum over channels
+    and over examples, and B.
+    """
+    program = tl.program_id(0)
+    for i in tl.static_range(SUMS):
+        block, count = program - _even(numbers[4 * i]), _even(numbers[4 * i + 1])
+        if block >= 0 and block < count:
+            n, size = _even(numbers[4 * i + 2]), _even(numbers[4 * i + 3])
+            _add_up(sums[i], n, size, block, SHAPES[2 * i], SHAPES[2 * i + 1])
+    for i in tl.static_range(SUMS, SUMS + ROWS):
+        block, high = program - _even(numbers[4 * i]), _even(numbers[4 * i + 1])
+        across, batch = _even(numbers[4 * i + 2]), _even(numbers[4 * i + 3])
+        if block >= 0 and block < high:
+            _by_row(
+                rows[i - SUMS],
+                block,
+                batch,
+                SHAPES[3 * i - SUMS],
+                SHAPES[3 * i - SUMS + 1],
+                LONGEST,
+            )
+        elif block >= high and block < high + across:
+            _by_column(
+                rows[i - SUMS], block - high, batch, SHAPES[3 * i - SUMS + 2], CHANNELS, MOST
+            )
+
+
+@triton.jit
+def _add_up(task, N, size, block, HIGH: tl.constexpr, WIDE: tl.constexpr):
+    """Sums of `WIDE` columns of partial [N, S], and the norm of these sums."""
+    partial, out, norms = task[0], task[1], task[2]
+    S = size if task[3] is None else task[3]
+    ACC: tl.constexpr = partial.dtype.element_ty
+    s = block.to(tl.int64) * WIDE + tl.arange(0, WIDE)
+    inside = s < S
+    acc = tl.full((HIGH, WIDE), 0, ACC)
+    for first in range(0, N, HIGH):
+        n = first + tl.arange(0, HIGH)
+        at = partial + n.to(tl.int64)[:, None] * S + s[None, :]
+        acc += tl.load(at, (n < N)[:, None] & inside[None, :], 0)
+    total = tl.sum(acc, 0)
+    if norms is not None:
+        tl.store(norms + block, tl.sqrt(tl.sum(total * total)))
+    tl.store(out + s, total, inside)
+
+
+@triton.jit
+def _load(rows, b, c, inside, parts, strides, ACC: tl.constexpr):
+    """A tile of the rows, parts added up; zero outside."""
+    at = rows + b.to(tl.int64)[:, None] * strides[0] + c.to(tl.int64)[None, :] * strides[2]
+    value = tl.full(inside.shape, 0, ACC)
+    for _ in range(parts):
+        value += tl.load(at, inside, 0).to(ACC)
+        at += strides[1]
+    return value
+
+
+@triton.jit
+def _by_row(task, block, B, HIGH: tl.constexpr, WIDE: tl.constexpr, LONGEST: tl.constexpr):
+    """Norms and dot products of HIGH examples, of up to LONGEST of their channels."""
+    rows, direction, sq_norms, dots = task[0], task[2], task[3], task[4]
+    parts, C, strides, direction_stride = task[9], task[10], task[11], task[13]
+    ACC: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
+    blocks = (B + HIGH - 1) // HIGH
+    b = block % blocks * HIGH + tl.arange(0, HIGH)
+    first = block // blocks * LONGEST
+    norm = tl.full((HIGH, WIDE), 0, ACC)
+    dot = tl.full((HIGH, WIDE), 0, ACC)
+    for start in range(first, tl.minimum(first + LONGEST, C), WIDE):
+        c = start + tl.arange(0, WIDE)
+        value = _load(rows, b, c, (b < B)[:, None] & (c < C)[None, :], parts, strides, ACC)
+        if sq_norms is not None:
+            norm += value * value
+        if dots is not None:
+            along = tl.load(direction + c.to(tl.int64) * direction_stride, c < C, 0).to(ACC)
+            dot += value * along[None, :]
+    to = (block // blocks).to(tl.int64) * B + b
+    if sq_norms is not None:
+        tl.store(sq_norms + to, tl.sum(norm, 1), b < B)
+    if dots is not None:
+        tl.store(dots + to, tl.sum(dot, 1), b < B)
+
+
+@triton.jit
+def _by_column(task, block, B, HIGH: tl.constexpr, WIDE: tl.constexpr, MOST: tl.constexpr):
+    """Sums of WIDE channels over up to MOST examples."""
+    rows, coef, total, norms, moment, signs = task[0], task[1], task[5], task[6], task[7], task[8]
+    parts, C, strides, coef_stride = task[9], task[10], task[11], task[12]
+    ACC: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
+    blocks = (C + WIDE - 1) // WIDE
+    c = block % blocks * WIDE + tl.arange(0, WIDE)
+    first = block // blocks * MOST
+    sum_1 = tl.full((HIGH, WIDE), 0, ACC)
+    sum_2 = tl.full((HIGH, WIDE), 0, ACC)
+    count = tl.full((HIGH, WIDE), 0, ACC)
+    for start in range(first, tl.minimum(first + MOST, B), HIGH):
+        b = start + tl.arange(0, HIGH)
+        value = _load(rows, b, c, (b < B)[:, None] & (c < C)[None, :], parts, strides, ACC)
+        if total is not None:
+            if coef is None:
+                sum_1 += value
+            else:
+                weight = tl.load(coef + b.to(tl.int64) * coef_stride, b < B, 0).to(ACC)[:, None]
+                sum_1 += tl.where(weight == 0, 0.0, weight * value)
+        if moment is not None:
+            sum_2 += value * value
+        if signs is not None:
+            sign = (value > 0).to(ACC) - (value < 0).to(ACC)
+            count += tl.where(value == value, sign, value)
+    to = (block // blocks).to(tl.int64) * C + c
+    if total is not None:
+        whole = tl.sum(sum_1, 0)
+        tl.store(total + to, whole, c < C)
+        if norms is not None:
+            tl.store(norms + block, tl.sqrt(tl.sum(whole * whole)))
+    if moment is not None:
+        tl.store(moment + to, tl.sum(sum_2, 0), c < C)
+    if signs is not None:
+        tl.store(signs + to, tl.sum(count, 0), c < C)
