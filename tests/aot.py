@@ -56,6 +56,12 @@ REGISTERS = 65536
 SPARE = 32
 """Bytes of stack that ptxas takes outside of loops to fit one program more on a processor."""
 
+OUTSIDE = 96
+"""Bytes of stack that a larger tile is worth if steps of its loop of products hardly touch them."""
+
+FEW = 8
+"""Instructions of a step that may."""
+
 FULL = 254
 """Registers of a thread from which on it has no choice: what is on the stack then is spilled."""
 
@@ -145,10 +151,13 @@ def inspect(kernel: Any) -> Row:
     """The means that a compiled kernel takes, and its products."""
     dots = re.findall(r"tt\.dot .*: tensor<(\w+)> \* tensor<(\w+)>", kernel.asm["ttir"])
     names = re.findall(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", kernel.asm["ptx"])
+    used, groups = _usage(kernel.asm["cubin"]), "wgmma.mma_async" in names
     return {
         "warps": kernel.metadata.num_warps,
         "stages": kernel.metadata.num_stages,
-        **_usage(kernel.asm["cubin"]),
+        **used,
+        # It takes long to print instructions.
+        "step": step_of(_dump(kernel.asm["cubin"], "-sass")) if groups or used["stack"] else None,
         "shared": kernel.metadata.shared,
         "dots": sorted({" * ".join(dot) for dot in dots}),
         "instructions": {name: names.count(name) for name in sorted(set(names))},
@@ -179,24 +188,75 @@ def waits(ttgir: str) -> list[int]:
     return found
 
 
+def step_of(sass: str) -> dict[str, Any] | None:
+    """What the innermost loop of products has to do in a step, in instructions.
+
+    They are counted, and those that touch the stack. Products of a warp group are serialised if it
+    waits for each of them.
+
+    A step goes past what is left out by a branch that stays within the loop, such as the end of an
+    example. `None` if there is no such loop.
+    """
+    code = [
+        (int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S.*?);", sass)
+    ]
+    targets = {at: int(m[1], 16) for at, text in code if (m := _BRANCH.search(text))}
+    products = [at for at, text in code if _PRODUCT.search(text)]
+    loops = [
+        (to, at)
+        for at, to in targets.items()
+        if to < at and any(to <= product < at for product in products)
+    ]
+    if not loops:
+        return None
+    first, last = min(loops, key=lambda loop: loop[1] - loop[0])
+    step, skip = list[str](), first
+    for at, text in code:
+        if skip <= at <= last:
+            step.append(text)
+            taken = at < targets.get(at, at) <= last
+            if taken and (text.startswith("@") or "UP" in text):
+                skip = targets[at]
+    groups = [text for text in step if "HGMMA" in text]
+    return {
+        "instructions": len(step),
+        "spills": sum(bool(_LOCAL.search(text)) for text in step),
+        "serialised": len(groups) > 1 and all("gsb0" in text for text in groups),
+    }
+
+
+_BRANCH = re.compile(r"\bBRA(?:\.U)? (?:!?UP\d, )?0x([0-9a-f]+)")
+_PRODUCT = re.compile(r"\b(UTC)?[HDQI]G?MMA\b")
+_LOCAL = re.compile(r"\b(LDL|STL)\b")
+
+
 def _usage(cubin: bytes) -> dict[str, int]:
-    """Registers of a thread and bytes of its stack, by the tool that comes with Triton."""
+    """Registers of a thread and bytes of its stack."""
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _dump(cubin, "--dump-resource-usage")))
+    return {"registers": int(found["REG"]), "stack": int(found["STACK"]) + int(found["LOCAL"])}
+
+
+def _dump(cubin: bytes, what: str) -> str:
+    """What the tool that comes with Triton says of a binary."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
-    return {"registers": int(found["REG"]), "stack": int(found["STACK"]) + int(found["LOCAL"])}
+        command = [knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def problems(row: Row) -> list[str]:
     """Why a kernel must not be as it is."""
     target, found = TARGETS[row["capability"]], []
-    if row["stack"] > (0 if row["registers"] >= FULL else SPARE):
+    step = row["step"]
+    outside = step is not None and step["spills"] <= FEW
+    spare = OUTSIDE if outside else 0 if row["registers"] >= FULL else SPARE
+    if row["stack"] > spare:
         found.append(f"spills {row['stack']} bytes")
+    if step is not None and step["serialised"]:
+        found.append("each product waits for the one before")
     if row["registers"] * row["warps"] * 32 > REGISTERS:
         found.append(f"{row['registers']} registers in {row['warps']} warps")
     if row["shared"] > target.shared:

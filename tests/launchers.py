@@ -26,6 +26,7 @@ import torch
 from aot import Driver, function_of, precise, written
 from aot_calls import KINDS, calls
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pycoherence.triton_kernels import _tape
 
@@ -91,7 +92,7 @@ class _Launches:
         given = dict(zip(function.arg_names, args, strict=True))
         kinds = kernel.src.signature.items()
         expected = [n for name, kind in kinds for n in self._numbers(kind, given[name])]
-        sizes = [_BYTES[kind] for kind in _parameters(kernel.asm["ptx"])]
+        sizes = _sizes(kernel.asm["ptx"])
         self._driver.fake_expect(len(sizes), (ctypes.c_int * len(sizes))(*sizes))
         launch()
         found, rest = (ctypes.c_uint64 * 256)(), (ctypes.c_uint * 5)()
@@ -149,6 +150,10 @@ class _Launches:
             yield self.pointer(value)
         elif kind.startswith("*"):
             yield value
+        elif isinstance(value, TensorDescriptor):
+            base = value.base
+            yield self.pointer(base) if isinstance(base, Tensor) else base.data_ptr()
+            yield from (*value.shape, *value.strides)
         elif kind in ("fp32", "fp64"):
             to, of = ("I", "f") if kind == "fp32" else ("Q", "d")
             yield struct.unpack(to, struct.pack(of, value))[0]
@@ -176,9 +181,11 @@ def _others(x: Any) -> Any:
     return other(x)
 
 
-def _parameters(ptx: str) -> list[str]:
+def _sizes(ptx: str) -> list[int]:
+    """Bytes of each parameter of a kernel; of a descriptor those that say where its tensor lies."""
     entry = ptx[ptx.index(".entry") :]
-    return re.findall(r"\.param \.(\w+)", entry[: entry.index(")")])
+    found = re.findall(r"\.param (\.align \d+ )?\.(\w+)", entry[: entry.index(")")])
+    return [8 if descriptor else _BYTES[kind] for descriptor, kind in found]
 
 
 @contextmanager

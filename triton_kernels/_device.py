@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pycoherence.triton_kernels._tape import launched
 
@@ -92,6 +93,8 @@ def launch(
 
 def _first_tensor(args: tuple[Any, ...]) -> Any:
     for x in args:
+        if isinstance(x, TensorDescriptor):
+            return x.base
         found = _first_tensor(x) if type(x) is tuple else x if isinstance(x, Tensor) else None
         if found is not None:
             return found

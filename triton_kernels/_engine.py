@@ -31,6 +31,37 @@ def _tile_of(program, rows, columns, TALL: tl.constexpr):
     return band * TALL + within % height, within // height
 
 
+@triton.jit
+def _columns(k, I, TAPS: tl.constexpr):
+    """Input channel and tap of columns `k`."""
+    if TAPS == 1:
+        return k, k * 0
+    else:
+        return k % I, k // I
+
+
+@triton.jit
+def _places(
+    row,
+    column,
+    O,
+    I,
+    TAPS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    """Where the numbers of a tile lie in a group of channels, and which are there.
+
+    It is computed where it is needed: it would take registers of all steps.
+    """
+    o = row * BLOCK_O + tl.arange(0, BLOCK_O)
+    k = column * BLOCK_K + tl.arange(0, BLOCK_K)
+    channel, tap = _columns(k, I, TAPS)
+    at = o.to(OFFSET)[:, None] * (I * TAPS) + (channel * TAPS + tap)[None, :]
+    return at, (o < O)[:, None] & (k < I * TAPS)[None, :]
+
+
 # The last batch of an epoch is smaller, and no reason to compile anew.
 @triton.jit(do_not_specialize=["B"])
 def reduce_tiles(
@@ -66,6 +97,8 @@ def reduce_tiles(
     DIMS: tl.constexpr,
     TAPS: tl.constexpr,
     COEF: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    EDGES: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -85,7 +118,9 @@ def reduce_tiles(
     of one tap. Examples lie `x_batch` and `g_batch` numbers apart, channels `x_channel` and
     `g_channel`, positions of `x` `x_space` along each dimension, those of `g` `g_position`. A
     linear layer is a convolution of one dimension with a kernel of one. `O_READ` rows and `K_READ`
-    columns may be read; what lies past `O` and `K` has no part in the outputs.
+    columns may be read; what lies past `O` and `K` has no part in the outputs. If they are
+    `DESCRIBED`, `x` and `g` are descriptors of `[B, T, I]` and `[B, T, O]`, of one group and a
+    kernel of one: the GPU computes addresses and puts zeros past the edges.
 
     `coef` is `[B]`, read if `COEF`; `direction` `[groups * O, K]`. Outputs are `sq_norms` and
     `dots` `[tiles, B]`, `weighted_sum`, `second_moment` and `sign_sum` `[parts, groups * O, K]`,
@@ -103,29 +138,24 @@ def reduce_tiles(
     all_rows = (tiles // (rows * columns)).to(tl.int64) * O
     row, column = _tile_of(tile % (rows * columns), rows, columns, 8)
 
-    o = row * BLOCK_O + tl.arange(0, BLOCK_O)
-    k = column * BLOCK_K + tl.arange(0, BLOCK_K)
-    in_o, in_k = o < O, k < K
-    read_o, read_k = o < O_READ, k < K_READ
-    inside = in_o[:, None] & in_k[None, :]
-    at_edge = (row + 1) * BLOCK_O > O or (column + 1) * BLOCK_K > K
-    channel, tap = k % I, k // I
-    if TAPS == 1:
-        channel, tap = k, k * 0
-    in_group = o.to(OFFSET)[:, None] * K + (channel * TAPS + tap)[None, :]
-
-    taps = coordinates(tap, KERNEL, DIMS)
-    g_o = o.to(OFFSET) * g_channel
-    x_k = channel.to(OFFSET) * x_channel
-    for d in tl.static_range(DIMS):
-        x_k += (taps[d] * DILATION[d] - PADDING[d]).to(OFFSET) * x_space[d]
+    at_edge = EDGES and ((row + 1) * BLOCK_O > O or (column + 1) * BLOCK_K > K)
+    if not DESCRIBED:
+        o = row * BLOCK_O + tl.arange(0, BLOCK_O)
+        k = column * BLOCK_K + tl.arange(0, BLOCK_K)
+        read_o, read_k = o < O_READ, k < K_READ
+        channel, tap = _columns(k, I, TAPS)
+        taps = coordinates(tap, KERNEL, DIMS)
+        x += group * I * x_channel
+        g += group * O * g_channel
+        g_o = o.to(OFFSET) * g_channel
+        x_k = channel.to(OFFSET) * x_channel
+        for d in tl.static_range(DIMS):
+            x_k += (taps[d] * DILATION[d] - PADDING[d]).to(OFFSET) * x_space[d]
 
     # Parts are those of torch.tensor_split: the first ones have one example more.
     b = part * (B // parts) + min(part, B % parts)
     examples = B // parts + (part < B % parts).to(tl.int32)
     steps = tl.cdiv(T, BLOCK_T)
-    x += group * I * x_channel
-    g += group * O * g_channel
 
     acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
     whole = acc
@@ -134,19 +164,24 @@ def reduce_tiles(
     signs = acc
     step = 0
     for _ in range(examples * steps):
-        t = step * BLOCK_T + tl.arange(0, BLOCK_T)
-        in_t = t < T
-        at = coordinates(t, out_size, DIMS)
-        x_t = tl.zeros((BLOCK_T,), OFFSET)
-        seen = in_t[:, None] & read_k[None, :]
-        for d in tl.static_range(DIMS):
-            x_t += (at[d] * STRIDE[d]).to(OFFSET) * x_space[d]
-            if PADDING[d] > 0:
-                i = (at[d] * STRIDE[d])[:, None] + (taps[d] * DILATION[d] - PADDING[d])[None, :]
-                seen &= (i >= 0) & (i < size[d])
-        g_at = g + b * g_batch + (g_o[:, None] + (t.to(OFFSET) * g_position)[None, :])
-        g_tile = tl.load(g_at, mask=read_o[:, None] & in_t[None, :], other=0.0)
-        x_tile = tl.load(x + b * x_batch + (x_t[:, None] + x_k[None, :]), mask=seen, other=0.0)
+        if DESCRIBED:
+            example, first = b.to(tl.int32), step * BLOCK_T
+            g_tile = g.load([example, first, row * BLOCK_O]).reshape(BLOCK_T, BLOCK_O).trans()
+            x_tile = x.load([example, first, column * BLOCK_K]).reshape(BLOCK_T, BLOCK_K)
+        else:
+            t = step * BLOCK_T + tl.arange(0, BLOCK_T)
+            in_t = t < T
+            at = coordinates(t, out_size, DIMS)
+            x_t = tl.zeros((BLOCK_T,), OFFSET)
+            seen = in_t[:, None] & read_k[None, :]
+            for d in tl.static_range(DIMS):
+                x_t += (at[d] * STRIDE[d]).to(OFFSET) * x_space[d]
+                if PADDING[d] > 0:
+                    i = (at[d] * STRIDE[d])[:, None] + (taps[d] * DILATION[d] - PADDING[d])[None, :]
+                    seen &= (i >= 0) & (i < size[d])
+            g_at = g + b * g_batch + (g_o[:, None] + (t.to(OFFSET) * g_position)[None, :])
+            g_tile = tl.load(g_at, mask=read_o[:, None] & in_t[None, :], other=0.0)
+            x_tile = tl.load(x + b * x_batch + (x_t[:, None] + x_k[None, :]), mask=seen, other=0.0)
         acc = tl.dot(g_tile, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
         step += 1
         if CHUNK > 0 and (step % CHUNK == 0 or step == steps):
@@ -154,14 +189,21 @@ def reduce_tiles(
             acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
         if step == steps:
             grad = whole if CHUNK > 0 else acc
-            if at_edge:
-                # Rows and columns past the edge meet zeros, which Inf turns into NaN.
-                grad = tl.where(inside, grad, 0.0)
+            # Rows and columns past the edge are zeros. Zeros that meet Inf are NaN, which sums then
+            # show; to leave them out of all sums would make each product wait for the one before.
             if sq_norms is not None:
-                tl.store(sq_norms + (tile.to(tl.int64) * B + b), tl.sum(grad * grad))
+                norm = tl.sum(grad * grad)
+                if EDGES and at_edge and norm != norm:
+                    _at, inside = _places(row, column, O, I, TAPS, BLOCK_O, BLOCK_K, OFFSET)
+                    norm = tl.sum(tl.where(inside, grad * grad, 0.0))
+                tl.store(sq_norms + (tile.to(tl.int64) * B + b), norm)
             if dots is not None:
-                along = tl.load(direction + group * O * K + in_group, mask=inside, other=0.0)
-                tl.store(dots + (tile.to(tl.int64) * B + b), tl.sum(grad * along))
+                to, inside = _places(row, column, O, I, TAPS, BLOCK_O, BLOCK_K, OFFSET)
+                along = tl.load(direction + group * O * K + to, mask=inside, other=0.0)
+                dot = tl.sum(grad * along)
+                if EDGES and at_edge and dot != dot:
+                    dot = tl.sum(tl.where(inside, grad * along, 0.0))
+                tl.store(dots + (tile.to(tl.int64) * B + b), dot)
             if weighted_sum is not None:
                 if COEF:
                     c = tl.load(coef + b)
@@ -173,21 +215,26 @@ def reduce_tiles(
             if sign_sum is not None:
                 signs += tl.where(grad > 0.0, 1.0, tl.where(grad < 0.0, -1.0, grad))
             if gradients is not None:
+                to, inside = _places(row, column, O, I, TAPS, BLOCK_O, BLOCK_K, OFFSET)
                 at_b = gradients + (b * all_rows + group * O) * K
-                tl.store(at_b + in_group, grad, mask=inside)
-            whole = tl.zeros((BLOCK_O, BLOCK_K), ACC)
-            acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
+                tl.store(at_b + to, grad, mask=inside)
+            if CHUNK > 0:
+                whole = tl.zeros((BLOCK_O, BLOCK_K), ACC)
+            else:
+                acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
         # Outside of the branch: addresses that depend on what it gives would keep loads from
         # running ahead, and each step would wait for its own.
         b += (step == steps).to(tl.int64)
         step = tl.where(step == steps, 0, step)
 
     at_part = (part * all_rows + group * O) * K
+    to, inside = _places(row, column, O, I, TAPS, BLOCK_O, BLOCK_K, OFFSET)
     if weighted_sum is not None:
-        tl.store(weighted_sum + at_part + in_group, total, mask=inside)
+        tl.store(weighted_sum + at_part + to, total, mask=inside)
         if sum_norms is not None:
-            tl.store(sum_norms + tile, tl.sqrt(tl.sum(total * total)))
+            squares_in = tl.where(inside, total * total, 0.0)
+            tl.store(sum_norms + tile, tl.sqrt(tl.sum(squares_in)))
     if second_moment is not None:
-        tl.store(second_moment + at_part + in_group, squares, mask=inside)
+        tl.store(second_moment + at_part + to, squares, mask=inside)
     if sign_sum is not None:
-        tl.store(sign_sum + at_part + in_group, signs, mask=inside)
+        tl.store(sign_sum + at_part + to, signs, mask=inside)

@@ -91,11 +91,11 @@ def add_products(
                 whole += tl.where(bad > 0.0, float("nan"), 0.0)
             g_tile, x_tile = _sign(g_tile).to(DTYPE), _sign(x_tile).to(DTYPE)
         acc = tl.dot(g_tile, x_tile, acc, input_precision=PRECISION, out_dtype=ACC)
-        if CHUNK > 0 and step % CHUNK == CHUNK - 1:
+        if CHUNK > 0 and (step % CHUNK == CHUNK - 1 or step == count - 1):
             whole += acc
             acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
     at = (part.to(tl.int64) * O + o)[:, None] * I + i[None, :]
-    whole += acc
+    whole = whole if CHUNK > 0 else whole + acc
     tl.store(out + at, whole, mask=in_o[:, None] & in_i[None, :])
     if norms is not None:
         # Rows and columns past the edge are sums of zeros times numbers that may not be finite.

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.driver import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pycoherence.ops._workspace import workspace
 
@@ -109,11 +110,14 @@ class _Recorder(TorchDispatchMode):
 
     def _function(self, value: Any, of_tensor: Callable[[Tensor, dict[str, Any]], str]) -> Any:
         """A function of a list, all written out, that gives nested tuples like `value`."""
-        names: dict[str, Any] = {}
+        names: dict[str, Any] = {"described": _described_at}
 
         def written(x: Any) -> str:
             if isinstance(x, Tensor):
                 return of_tensor(x, names)
+            if isinstance(x, TensorDescriptor):
+                names[f"c{len(names)}"] = x
+                return f"described(c{len(names) - 1}, {of_tensor(x.base, names)})"
             if isinstance(x, (tuple, list)):
                 return "(" + "".join(f"{written(y)}, " for y in x) + ")"
             names[f"c{len(names)}"] = x
@@ -141,6 +145,22 @@ class _Recorder(TorchDispatchMode):
         # An output is part of what was allocated, of which the offset is zero.
         self.complete = self.complete and source >= self._given and x.dtype == root.dtype
         return f"of[{source}].as_strided(*c{len(names) - 1})"
+
+
+class _At(NamedTuple):
+    """What a descriptor needs to know of a tensor."""
+
+    pointer: int
+
+    def data_ptr(self) -> int:
+        return self.pointer
+
+
+def _described_at(x: TensorDescriptor, pointer: int) -> TensorDescriptor:
+    """The descriptor of a tensor elsewhere, past the checks of a new one."""
+    found = object.__new__(TensorDescriptor)
+    found.__dict__.update(x.__dict__, base=_At(pointer))
+    return found
 
 
 def launched(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...]) -> None:

@@ -47,6 +47,11 @@ _TABLE = {
 # where nothing is kept beside the product, registers hold one that is twice as wide.
 _HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
 
+# The same where the GPU copies factors by descriptors, which take no registers: those of 16 warps
+# hold a tile of 128x256 and one beside it, but for a few numbers at the end of an example, if it
+# divides the parameter.
+_DESCRIBED = {0: (128, 256, 64, 8, 4), 1: (128, 256, 64, 16, 3)}
+
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
     """The row of the tables for what is multiplied."""
@@ -81,7 +86,13 @@ def measured(gpu: str) -> dict[str, Tile]:
 
 @functools.lru_cache(maxsize=4096)
 def tile_for(
-    device: Device, dtype: torch.dtype, precision: str, o: int, k: int, beside: int
+    device: Device,
+    dtype: torch.dtype,
+    precision: str,
+    o: int,
+    k: int,
+    beside: int,
+    described: bool = False,
 ) -> Tile:
     """The tile for a parameter of `[o, k]`.
 
@@ -92,6 +103,7 @@ def tile_for(
         o: Outputs in a group.
         k: Columns in a group.
         beside: How many tiles are kept beside the product.
+        described: Whether the GPU copies the factors by descriptors.
     """
     kind = kind_of(dtype, precision)
     tile = measured(device.name).get(shape_class(kind, o, k, beside))
@@ -102,6 +114,9 @@ def tile_for(
     tile = Tile(*_TABLE[kind][min(beside, 3)])
     if kind == "half" and device.capability >= 90 and device.roomy and min(o, k) > 128:
         tile = Tile(*_HOPPER.get(beside, tile))
+        wide = Tile(*_DESCRIBED.get(beside, tile))
+        if described and (beside == 0 or o % wide.o == k % wide.k == 0):
+            tile = wide
     if not device.roomy:
         tile = tile._replace(t=min(tile.t, 32))
     small_o, small_k = _fit(tile.o, o), _fit(tile.k, k)
