@@ -78,7 +78,7 @@ def norm(b: int, t: int, c: int) -> list[tuple[Any, tuple[Any, ...]]]:
 LAYERS: dict[str, Callable[[], list[tuple[Any, tuple[Any, ...]]]]] = {
     "linear 8x1024, 768 to 768": lambda: linear(8, 1024, 768, 768),
     "linear 8x1024, 768 to 3072": lambda: linear(8, 1024, 768, 3072),
-    "linear 32x512, 4096 to 4096": lambda: linear(32, 512, 4096, 4096),
+    "linear 32x512, 2048 to 2048": lambda: linear(32, 512, 2048, 2048),
     "linear 128x1, 768 to 768": lambda: linear(128, 1, 768, 768),
     "linear 64x16, 768 to 768": lambda: linear(64, 16, 768, 768),
     "convolution 32x28x28, 128 to 128": lambda: conv(32, 28, 128, 128),

@@ -26,8 +26,9 @@ CACHED = 9e12 / (132 * CLOCK)
 ISSUED = 4
 """Instructions of warps that a processor starts in a cycle."""
 
-STEP, END = 129, 140
-"""Instructions of a warp for a step of the engine, and for each operation at an example's end."""
+STEP, DESCRIBED, END = 129, 107, 140
+"""Instructions of a warp for a step of the engine, for one whose factors the GPU copies by
+descriptors, and for each operation at an example's end."""
 
 BUSY = 0.8
 """Share of the time for which loads that run ahead keep the tensor cores at work."""
@@ -41,22 +42,23 @@ def linear_reduce(x: Tensor, g: Tensor, wanted: frozenset[str]) -> float | None:
     (b, t, i), o = x.shape, g.shape[2]
     how = precision(x.dtype)
     kind = kind_of(x.dtype, how)
-    if from_engine(b, t, i, o, kind, wanted, False) != wanted:
-        return None
     sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
-    tile = tile_for(HOPPER, x.dtype, how, o, i, sums)
+    described = x.itemsize == 2 and i % 8 == o % 8 == 0
+    if from_engine(b, t, i, o, kind, wanted, False, described) != wanted:
+        return None
+    tile = tile_for(HOPPER, x.dtype, how, o, i, sums, described)
     tiles = ceil(o / tile.o) * ceil(i / tile.k)
     beside = o * i * accumulate_dtype(x.dtype).itemsize * sums
     each = seconds_of(kind, tile, t)
     parts = parts_of(HOPPER, b, tiles, 65535, each, beside)
     multiply = 2.0 * tile.o * tile.k * tile.t / FLOPS[kind]
-    issue = STEP * tile.warps / ISSUED
+    issue = (DESCRIBED if described else STEP) * tile.warps / ISSUED
     read = (tile.o + tile.k) * tile.t * x.itemsize / CACHED
     end = END * len(wanted) * tile.warps / ISSUED
     example = ceil(t / tile.t) * max(multiply / BUSY, issue, read) + end
     rounds = ceil(tiles * parts / HOPPER.processors) * ceil(b / parts)
     moved = (x.nbytes + g.nbytes + beside * (2 * parts + 1 if parts > 1 else 1)) / BYTES
-    return max(rounds * example / CLOCK, moved) + LAUNCH * (2 + (parts > 1))
+    return max(rounds * example / CLOCK, moved) + LAUNCH * 2
 
 
 def by_bytes(count: float) -> float:

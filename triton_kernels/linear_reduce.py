@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pycoherence.ops._reduce import Reduced, reduce_zeros
 from pycoherence.ops._spec import accumulate_dtype
-from pycoherence.triton_kernels._device import precision
+from pycoherence.triton_kernels._device import device_of, precision
 from pycoherence.triton_kernels._dots import row_dots
 from pycoherence.triton_kernels._factors import Factors
 from pycoherence.triton_kernels._finish import Completed, Finish, Total, finished
@@ -68,7 +68,8 @@ def _without_sum(
     """The outputs for which the sum need not be known, each the way that costs least."""
     (b, t, i), o = x.shape, g.shape[2]
     kind = kind_of(x.dtype, precision(x.dtype))
-    chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None)
+    described = kind == "half" and device_of(x).capability == 90
+    chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None, described)
     found: dict[str, Tensor] = {}
     if chosen:
         found = one_pass(_readable(x, g), chosen, coef, direction, total, finish)

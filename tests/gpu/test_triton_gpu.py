@@ -12,7 +12,7 @@ import pytest
 import torch
 from backends import DTYPES, TOLERANCE, assert_close, assert_reduced_close, in_float64
 from op_calls import ALL, BOTH, CONV2D, MOMENTS, NORMS, SUM, Call, Source
-from torch import Tensor
+from torch import Tensor, nn
 
 import pycoherence as pc
 from pycoherence.ops._backends import choice
@@ -40,6 +40,10 @@ CALLS: dict[str, list[Callable[[Source], Call]]] = {
         lambda new: make.linear_reduce(new, NO_SIGNS, 150, 1, 300, 270),
         lambda new: make.linear_reduce(new, BOTH, 3, 5000, 70, 65),
         lambda new: make.linear_reduce(new, SUM, 2, 70, 3000, 1030, coef=True),
+        # Rows that Hopper copies by descriptors, in tiles that divide the weight and that do not.
+        lambda new: make.linear_reduce(new, BOTH, 5, 130, 512, 384),
+        lambda new: make.linear_reduce(new, NO_SIGNS, 5, 130, 520, 264),
+        lambda new: make.linear_reduce(new, BOTH, 2, 2000, 264, 512),
     ],
     "conv_reduce": [
         lambda new: make.conv_reduce(new, NO_SIGNS, (3, 6, 9, 8), 10, CONV2D, 2),
@@ -197,6 +201,36 @@ def test_runs_in_a_cuda_graph(op: str, index: int, dtype: torch.dtype) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert same(out, expected)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_small_tapes_take_the_numbers_of_their_call(op: str) -> None:
+    """What the host decided is played again for other tensors of the same shapes."""
+    first, *others = (arguments(op, 0, torch.float32) for _ in range(3))
+    run(op, first)
+    for args in others:
+        assert_true(op, args, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_small_layers_are_reduced_together(dtype: torch.dtype) -> None:
+    model = nn.Sequential(
+        *(nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3, groups=8), nn.Tanh()),
+        *(nn.LayerNorm(12), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16, bias=False)),
+    ).to("cuda", dtype)
+    for _ in range(3):
+        x = torch.randn(5, 3, 16, device="cuda").to(dtype)
+        found = list[tuple[Tensor, ...]]()
+        for backend in (None, "reference"):
+            model.zero_grad()
+            with pc.backend(backend), pc.collect(model, pc.SqNorms()) as record:
+                model(x).square().mean((1, 2)).mean().backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            each = [one.sq_norms for one in record.by_parameter.values()]
+            found.append((record.sq_norms, *each, *gradients))
+        for ours, truth in zip(*found, strict=True):
+            assert ours.dtype == truth.dtype
+            assert_close(ours, truth.double().cpu(), 1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("op", CALLS)
