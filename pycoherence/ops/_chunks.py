@@ -15,10 +15,13 @@ class Chunks(NamedTuple):
     Attributes:
         gradients: Gives the gradients `[b, *shape]` of a slice of the batch, in accumulation dtype.
         parts: The slices, which cover the batch in order.
+        present: Gives for a slice which numbers are there, `[b, rows, 1]`; others are zeros
+            whatever they are multiplied by. `None` if all are.
     """
 
     gradients: Callable[[slice], Tensor]
     parts: Sequence[slice]
+    present: Callable[[slice], Tensor] | None = None
 
     @classmethod
     def of(
@@ -27,11 +30,36 @@ class Chunks(NamedTuple):
         batch: int,
         elements: int,
         dtype: torch.dtype,
+        present: Callable[[slice], Tensor] | None = None,
     ) -> "Chunks":
         """Slices that keep `elements` numbers of each example within the workspace."""
         step = max(1, workspace() // max(1, elements * dtype.itemsize))
         starts = range(0, batch, step)
-        return cls(gradients, [slice(start, min(start + step, batch)) for start in starts])
+        parts = [slice(start, min(start + step, batch)) for start in starts]
+        return cls(gradients, parts, present)
+
+    def dots_with(self, direction: Tensor, part: slice) -> Tensor:
+        """Dot products of the gradients of a slice with `[*shape]`, `[b]`."""
+        rows = self.gradients(part)
+        terms = rows * direction.to(rows.dtype).view(rows.shape[1:])
+        if self.present is not None:
+            terms = terms.where(self.present(part), 0)
+        return terms.flatten(1).sum(1)
+
+    def products(self, part: slice, others: "Chunks", other: slice) -> Tensor:
+        """Dot products of the gradients of a slice with those of another, `[b, c]`."""
+        left, right = self.gradients(part), others.gradients(other)
+        found = products(left, right)
+        if self.present is None or others.present is None or found.isfinite().all():
+            return found
+        # A zero that is not there times NaN is zero.
+        both = self.present(part)[:, None] & others.present(other)
+        return torch.stack(
+            [
+                (row * right).where(mask, 0).flatten(1).sum(1)
+                for row, mask in zip(left, both, strict=True)
+            ]
+        )
 
     def joined(self) -> Tensor:
         """The gradients of the whole batch, `[B, *shape]`."""

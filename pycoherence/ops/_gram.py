@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks, mirrored, products
+from pycoherence.ops._chunks import Chunks, mirrored
 from pycoherence.ops._reduce import check_factors
 from pycoherence.ops._spec import OpSpec, accumulate_dtype
 
@@ -22,9 +22,8 @@ def gram_reference(one: Chunks, two: Chunks, like: Tensor) -> Tensor:
     """
     out = torch.zeros_like(like)
     for part in one.parts:
-        rows = one.gradients(part)
         for other in two.parts:
-            out[part, other] = products(rows, two.gradients(other))
+            out[part, other] = one.products(part, two, other)
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks, mirrored, products
+from pycoherence.ops._chunks import Chunks, mirrored
 from pycoherence.ops._spec import FLOAT_DTYPES, OpSpec, accumulate_dtype
 
 _TAIL = (
@@ -135,7 +135,7 @@ def reduce_reference(
     Returns:
         The outputs in the order of `Reduced`; `None` where not wanted.
     """
-    gradients, parts = chunks
+    gradients, parts = chunks.gradients, chunks.parts
     outputs = reduce_zeros(g, shape, want)
     out = unpack(outputs)
     total = torch.zeros((), dtype=accumulate_dtype(g.dtype), device=g.device).expand(*shape)
@@ -148,21 +148,21 @@ def reduce_reference(
         if out.sq_norms is not None:
             out.sq_norms[part] = flat.square().sum(1)
         if out.dots is not None and direction is not None:
-            out.dots[part] = (flat * direction.to(flat.dtype).flatten()).sum(1)
+            out.dots[part] = chunks.dots_with(direction, part)
         if out.second_moment is not None:
             out.second_moment.add_(rows.square().sum(0))
         if out.sign_sum is not None:
             out.sign_sum.add_(torch.where(rows.isnan(), rows, rows.sign()).sum(0))
         if out.gram is not None:
             for other in parts:
-                out.gram[part, other] = products(flat, gradients(other))
+                out.gram[part, other] = chunks.products(part, chunks, other)
     if out.gram is not None:
         out.gram.copy_(mirrored(out.gram))
     if out.weighted_sum is not None:
         out.weighted_sum.copy_(total)
     if out.sum_dots is not None:
         for part in parts:
-            out.sum_dots[part] = (gradients(part).flatten(1) * total.flatten()).sum(1)
+            out.sum_dots[part] = chunks.dots_with(total, part)
     return outputs
 
 

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from pycoherence.ops import _backends
 from pycoherence.ops._backends import NATIVE_NAMESPACE, pick
+from pycoherence.ops._mistakes import explained
 from pycoherence.ops._spec import OpSpec, Outputs, tensors_of
 
 NAMESPACE = "pycoherence"
@@ -38,7 +39,13 @@ def register(spec: OpSpec) -> OpSpec:
 
     def run(*args: Any) -> Outputs:
         spec.check(*args)
-        return pick(spec, _device_type(args), args)(*args)
+        try:
+            return pick(spec, _device_type(args), args)(*args)
+        except RuntimeError as error:
+            better = explained(spec, args, error)
+            if better is error:
+                raise
+            raise better from None
 
     def fake(*args: Any) -> Outputs:
         spec.check(*args)
@@ -86,12 +93,18 @@ def _is_lazy(x: Tensor) -> bool:
 
 def invoke(op: str, *args: Any) -> Any:
     """Run an op, past torch's dispatcher where that saves time and changes nothing."""
-    if not _is_plain(args):
-        return getattr(torch.ops.pycoherence, op)(*args)
     spec = specs[op]
-    spec.check(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return pick(spec, _device_type(args), args)(*args)
+    try:
+        if not _is_plain(args):
+            return getattr(torch.ops.pycoherence, op)(*args)
+        spec.check(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return pick(spec, _device_type(args), args)(*args)
+    except Exception as error:
+        better = explained(spec, args, error)
+        if better is error:
+            raise
+        raise better from None
 
 
 @functools.cache
@@ -115,7 +128,13 @@ def execute(op: str, *args: Any) -> Any:
     if raw and any(map(_is_lazy, tensors_of(args))):
         return invoke(op, *args)
     found = _settled(op, device) if _backends._forced is None else None
-    return (found or pick(specs[op], device, args))(*args)
+    try:
+        return (found or pick(specs[op], device, args))(*args)
+    except RuntimeError as error:
+        better = explained(specs[op], args, error)
+        if better is error:
+            raise
+        raise better from None
 
 
 def execute_together(

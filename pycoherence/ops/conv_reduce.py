@@ -99,6 +99,10 @@ def conv_reduce(
     return unpack(out)
 
 
+_LARGE = 2**31
+"""Kernels multiply the options of a convolution with each other."""
+
+
 def check(
     op: str,
     x: Tensor,
@@ -121,6 +125,11 @@ def check(
         raise ValueError(
             f"{op}: expected positive kernel_size, stride, dilation, groups, and padding >= 0, "
             f"got {kernel_size}, {stride}, {dilation}, {groups}, {padding}"
+        )
+    if max(*kernel_size, *stride, *dilation, *padding, groups) >= _LARGE:
+        raise ValueError(
+            f"{op}: expected kernel_size, stride, dilation, padding and groups below 2**31, got "
+            f"{kernel_size}, {stride}, {dilation}, {padding}, {groups}"
         )
     if x.dim() != n + 2 or g.dim() != n + 2 or x.shape[0] != g.shape[0]:
         raise ValueError(

@@ -10,7 +10,7 @@ from pycoherence.ops._chunks import Chunks
 from pycoherence.ops._gram import gram_spec
 from pycoherence.ops._reduce import randn
 from pycoherence.ops._register import invoke, register
-from pycoherence.ops.embedding_reduce import check, materialise
+from pycoherence.ops.embedding_reduce import check_lookups, materialise
 
 
 def embedding_gram(
@@ -114,7 +114,7 @@ SPEC = register(
         "embedding_gram",
         "ids",
         ", SymInt padding_idx",
-        check=check,
+        check=check_lookups,
         shape=_shape,
         materialise=_materialise,
         pairs=_pairs,

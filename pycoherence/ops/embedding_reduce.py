@@ -84,7 +84,14 @@ def resolve_padding_idx(op: str, padding_idx: int | None, num_embeddings: int) -
     return padding_idx
 
 
-def check(op: str, ids: Tensor, g: Tensor, *options: int) -> None:
+def check(op: str, ids: Tensor, g: Tensor, num_embeddings: int, padding_idx: int) -> None:
+    """Check the factors of one batch and the size of the table."""
+    check_lookups(op, ids, g, padding_idx)
+    if num_embeddings < 0:
+        raise ValueError(f"{op}: expected num_embeddings >= 0, got {num_embeddings}")
+
+
+def check_lookups(op: str, ids: Tensor, g: Tensor, padding_idx: int) -> None:
     """Check the factors of one batch."""
     if ids.dim() != 2 or g.dim() != 3 or ids.shape != g.shape[:2]:
         raise ValueError(
@@ -131,12 +138,18 @@ def materialise(ids: Tensor, g: Tensor, padded: Tensor, rows: int) -> Chunks:
     acc = accumulate_dtype(g.dtype)
 
     def gradients(part: slice) -> Tensor:
-        values = g[part].to(acc).masked_fill(padded[part].unsqueeze(-1), 0)
+        # In float64: the lookups of an id are added up one after the other.
+        values = g[part].double().masked_fill(padded[part].unsqueeze(-1), 0)
         index = ids[part].unsqueeze(-1).expand_as(values)
         table = values.new_zeros(len(values), rows, g.shape[2])
-        return table.scatter_add_(1, index, values)  # [b, rows, D]
+        return table.scatter_add_(1, index, values).to(acc)  # [b, rows, D]
 
-    return Chunks.of(gradients, g.shape[0], rows * g.shape[2], acc)
+    def present(part: slice) -> Tensor:
+        found = (~padded[part]).long()
+        seen = found.new_zeros(len(found), rows).scatter_add_(1, ids[part], found)
+        return seen.unsqueeze(-1) > 0
+
+    return Chunks.of(gradients, g.shape[0], rows * g.shape[2], acc, present)
 
 
 def _reference(

@@ -29,7 +29,7 @@ def test_chunk_size_changes_nothing(op: str, size: int) -> None:
 @pytest.mark.parametrize("batch", [0, 1, 7, 8, 9])
 def test_chunks_cover_the_batch_in_order(batch: int) -> None:
     with workspace(4 * 5 * 8):
-        _, parts = Chunks.of(lambda part: torch.empty(0), batch, 5, torch.float64)
+        parts = Chunks.of(lambda part: torch.empty(0), batch, 5, torch.float64).parts
     assert [b for part in parts for b in range(batch)[part]] == list(range(batch))
     assert all(part.stop - part.start <= 4 for part in parts)
 

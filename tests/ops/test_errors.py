@@ -13,6 +13,14 @@ IMAGE, OUT = torch.zeros(2, 4, 6, 6), torch.zeros(2, 6, 6, 6)
 META = torch.zeros(2, 3, 5, device="meta")
 
 VALUE_ERRORS: Calls = {
+    "embedding-table": (
+        lambda: ops.embedding_reduce(IDS, G, -3),
+        "expected num_embeddings >= 0, got -3",
+    ),
+    "conv-large": (
+        lambda: ops.conv_reduce(IMAGE, OUT, kernel_size=(3, 3), padding=2**62, dilation=2**62),
+        r"expected kernel_size, .* below 2\*\*31",
+    ),
     "linear-2d": (
         lambda: ops.linear_reduce(X[:, 0], G[:, 0]),
         r"linear_reduce: expected x \[B, T, I\] and g \[B, T, O\], got \(2, 4\).*unsqueeze",
@@ -185,6 +193,28 @@ TYPE_ERRORS: Calls = {
     ),
 }
 
+NOT_TENSORS: Calls = {
+    "none": (lambda: ops.linear_reduce(None, G), "linear_reduce: expected x to be a tensor, got N"),
+    "numpy": (
+        lambda: ops.dense_gram(X[0].numpy()),
+        "expected a to be a tensor, got nda",
+    ),
+    "number": (
+        lambda: ops.linear_reduce(X, G, coef=2.0, want=("weighted_sum",)),
+        "expected coef to be a tensor or None, got float",
+    ),
+    "list": (lambda: ops.row_sq_norms([1.0]), "expected rows to be a list, each a tensor, got fl"),
+    "sparse": (
+        lambda: ops.linear_reduce(X.to_sparse(), G),
+        r"expected x to be a dense tensor, got a sparse_coo one; convert it with to_dense\(\)",
+    ),
+    "mkldnn": (lambda: ops.dense_order(X[0].to_mkldnn(), "median"), "got a mkldnn one"),
+    "kernel-size": (
+        lambda: ops.conv_reduce(IMAGE, OUT, kernel_size=(1.0, 1)),  # pyright: ignore
+        "expected kernel_size to be a list, each an integer, got float",
+    ),
+}
+
 INDEX_ERRORS: Calls = {
     "embedding-high": (
         lambda: ops.embedding_reduce(IDS + 5, G, 5),
@@ -196,6 +226,7 @@ INDEX_ERRORS: Calls = {
 
 test_value_errors = raising(ValueError, VALUE_ERRORS)
 test_type_errors = raising(TypeError, TYPE_ERRORS)
+test_not_tensors = raising(TypeError, NOT_TENSORS)
 test_index_errors = raising(IndexError, INDEX_ERRORS)
 
 
@@ -203,3 +234,11 @@ def test_fake_kernels_check_too() -> None:
     """Else a mistake would only show after compilation."""
     with pytest.raises(ValueError, match="flatten positions into T"):
         ops.linear_reduce(X[None].to("meta"), G[None].to("meta"))
+
+
+@pytest.mark.parametrize("call", [ops.linear_gram, torch.ops.pycoherence.linear_gram])
+def test_torch_says_what_does_not_fit_the_memory(call) -> None:
+    x = torch.zeros(2**20, 1, 1)
+    options = () if call is ops.linear_gram else (None, None)
+    with pytest.raises(RuntimeError, match="tried to allocate 4398046511104 bytes"):
+        call(x, x, *options)

@@ -61,3 +61,33 @@ def test_padding_hides_what_is_not_finite(backend: str) -> None:
         out = pc.ops.embedding_reduce(ids, g, 2, padding_idx=0, want=("sq_norms", "weighted_sum"))
     assert out.sq_norms.tolist() == [3, 3]
     assert out.weighted_sum.tolist() == [[0, 0, 0], [2, 2, 2]]
+
+
+@pytest.mark.parametrize("backend", backends_of("embedding_reduce"))
+def test_what_is_not_finite_stays_in_its_rows(backend: str) -> None:
+    """Rows that an example does not look up are no zeros that meet NaN."""
+    ids, g, nan = torch.tensor([[0], [1]]), torch.ones(2, 1, 2), float("nan")
+    g[0, 0, 0] = nan
+    direction = torch.tensor([[1.0, 1.0], [2.0, 2.0], [nan, 1.0]])
+    with pc.backend(backend):
+        out = pc.ops.embedding_reduce(
+            ids, g, 3, direction=direction, want=("dots", "sum_dots", "gram")
+        )
+        gram = pc.ops.embedding_gram(ids, g)
+    expected = torch.tensor([[nan, 0.0], [0.0, 2.0]])
+    for found, truth in (
+        (gram, expected),
+        (out.gram, expected),
+        (out.dots, torch.tensor([nan, 4.0])),
+        (out.sum_dots, torch.tensor([nan, 2.0])),
+    ):
+        assert torch.equal(found.nan_to_num(7), truth.nan_to_num(7))
+
+
+def test_many_lookups_of_an_id_keep_their_digits() -> None:
+    torch.manual_seed(0)
+    ids, g = torch.zeros(1, 5000, dtype=torch.long), torch.rand(1, 5000, 3)
+    with pc.backend("reference"):
+        found = pc.ops.embedding_reduce(ids, g, 1, want=("weighted_sum",)).weighted_sum
+    assert found is not None
+    torch.testing.assert_close(found.double(), g.double().sum(1), rtol=1e-6, atol=0)
