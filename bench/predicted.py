@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import HOPPER, precision
+from pycoherence.triton_kernels._factors import Factors, tile_of
 from pycoherence.triton_kernels._plan import from_engine
-from pycoherence.triton_kernels._tiles import kind_of, parts_of, seconds_of, tile_for
+from pycoherence.triton_kernels._tiles import kind_of, parts_of, seconds_of
 
 CLOCK = 1.755e9
 BYTES = 4.8e12
@@ -26,7 +27,7 @@ CACHED = 9e12 / (132 * CLOCK)
 ISSUED = 4
 """Instructions of warps that a processor starts in a cycle."""
 
-STEP, DESCRIBED, END = 129, 107, 140
+STEP, STEP_DESCRIBED, END = 129, 107, 140
 """Instructions of a warp for a step of the engine, for one whose factors the GPU copies by
 descriptors, and for each operation at an example's end."""
 
@@ -43,16 +44,16 @@ def linear_reduce(x: Tensor, g: Tensor, wanted: frozenset[str]) -> float | None:
     how = precision(x.dtype)
     kind = kind_of(x.dtype, how)
     sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
-    described = x.itemsize == 2 and i % 8 == o % 8 == 0
-    if from_engine(b, t, i, o, kind, wanted, False, described) != wanted:
+    factors = Factors.of_linear(x, g)
+    tile, described = tile_of(factors, wanted), factors.described
+    if from_engine(b, t, i, o, kind, wanted, False, tile.o * tile.k > 128 * 128) != wanted:
         return None
-    tile = tile_for(HOPPER, x.dtype, how, o, i, sums, described)
     tiles = ceil(o / tile.o) * ceil(i / tile.k)
     beside = o * i * accumulate_dtype(x.dtype).itemsize * sums
     each = seconds_of(kind, tile, t)
     parts = parts_of(HOPPER, b, tiles, 65535, each, beside)
     multiply = 2.0 * tile.o * tile.k * tile.t / FLOPS[kind]
-    issue = (DESCRIBED if described else STEP) * tile.warps / ISSUED
+    issue = (STEP_DESCRIBED if described else STEP) * tile.warps / ISSUED
     read = (tile.o + tile.k) * tile.t * x.itemsize / CACHED
     end = END * len(wanted) * tile.warps / ISSUED
     example = ceil(t / tile.t) * max(multiply / BUSY, issue, read) + end

@@ -57,7 +57,7 @@ SPARE = 32
 """Bytes of stack that ptxas takes outside of loops to fit one program more on a processor."""
 
 OUTSIDE = 96
-"""Bytes of stack that a larger tile is worth if steps of its loop of products hardly touch them."""
+"""Bytes of stack that more programs or a larger tile are worth if steps hardly touch them."""
 
 FEW = 8
 """Instructions of a step that may."""
@@ -157,7 +157,7 @@ def inspect(kernel: Any) -> Row:
         "stages": kernel.metadata.num_stages,
         **used,
         # It takes long to print instructions.
-        "step": step_of(_dump(kernel.asm["cubin"], "-sass")) if groups or used["stack"] else None,
+        "steps": steps_of(_dump(kernel.asm["cubin"], "-sass")) if groups or used["stack"] else [],
         "shared": kernel.metadata.shared,
         "dots": sorted({" * ".join(dot) for dot in dots}),
         "instructions": {name: names.count(name) for name in sorted(set(names))},
@@ -188,28 +188,42 @@ def waits(ttgir: str) -> list[int]:
     return found
 
 
-def step_of(sass: str) -> dict[str, Any] | None:
-    """What the innermost loop of products has to do in a step, in instructions.
+def steps_of(sass: str) -> list[dict[str, Any]]:
+    """The steps of all innermost loops of products, in instructions.
 
     They are counted, and those that touch the stack. Products of a warp group are serialised if it
     waits for each of them.
 
     A step goes past what is left out by a branch that stays within the loop, such as the end of an
-    example. `None` if there is no such loop.
+    example.
     """
     code = [
         (int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S.*?);", sass)
     ]
     targets = {at: int(m[1], 16) for at, text in code if (m := _BRANCH.search(text))}
     products = [at for at, text in code if _PRODUCT.search(text)]
-    loops = [
+    loops = {
         (to, at)
         for at, to in targets.items()
         if to < at and any(to <= product < at for product in products)
+    }
+    # Code that waits lies behind all loops, and jumps back into one.
+    loops = {
+        (first, last)
+        for first, last in loops
+        if not any(to < first <= at < last for to, at in loops)
+    }
+    inner = [
+        (first, last)
+        for first, last in sorted(loops)
+        if not any((to, at) != (first, last) and first <= to and at <= last for to, at in loops)
     ]
-    if not loops:
-        return None
-    first, last = min(loops, key=lambda loop: loop[1] - loop[0])
+    return [_step(code, targets, *loop) for loop in inner]
+
+
+def _step(
+    code: list[tuple[int, str]], targets: dict[int, int], first: int, last: int
+) -> dict[str, Any]:
     step, skip = list[str](), first
     for at, text in code:
         if skip <= at <= last:
@@ -237,7 +251,7 @@ def _usage(cubin: bytes) -> dict[str, int]:
 
 
 def _dump(cubin: bytes, what: str) -> str:
-    """What the tool that comes with Triton says of a binary."""
+    """Run the tool that comes with Triton on a binary."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -250,12 +264,13 @@ def _dump(cubin: bytes, what: str) -> str:
 def problems(row: Row) -> list[str]:
     """Why a kernel must not be as it is."""
     target, found = TARGETS[row["capability"]], []
-    step = row["step"]
-    outside = step is not None and step["spills"] <= FEW
-    spare = OUTSIDE if outside else 0 if row["registers"] >= FULL else SPARE
+    steps = row["steps"]
+    chosen = row["registers"] < FULL
+    outside = steps and chosen and all(step["spills"] <= FEW for step in steps)
+    spare = OUTSIDE if outside else SPARE if chosen else 0
     if row["stack"] > spare:
         found.append(f"spills {row['stack']} bytes")
-    if step is not None and step["serialised"]:
+    if any(step["serialised"] for step in steps):
         found.append("each product waits for the one before")
     if row["registers"] * row["warps"] * 32 > REGISTERS:
         found.append(f"{row['registers']} registers in {row['warps']} warps")

@@ -26,7 +26,7 @@ KINDS = {
 THOROUGH = ("bfloat16", 90)
 
 TOGETHER = "together"
-"""What stands for several ops at once, with gradients of the dtype and with norms of them."""
+"""Stands for several ops at once, with gradients of the dtype and with norms of them."""
 
 
 LARGE = ((7, 7), (1, 1), (3, 3), (1, 1))

@@ -15,6 +15,7 @@ import re
 import struct
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,9 @@ from aot_calls import KINDS, calls
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pycoherence.ops._reduce import mask
 from pycoherence.triton_kernels import _tape
+from pycoherence.triton_kernels._together import together
 
 _HERE = Path(__file__).parent
 _CAPABILITY = 90
@@ -229,11 +232,59 @@ def check(ops: Iterable[str], driver: ctypes.CDLL) -> _Launches:
             for kind in KINDS:
                 for _, args in calls(op, kind, _CAPABILITY):
                     with gpu(), precise(kind == "tf32"):
-                        function(*args)
+                        for _ in range(2):  # a tape is recorded at the second call
+                            function(*args)
                         found.compare(function, *_others(args))
     finally:
         CompiledKernel.run, Tensor.data_ptr = run_of, data_ptr
     return found
+
+
+_BATCHES = {128: (32, 20, 12), 1: (128, 100, 48), 16: (64, 40)}
+"""Sizes of batches, by the number of positions."""
+
+
+def kept(driver: ctypes.CDLL) -> list[str]:
+    """Problems with what is kept of a call: no tensor is, and kernels for a smaller batch are."""
+    from triton.runtime.jit import JITFunction
+
+    compiled, compile_ = list[str](), JITFunction._do_compile
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        compiled.append(self.fn.__name__)
+        return compile_(self, *args, **options)
+
+    problems: list[str] = []
+    driver.fake_expect(0, None)
+    JITFunction._do_compile = counted
+    try:
+        with gpu():
+            for positions, (first, *others) in _BATCHES.items():
+                refs = [weakref.ref(x) for x in _call_of(first, positions)]
+                if any(ref() is not None for ref in refs):
+                    problems.append(f"{positions} positions: the tape keeps a tensor")
+                compiled.clear()
+                for batch in others:
+                    _call_of(batch, positions)
+                if compiled:
+                    problems.append(f"{positions} positions: compiled anew {compiled}")
+    finally:
+        JITFunction._do_compile = compile_
+    return problems
+
+
+def _call_of(batch: int, positions: int) -> list[Tensor]:
+    """The factors of a linear layer with a bias that is reduced several times."""
+    x, g = (torch.empty(batch, positions, 768, dtype=torch.bfloat16) for _ in range(2))
+    want = mask(("sq_norms", "weighted_sum"))
+    linear, bias = function_of("linear_reduce"), function_of("affine_reduce")
+    calls = [
+        (linear, (x, g, None, None, want)),
+        (bias, (g, None, None, None, None, None, want)),
+    ]
+    for _ in range(3):
+        together(calls, [x.dtype] * 2, True)
+    return [x, g]
 
 
 def main() -> None:
@@ -247,7 +298,9 @@ def main() -> None:
             library(Path(made))
             environment = {**os.environ, "LD_LIBRARY_PATH": made, "TRITON_LIBCUDA_PATH": made}
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
-    found = check(options.ops, load(Path(folder)))
+    driver = load(Path(folder))
+    found = check(options.ops, driver)
+    found.problems += kept(driver)
     print(f"{found.checked} launches, {found.tapes} tapes")
     print("\n".join(found.problems[:20]))
     sys.exit(1 if found.problems or not found.checked else 0)

@@ -1,4 +1,4 @@
-"""What the host does for a layer on a GPU is counted, with a driver that launches nothing."""
+"""Launches of a layer on a GPU are counted, with a driver that launches nothing."""
 
 import json
 import shutil

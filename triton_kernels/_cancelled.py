@@ -8,7 +8,7 @@ from torch import Tensor
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import device_of, launch, precision
 from pycoherence.triton_kernels._finish import Finish
-from pycoherence.triton_kernels._host import cdiv, power_of_two
+from pycoherence.triton_kernels._host import cdiv
 
 # A sum is trusted if its terms are no larger than so many times what is left of them.
 LIMIT = {torch.float32: 16.0, torch.float64: 2.0**20}
@@ -17,7 +17,7 @@ LIMIT = {torch.float32: 16.0, torch.float64: 2.0**20}
 _SLOTS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "halvings"])
 def _cancelled(
     x,
     g,
@@ -28,9 +28,9 @@ def _cancelled(
     I,
     O,
     slots,
+    halvings,
     x_strides,
     g_strides,
-    HALVINGS: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -41,7 +41,7 @@ def _cancelled(
 
     The programs share the parts of these examples among them; there may be no examples. A part has
     every tile that is a multiple of `slots` apart. `counts` `[B]` is how many there are up to each
-    example, itself included, and `HALVINGS` how often the batch is halved until one is left. `sums`
+    example, itself included, and `halvings` how often the batch is halved until one is left. `sums`
     `[slots, B]` are written for these examples alone.
     """
     columns = tl.cdiv(I, BLOCK_I)
@@ -49,7 +49,7 @@ def _cancelled(
     items = tl.load(counts + B - 1).to(tl.int64) * slots
     for item in range(tl.program_id(0).to(tl.int64), items, tl.num_programs(0)):
         low, high = 0, B - 1
-        for _ in range(HALVINGS):
+        for _ in range(halvings):
             middle = (low + high) // 2
             found = tl.load(counts + middle) > item // slots
             low, high = tl.where(found, low, middle + 1), tl.where(found, middle, high)
@@ -81,7 +81,7 @@ def _cancelled(
         tl.store(sums + (slot.to(tl.int64) * B + b), total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "pairs"])
 def _judge(
     sums,
     sizes,
@@ -92,8 +92,9 @@ def _judge(
     slots,
     limit,
     BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
-    """Which sums can be trusted: one program adds up the parts of each, and of absolute values.
+    """Tell which sums can be trusted; one program adds up their parts, and of absolute values.
 
     sums, sizes `[B, pairs]`; out `[slots, B]`, the sum and zeros where it is trusted; counts `[B]`,
     how many others there are up to each example, itself included.
@@ -102,12 +103,15 @@ def _judge(
     others = tl.zeros((), tl.int32)
     for first in range(0, B, BLOCK):
         b = first + tl.arange(0, BLOCK)
-        inside, at = b < B, b.to(tl.int64) * pairs
-        value = tl.zeros((BLOCK,), ACC)
-        size = tl.zeros((BLOCK,), ACC)
-        for pair in range(pairs):
-            value += tl.load(sums + at + pair, inside, 0)
-            size += tl.load(sizes + at + pair, inside, 0)
+        inside = b < B
+        parts = tl.zeros((BLOCK, PAIRS), ACC)
+        large = tl.zeros((BLOCK, PAIRS), ACC)
+        for start in range(0, pairs, PAIRS):
+            pair = start + tl.arange(0, PAIRS)
+            at, there = b.to(tl.int64)[:, None] * pairs + pair, inside[:, None] & (pair < pairs)
+            parts += tl.load(sums + at, there, 0)
+            large += tl.load(sizes + at, there, 0)
+        value, size = tl.sum(parts, 1), tl.sum(large, 1)
         good = (value * limit >= size) & (size < float("inf"))
         bad = (inside & ~good).to(tl.int32)
         tl.store(counts + b, others + tl.cumsum(bad, 0), inside)
@@ -126,26 +130,25 @@ def trusted_sq_norms(x: Tensor, g: Tensor, sums: Tensor, sizes: Tensor, finish: 
         g: `[B, T, O]`.
         sums: `[B, pairs]`, to be added up.
         sizes: The same of absolute values.
-        finish: What completes them.
+        finish: Completes them.
     """
     (batch, positions, i), o, acc = x.shape, g.shape[2], accumulate_dtype(x.dtype)
     side = 32 if acc == torch.float64 else 64
     slots = min(cdiv(i, side) * cdiv(o, side), _SLOTS)
     parts = x.new_empty((slots, batch), dtype=acc)
     counts = x.new_empty(batch, dtype=torch.int32)
-    block = min(1024, power_of_two(batch))
     launch(
         _judge,
         (1,),
         *(sums, sizes, counts, parts, batch, sums.shape[1], slots, LIMIT[acc]),
-        BLOCK=block,
+        BLOCK=128,
+        PAIRS=16,
     )
     launch(
         _cancelled,
         (min(batch * slots, 2 * device_of(x).processors),),
         *(x, g, counts, parts),
-        *(batch, positions, i, o, slots, x.stride(), g.stride()),
-        HALVINGS=(batch - 1).bit_length(),
+        *(batch, positions, i, o, slots, (batch - 1).bit_length(), x.stride(), g.stride()),
         BLOCK_O=side,
         BLOCK_I=side,
         BLOCK_T=32 if x.dtype.itemsize == 2 else 16,

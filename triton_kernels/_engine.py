@@ -51,7 +51,7 @@ def _places(
     BLOCK_K: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    """Where the numbers of a tile lie in a group of channels, and which are there.
+    """The places of the numbers of a tile in a group of channels, and which are there.
 
     It is computed where it is needed: it would take registers of all steps.
     """

@@ -98,8 +98,8 @@ class Factors(NamedTuple):
     def described(self) -> bool:
         """Whether the GPU can copy the factors by descriptors, which Hopper's kind has.
 
-        They are rows of neighbours in half precision, of a linear layer, that begin at multiples of
-        16 bytes.
+        They are rows of neighbours in half precision that begin at multiples of 16 bytes, of a
+        linear layer or a kernel of one.
         """
         x, g = self.x, self.g
         one = set(self.kernel) == {1} == set(self.stride) and set(self.padding) == {0}
@@ -115,8 +115,10 @@ class Factors(NamedTuple):
 
 def _in_rows(x: Tensor) -> bool:
     batch, channel, position = x.stride()
-    whole = batch % 8 == 0 and position % 8 == 0 and x.data_ptr() % 16 == 0
-    return channel == 1 and batch > 0 and position >= x.shape[1] and whole
+    whole = position % 8 == 0 and x.data_ptr() % 16 == 0
+    # A descriptor's strides are multiples of each other.
+    nested = position >= x.shape[1] and batch >= position and batch % position == 0
+    return channel == 1 and whole and nested
 
 
 def _descriptor(x: Tensor, positions: int, channels: int) -> TensorDescriptor:
@@ -153,18 +155,18 @@ def reduce(
         wanted: Of `sq_norms`, `dots`, `weighted_sum`, `second_moment`, `sign_sum`, `gradients`.
         coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
         direction: Parameter-shaped, what `dots` are taken with.
-        total: How the sum of gradients is wanted, which is so if there is one part.
+        total: The dtype of the sum of gradients and its norms, if there is one part.
         parts: Among how many programs the examples are divided; chosen if `None`.
         tile: Of each program; chosen if `None`.
 
     Returns:
-        What is wanted, in accumulation dtype: `[tiles, B]` of norms and dots, `[parts, O, K]` of
-        sums, to be added up over their first dimension; `[B, O, K]` of gradients.
+        By name, in accumulation dtype but for `total`: `[tiles, B]` of norms and dots, `[parts, O,
+        K]` of sums, to be added up over their first dimension; `[B, O, K]` of gradients.
     """
     x, g = factors.x, factors.g
     batch, (o, k) = len(x), factors.shape
     acc, rows = accumulate_dtype(x.dtype), o // factors.groups
-    tile = tile or _tile(factors, wanted)
+    tile = tile or tile_of(factors, wanted)
     tiles = factors.groups * cdiv(rows, tile.o) * cdiv(k, tile.k)
     if parts is None:
         sums = len(wanted & _SUMS)
@@ -172,8 +174,9 @@ def reduce(
         room = workspace(x.device) // max(1, sum_bytes) if sums else batch
         each = seconds_of(kind_of(x.dtype, precision(x.dtype)), tile, g.shape[2])
         parts = parts_of(device_of(x), batch, tiles, min(room, 65535), each, sum_bytes)
+    total = total if parts == 1 and total is not None else Total()
     out = {
-        name: x.new_empty(size, dtype=acc)
+        name: total.empty(x, size) if name == "weighted_sum" else x.new_empty(size, dtype=acc)
         for name, size in {
             "sq_norms": (tiles, batch),
             "dots": (tiles, batch),
@@ -184,10 +187,7 @@ def reduce(
         }.items()
         if name in wanted
     }
-    norms = None
-    if total is not None and parts == 1 and "weighted_sum" in wanted:
-        out["weighted_sum"] = total.empty(x, (1, o, k))
-        norms = total.norms_of(x, tiles)
+    norms = total.norms_of(x, tiles) if "weighted_sum" in wanted else None
     described = factors.described
     launch(
         reduce_tiles,
@@ -231,7 +231,7 @@ def reduce(
 _SUMS = {"weighted_sum", "second_moment", "sign_sum"}
 
 
-def _tile(factors: Factors, wanted: Set[str]) -> Tile:
+def tile_of(factors: Factors, wanted: Set[str]) -> Tile:
     """The tile that fits the registers, by what is kept in them beside the product."""
     x, (o, k), long = factors.x, factors.shape, factors.g.shape[2] > LONG
     channels, rows = x.shape[1] // factors.groups, o // factors.groups

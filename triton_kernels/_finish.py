@@ -21,11 +21,18 @@ PARTS = 16
 # Of one program: so many numbers of a row, and so many rows, in the order they are added up.
 _LONGEST, _MOST = 2**14, 2**10
 
-# Numbers of a tile of partial sums, the most of its columns, and channels of a tile of rows.
-_TILE, _WIDE, _CHANNELS = 4096, 1024, 32
+# Numbers of a tile of partial sums, the most of its columns, and those of numbers by example.
+_TILE, _WIDE, _NARROW = 4096, 1024, 32
+
+# Examples and channels of a tile that sums over examples.
+_EXAMPLES, _CHANNELS = 32, 32
 
 # Outputs of one launch, each of which is compiled into the kernel.
 _TASKS = 8
+
+# The next round may need what one adds up: sums of parts, then dots with the sum of gradients, then
+# sums of their parts.
+_FIRST, _SECOND, _THIRD, _LAST = range(4)
 
 _TOTAL, _SUM_DOTS, _GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
 
@@ -34,7 +41,7 @@ class Total:
     """How the sum of gradients is wanted, and what else is known of it.
 
     Attributes:
-        dtype: Of the sum; `None` for the accumulation dtype.
+        dtype: The dtype of the sum; `None` for the accumulation dtype.
         wants_norms: Whether `norms` are to be made.
         norms: Numbers of which the squares add up to the squared norm of the sum.
     """
@@ -59,7 +66,7 @@ class Total:
 class _Sum(NamedTuple):
     """An output `[S]` that is the sum of `[N, S]`, and the norms of its blocks.
 
-    `N` and `S` tell the batch unless the output is `like_parameter`.
+    The kernel is compiled for a size `S` only if that is the size of a parameter.
     """
 
     partial: Tensor
@@ -71,7 +78,7 @@ class _Sum(NamedTuple):
 class _Rows(NamedTuple):
     """The gradients of a batch as rows `[B, parts, C]`, and outputs, of which `None` is not wanted.
 
-    Outputs are of one part of the channels, or of the rows, each, and to be added up.
+    Long rows and many are summed in parts: outputs by example are `[long, B]`, others `[many, C]`.
     """
 
     rows: Tensor
@@ -89,7 +96,7 @@ class Finish:
     """Collects what is left to add up. Results are there after `run`."""
 
     def __init__(self) -> None:
-        self._rounds: list[list[_Sum | _Rows]] = [[]]
+        self._rounds: list[list[_Sum | _Rows]] = [[] for _ in range(_LAST + 1)]
 
     def numbers(self, partial: Tensor) -> Tensor:
         """The sum of `[N, B]` over its first dimension."""
@@ -99,7 +106,7 @@ class Finish:
         """The sum of `[N, *S]`, which is contiguous, over its first dimension.
 
         Args:
-            partial: What is to be added up.
+            partial: The sums of parts.
             total: If it is the sum of gradients.
         """
         return self._sum(partial, total, True)
@@ -111,7 +118,7 @@ class Finish:
         total = total or Total()
         out = total.empty(partial, partial.shape[1:])
         norms = total.norms_of(partial, cdiv(out.numel(), _WIDE))
-        self._rounds[0].append(_Sum(partial, out, norms, like_parameter))
+        self._add(_FIRST, _Sum(partial, out, norms, like_parameter))
         return out
 
     def rows(
@@ -131,7 +138,7 @@ class Finish:
             coef: `[B]` or `None`.
             direction: `[C]` or `None`.
             want: Mask of wanted outputs.
-            total: How the sum is wanted, in the accumulation dtype if `sum_dots` are.
+            total: How the sum is wanted; in the accumulation dtype if `sum_dots` are.
         """
         acc, total = accumulate_dtype(g.dtype), total or Total()
         if rows.shape[1] > PARTS or want & _GRAM:
@@ -146,39 +153,44 @@ class Finish:
         norms = total.norms_of(g, cdiv(channels, _CHANNELS)) if one else None
         task = _Rows(
             *(rows, coef, direction),
-            *(self._in_parts(out, long, None, 1) for out in (sq_norms, dots)),
-            *(self._in_parts(whole, many, total, 1), norms),
-            *(self._in_parts(out, many, Total(), 1) for out in (moment, signs)),
+            *(self._in_parts(out, long, False, _SECOND) for out in (sq_norms, dots)),
+            *(self._in_parts(whole, many, True, _SECOND, total), norms),
+            *(self._in_parts(out, many, True, _SECOND) for out in (moment, signs)),
         )
-        self._rounds[0].append(task)
+        self._add(_FIRST, task)
         if sum_dots is not None:
-            again = self._in_parts(sum_dots, long, None, 3)
-            self._add(2 if many > 1 else 1, _Rows(rows, None, whole, dots=again))
+            again = self._in_parts(sum_dots, long, False, _LAST)
+            self._add(_THIRD, _Rows(rows, None, whole, dots=again))
         if gram is not None:
             gram.copy_(products(rows, rows))
         return sq_norms, dots, whole if want & _TOTAL else None, moment, signs, sum_dots, gram
 
     def _in_parts(
-        self, out: Tensor | None, parts: int, total: Total | None, when: int
+        self,
+        out: Tensor | None,
+        parts: int,
+        like_parameter: bool,
+        when: int,
+        total: Total | None = None,
     ) -> Tensor | None:
         """Memory for so many sums of an output, which a later round adds up; itself if it is one.
 
         Args:
             out: The output; `None` if it is not wanted.
             parts: Number of sums.
-            total: If it has the shape of the parameter.
+            like_parameter: Whether it has the shape of the parameter.
             when: The round.
+            total: If it is the sum of gradients.
         """
         if out is None or parts == 1:
             return out
         acc = accumulate_dtype(out.dtype)
         partial = out.new_empty((parts, *out.shape), dtype=acc)
         norms = None if total is None else total.norms_of(partial, cdiv(len(out), _WIDE))
-        self._add(when, _Sum(partial, out, norms, total is not None))
+        self._add(when, _Sum(partial, out, norms, like_parameter))
         return partial
 
     def _add(self, when: int, task: _Sum | _Rows) -> None:
-        self._rounds += [[] for _ in range(when + 1 - len(self._rounds))]
         self._rounds[when].append(task)
 
     def run(self) -> None:
@@ -186,7 +198,7 @@ class Finish:
         for tasks in self._rounds:
             for first in range(0, len(tasks), _TASKS):
                 _run(tasks[first : first + _TASKS])
-        self._rounds = [[]]
+            tasks.clear()
 
 
 def finished(begin: Callable[..., Any], *args: Any) -> Any:
@@ -221,22 +233,22 @@ def _run(tasks: Sequence[_Sum | _Rows]) -> None:
     sums = [task for task in tasks if isinstance(task, _Sum)]
     rows = [task for task in tasks if isinstance(task, _Rows)]
     numbers, shapes, programs = list[tuple[int, ...]](), list[int](), 0
-    for partial, out, _, _ in sums:
+    for partial, out, _, like_parameter in sums:
         size = out.numel()
-        wide = min(_WIDE, max(16, power_of_two(size)))
+        wide = min(_WIDE, max(16, power_of_two(size))) if like_parameter else _NARROW
         blocks = cdiv(size, wide)
-        numbers.append((programs, blocks, len(partial), size))
-        shapes += min(power_of_two(max(1, len(partial))), _TILE // wide), wide
+        numbers.append((programs, blocks, len(partial), size, 0))
+        shapes += _TILE // wide, wide
         programs += blocks
     for task in rows:
-        batch, _, channels = task.rows.shape
+        batch, parts, channels = task.rows.shape
         wide = 1024 if channels > 128 else 128 if channels > 16 else 16
         by_row = task.sq_norms is not None or task.dots is not None
         by_column = any(out is not None for out in (task.total, task.moment, task.signs))
         high = cdiv(channels, _LONGEST) * cdiv(batch, 1024 // wide) * by_row
         across = max(1, cdiv(batch, _MOST)) * cdiv(channels, _CHANNELS) * by_column
-        numbers.append((programs, high, across, batch))
-        shapes += 1024 // wide, wide, 64 if batch > 64 else 16
+        numbers.append((programs, high, across, batch, parts))
+        shapes += 1024 // wide, wide
         programs += high + across
     launch(
         _finish,
@@ -247,6 +259,7 @@ def _run(tasks: Sequence[_Sum | _Rows]) -> None:
         SUMS=len(sums),
         ROWS=len(rows),
         SHAPES=tuple(shapes),
+        EXAMPLES=_EXAMPLES,
         CHANNELS=_CHANNELS,
         LONGEST=_LONGEST,
         MOST=_MOST,
@@ -268,7 +281,7 @@ def _sum_arguments(task: _Sum) -> tuple[Any, ...]:
 
 def _row_arguments(task: _Rows) -> tuple[Any, ...]:
     strides = (None if v is None else v.stride(0) for v in (task.coef, task.direction))
-    return (*task, task.rows.shape[1], task.rows.shape[2], task.rows.stride(), *strides)
+    return (*task, task.rows.shape[2], task.rows.stride(), *strides)
 
 
 @triton.jit
@@ -285,39 +298,32 @@ def _finish(
     SUMS: tl.constexpr,
     ROWS: tl.constexpr,
     SHAPES: tl.constexpr,
+    EXAMPLES: tl.constexpr,
     CHANNELS: tl.constexpr,
     LONGEST: tl.constexpr,
     MOST: tl.constexpr,
 ):
     """Each output has programs of its own, one after the other.
 
-    sums (partial [N, S], out [S], norms or None, S or None); rows (what `_Rows` has, parts, C,
-    strides of all but the outputs). Numbers are, of each sum, the first program, the number of
-    programs, N and S; of rows, the first program, the numbers of programs that sum over channels
-    and over examples, and B.
+    sums (partial [N, S], out [S], norms or None, S or None); rows (the fields of `_Rows`, C,
+    strides of all but the outputs). Each has five numbers: sums the first program, the number of
+    programs, N, S and none; rows the first program, the numbers of programs that sum over channels
+    and over examples, B and parts.
     """
     program = tl.program_id(0)
     for i in tl.static_range(SUMS):
-        block, count = program - _even(numbers[4 * i]), _even(numbers[4 * i + 1])
+        block, count = program - _even(numbers[5 * i]), _even(numbers[5 * i + 1])
         if block >= 0 and block < count:
-            n, size = _even(numbers[4 * i + 2]), _even(numbers[4 * i + 3])
+            n, size = _even(numbers[5 * i + 2]), _even(numbers[5 * i + 3])
             _add_up(sums[i], n, size, block, SHAPES[2 * i], SHAPES[2 * i + 1])
     for i in tl.static_range(SUMS, SUMS + ROWS):
-        block, high = program - _even(numbers[4 * i]), _even(numbers[4 * i + 1])
-        across, batch = _even(numbers[4 * i + 2]), _even(numbers[4 * i + 3])
+        block, high = program - _even(numbers[5 * i]), _even(numbers[5 * i + 1])
+        across, batch = _even(numbers[5 * i + 2]), _even(numbers[5 * i + 3])
+        parts = _even(numbers[5 * i + 4])
         if block >= 0 and block < high:
-            _by_row(
-                rows[i - SUMS],
-                block,
-                batch,
-                SHAPES[3 * i - SUMS],
-                SHAPES[3 * i - SUMS + 1],
-                LONGEST,
-            )
+            _by_row(rows[i - SUMS], block, batch, parts, SHAPES[2 * i], SHAPES[2 * i + 1], LONGEST)
         elif block >= high and block < high + across:
-            _by_column(
-                rows[i - SUMS], block - high, batch, SHAPES[3 * i - SUMS + 2], CHANNELS, MOST
-            )
+            _by_column(rows[i - SUMS], block - high, batch, parts, EXAMPLES, CHANNELS, MOST)
 
 
 @triton.jit
@@ -351,10 +357,10 @@ def _load(rows, b, c, inside, parts, strides, ACC: tl.constexpr):
 
 
 @triton.jit
-def _by_row(task, block, B, HIGH: tl.constexpr, WIDE: tl.constexpr, LONGEST: tl.constexpr):
+def _by_row(task, block, B, parts, HIGH: tl.constexpr, WIDE: tl.constexpr, LONGEST: tl.constexpr):
     """Norms and dot products of HIGH examples, of up to LONGEST of their channels."""
     rows, direction, sq_norms, dots = task[0], task[2], task[3], task[4]
-    parts, C, strides, direction_stride = task[9], task[10], task[11], task[13]
+    C, strides, direction_stride = task[9], task[10], task[12]
     ACC: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
     blocks = (B + HIGH - 1) // HIGH
     b = block % blocks * HIGH + tl.arange(0, HIGH)
@@ -377,10 +383,10 @@ def _by_row(task, block, B, HIGH: tl.constexpr, WIDE: tl.constexpr, LONGEST: tl.
 
 
 @triton.jit
-def _by_column(task, block, B, HIGH: tl.constexpr, WIDE: tl.constexpr, MOST: tl.constexpr):
+def _by_column(task, block, B, parts, HIGH: tl.constexpr, WIDE: tl.constexpr, MOST: tl.constexpr):
     """Sums of WIDE channels over up to MOST examples."""
     rows, coef, total, norms, moment, signs = task[0], task[1], task[5], task[6], task[7], task[8]
-    parts, C, strides, coef_stride = task[9], task[10], task[11], task[12]
+    C, strides, coef_stride = task[9], task[10], task[11]
     ACC: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
     blocks = (C + WIDE - 1) // WIDE
     c = block % blocks * WIDE + tl.arange(0, WIDE)

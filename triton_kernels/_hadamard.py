@@ -175,7 +175,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor, finish: Finish) -> Tensor:
     Args:
         x: `[B, T, I]`, any strides.
         g: `[B, T, O]`.
-        finish: What completes them.
+        finish: Completes them.
 
     Returns:
         `[B]`, in accumulation dtype.

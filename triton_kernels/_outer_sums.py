@@ -23,7 +23,7 @@ def _ones(where, DTYPE: tl.constexpr):
     return tl.where(where, 1.0, 0.0).to(DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def add_products(
     x,
     g,
@@ -116,7 +116,7 @@ def sum_of_products(
     Args:
         x: `[N, I]`, any strides.
         g: `[N, O]`, same dtype.
-        finish: What adds up parts.
+        finish: Adds up parts.
         transform: `"plain"`; `"scale"`, each term by its coefficient; `"square"` or `"sign"`, of
             both factors, which is that of each number of a term.
         coef: `[N]` for `"scale"`.

@@ -35,7 +35,7 @@ def reduced(
         direction: Parameter-shaped.
         want: Mask of wanted outputs.
         total: How the sum is wanted.
-        finish: What completes them.
+        finish: Completes them.
 
     Returns:
         The outputs in the order of `Reduced`, sums `[O, K]`; `None` for `gram` and unwanted ones.
@@ -43,6 +43,8 @@ def reduced(
     want &= ~GRAM
     if factors.empty:
         return list(reduce_zeros(factors.g, factors.shape, want))
+    if not want:
+        return [None] * len(Reduced._fields)
     if factors.narrow:
         return _of_rows(factors, coef, direction, want, total, finish)
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
@@ -66,7 +68,7 @@ def one_pass(
     total: Total,
     finish: Finish,
 ) -> dict[str, Tensor]:
-    """What the engine gives in one pass, whose partial results `finish` adds up.
+    """The outputs of one pass of the engine, whose partial results `finish` adds up.
 
     Args:
         factors: Of one batch, not empty.
@@ -74,7 +76,7 @@ def one_pass(
         coef: As of the op.
         direction: Parameter-shaped.
         total: How the sum is wanted.
-        finish: What completes them.
+        finish: Completes them.
     """
     partial = reduce(factors, frozenset(wanted), coef, direction, total=total)
     found: dict[str, Tensor] = {}

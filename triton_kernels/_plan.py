@@ -3,14 +3,16 @@
 import functools
 from itertools import combinations
 
+from pycoherence.triton_kernels._host import cdiv
+
 # What an operation of an epilogue costs, in multiply-adds of the products beside it. The epilogue
 # of norms and a sum is 280 instructions of a warp for a tile of 128x128 (SASS of sm_90), the time
 # of the tensor cores for 94 positions of half precision. Predicted, not measured.
 _EPILOGUE = {"half": 47.0, "tf32": 24.0, "float32": 2.0, "float64": 2.0}
 
-# On Hopper, where the engine's factors are copied by descriptors, tiles are twice as wide, of which
-# the L2 cache has to give three quarters as much, and twice as many warps share the epilogue.
-_DESCRIBED, _SHARED = 0.76, 28.0
+# For tiles of 128x256 the L2 cache has to give three quarters as much as for those of 128x128, and
+# the epilogue of twice as many numbers takes less than twice as long.
+_WIDE, _WIDE_EPILOGUE = 0.76, 28.0
 
 # Positions that the engine multiplies at a time; those past the last are zeros.
 _STEP = {"half": 64, "tf32": 32, "float32": 32, "float64": 16}
@@ -41,7 +43,7 @@ def from_engine(
     kind: str,
     wanted: frozenset[str],
     scaled: bool,
-    described: bool = False,
+    wide: bool = False,
 ) -> frozenset[str]:
     """Those of the wanted outputs that the tile engine gives for less than the other ways do.
 
@@ -57,9 +59,9 @@ def from_engine(
         kind: `"half"`, `"tf32"`, `"float32"` or `"float64"`.
         wanted: Outputs, those of `_OPERATIONS` alone.
         scaled: Whether the sum has coefficients.
-        described: Whether the GPU copies the engine's factors by descriptors.
+        wide: Whether the engine has tiles of 128x256 for them.
     """
-    epilogue, speed = (_SHARED, _DESCRIBED) if described else (_EPILOGUE[kind], 1.0)
+    epilogue, speed = (_WIDE_EPILOGUE, _WIDE) if wide else (_EPILOGUE[kind], 1.0)
     products, convert = float(b * t * i * o), _CONVERTED[kind]
     ghost = b * t * (t + _GHOST_BLOCK) / 2 * (i + o) * _EXACT[kind]
     ways = {
@@ -74,7 +76,7 @@ def from_engine(
 
     def cost(chosen: frozenset[str]) -> float:
         operations = sum(_OPERATIONS[name] for name in chosen)
-        each = speed * (-(-t // _STEP[kind]) * _STEP[kind] + epilogue * operations)
+        each = speed * (cdiv(t, _STEP[kind]) * _STEP[kind] + epilogue * operations)
         return bool(chosen) * b * i * o * each + sum(ways[name] for name in wanted - chosen)
 
     choices = (must.union(some) for n in range(len(free) + 1) for some in combinations(free, n))

@@ -8,6 +8,7 @@ which pointers alone are new each time.
 
 import threading
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +20,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pycoherence.ops._workspace import workspace
 
-# Batches of many lengths have a tape for each length, or none that is any use.
+# Calls that are remembered, by all that decides what they do; batches of many lengths have a tape
+# for each. The oldest are forgotten first.
 _MOST = 1 << 12
 
-_tapes: dict[tuple[Any, ...], "_Tape | None"] = {}
+_tapes: dict[tuple[Any, ...], "_Tape | _Mark"] = {}
 _recorder = threading.local()
 
 _ALLOCATIONS = {
@@ -33,8 +35,15 @@ _ALLOCATIONS = {
 }
 
 
+class _Mark(Enum):
+    """A call that has no tape."""
+
+    SEEN = "once: it takes long to record, and pays from the third time on"
+    OPEN = "something else than allocations and launches was done"
+
+
 class _Tape(NamedTuple):
-    """What a call did.
+    """All that a call did.
 
     Attributes:
         sizes: Shape, strides and dtype of each tensor that it allocated.
@@ -64,7 +73,7 @@ class _Tape(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Sees what a call allocates and launches.
+    """Watches what a call allocates and launches.
 
     Attributes:
         complete: Whether that is all it did: no kernel of torch has run.
@@ -97,7 +106,7 @@ class _Recorder(TorchDispatchMode):
         self._launches.append((kernel, (*grid, 1, 1)[:3], args))
 
     def tape(self, outputs: Any) -> _Tape | None:
-        """What to do again, if that is all there is to do."""
+        """The tape, if the call did nothing else."""
         launches = [
             (kernel, grid, self._function(args, self._pointer))
             for kernel, grid, args in self._launches
@@ -110,20 +119,22 @@ class _Recorder(TorchDispatchMode):
 
     def _function(self, value: Any, of_tensor: Callable[[Tensor, dict[str, Any]], str]) -> Any:
         """A function of a list, all written out, that gives nested tuples like `value`."""
-        names: dict[str, Any] = {"described": _described_at}
+        names: dict[str, Any] = {"descriptor": _descriptor_at}
+        return eval(f"lambda of: {self._written(value, of_tensor, names)}", names)
 
-        def written(x: Any) -> str:
-            if isinstance(x, Tensor):
-                return of_tensor(x, names)
-            if isinstance(x, TensorDescriptor):
-                names[f"c{len(names)}"] = x
-                return f"described(c{len(names) - 1}, {of_tensor(x.base, names)})"
-            if isinstance(x, (tuple, list)):
-                return "(" + "".join(f"{written(y)}, " for y in x) + ")"
-            names[f"c{len(names)}"] = x
-            return f"c{len(names) - 1}"
-
-        return eval(f"lambda of: {written(value)}", names)
+    def _written(
+        self, x: Any, of_tensor: Callable[[Tensor, dict[str, Any]], str], names: dict[str, Any]
+    ) -> str:
+        if isinstance(x, Tensor):
+            return of_tensor(x, names)
+        if isinstance(x, (tuple, list)):
+            return "(" + "".join(f"{self._written(y, of_tensor, names)}, " for y in x) + ")"
+        name = f"c{len(names)}"
+        if isinstance(x, TensorDescriptor):
+            names[name] = _descriptor_of(x, None)  # it would keep the tensor
+            return f"descriptor({name}, {of_tensor(x.base, names)})"
+        names[name] = x
+        return name
 
     def _source(self, x: Tensor) -> tuple[int, Tensor]:
         source, _ = self._known.get(id(x), (None, None))
@@ -148,7 +159,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _At(NamedTuple):
-    """What a descriptor needs to know of a tensor."""
+    """All that a descriptor needs to know of a tensor."""
 
     pointer: int
 
@@ -156,10 +167,14 @@ class _At(NamedTuple):
         return self.pointer
 
 
-def _described_at(x: TensorDescriptor, pointer: int) -> TensorDescriptor:
-    """The descriptor of a tensor elsewhere, past the checks of a new one."""
+def _descriptor_at(x: TensorDescriptor, pointer: int) -> TensorDescriptor:
+    return _descriptor_of(x, _At(pointer))
+
+
+def _descriptor_of(x: TensorDescriptor, base: Any) -> TensorDescriptor:
+    """The same descriptor of something else, past the checks of a new one."""
     found = object.__new__(TensorDescriptor)
-    found.__dict__.update(x.__dict__, base=_At(pointer))
+    found.__dict__.update(x.__dict__, base=base)
     return found
 
 
@@ -171,25 +186,30 @@ def launched(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
 
 
 def taped(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Call a function of tensors on a GPU, or do what it did for tensors like these.
+    """Call a function of tensors on a GPU, or do again what it did for tensors like these.
 
     Args:
-        function: It launches kernels, and decides by nothing but what tensors are like.
-        args: Of it: tensors, what can be hashed, and lists and tuples of these.
+        function: Launches kernels. It decides by shapes, strides, dtypes and alignment of tensors,
+            by other arguments, the precision of products and the workspace, and by nothing else.
+        args: Tensors, values that can be hashed, and lists and tuples of these.
     """
     tensors: list[Tensor] = []
-    key = function, _described(args, tensors)
+    key = function, _key_of(args, tensors)
     gpu = gpu_of(tensors[0])
     if gpu is None or getattr(_recorder, "now", None) is not None or _watched():
         return function(*args)
     same = [id(x) for x in tensors]
     how = torch.backends.cuda.matmul.fp32_precision
     key = *key, gpu, *map(same.index, same), how, workspace(tensors[0].device)
-    try:
-        tape = _tapes[key]
-    except KeyError:
-        return _record(function, args, tensors, key)
+    tape = _tapes.get(key)
     if tape is None:
+        while len(_tapes) >= _MOST:
+            _tapes.pop(next(iter(_tapes), None), None)
+        _tapes[key] = _Mark.SEEN
+        return function(*args)
+    if tape is _Mark.SEEN:
+        return _record(function, args, tensors, key)
+    if tape is _Mark.OPEN:
         return function(*args)
     if driver.active.get_current_device() == gpu:
         return tape.play(tensors, gpu)
@@ -200,23 +220,21 @@ def taped(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def _record(
     function: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor], key: Any
 ) -> Any:
-    if len(_tapes) >= _MOST:
-        _tapes.clear()
     with _Recorder(tensors) as recorder:
         _recorder.now = recorder
         try:
             outputs = function(*args)
         finally:
             _recorder.now = None
-    _tapes[key] = recorder.tape(outputs)
+    _tapes[key] = recorder.tape(outputs) or _Mark.OPEN
     return outputs
 
 
-def _described(x: Any, tensors: list[Tensor]) -> Any:
-    """What decides what is done: of tensors all but their numbers and where these lie."""
+def _key_of(x: Any, tensors: list[Tensor]) -> Any:
+    """The part of arguments that decides what is done; all tensors are appended to `tensors`."""
     kind = type(x)
     if kind is tuple or kind is list:
-        return tuple([_described(y, tensors) for y in x])
+        return tuple([_key_of(y, tensors) for y in x])
     if isinstance(x, Tensor):
         tensors.append(x)
         return x.shape, x.stride(), x.dtype, x.data_ptr() % 16

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pycoherence.triton_kernels._device import Device
+from pycoherence.triton_kernels._host import cdiv, power_of_two
 
 LONG = 1024
 """Positions that the accumulator of a product may add up before its rounding shows."""
@@ -48,8 +49,8 @@ _TABLE = {
 _HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
 
 # The same where the GPU copies factors by descriptors, which take no registers: those of 16 warps
-# hold a tile of 128x256 and one beside it, but for a few numbers at the end of an example, if it
-# divides the parameter.
+# hold a tile of 128x256 and one beside it, but for a few numbers at the end of an example, if the
+# parameter is made of whole tiles.
 _DESCRIBED = {0: (128, 256, 64, 8, 4), 1: (128, 256, 64, 16, 3)}
 
 
@@ -60,9 +61,10 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     return "float64" if dtype == torch.float64 else "half"
 
 
-def shape_class(kind: str, o: int, k: int, beside: int) -> str:
+def shape_class(kind: str, o: int, k: int, beside: int, described: bool) -> str:
     """The name of the shapes that a measured tile is for: sizes up to the next power of two."""
-    return f"{kind} {min(beside, 3)} {_power_of_two(o)}x{_power_of_two(k)}"
+    how = f"{kind} by descriptors" if described else kind
+    return f"{how} {min(beside, 3)} {power_of_two(o)}x{power_of_two(k)}"
 
 
 @functools.cache
@@ -106,7 +108,7 @@ def tile_for(
         described: Whether the GPU copies the factors by descriptors.
     """
     kind = kind_of(dtype, precision)
-    tile = measured(device.name).get(shape_class(kind, o, k, beside))
+    tile = measured(device.name).get(shape_class(kind, o, k, beside, described))
     if tile is not None:
         return tile
     if kind == "tf32" and beside and device.capability < 90:
@@ -126,11 +128,7 @@ def tile_for(
 
 def _fit(block: int, size: int) -> int:
     """The block, or a smaller power of two that holds the size; a product needs 16."""
-    return min(block, max(16, _power_of_two(size)))
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+    return min(block, max(16, power_of_two(size)))
 
 
 # Multiplications and additions of a processor in a second at three quarters of its peak, and bytes
@@ -161,8 +159,8 @@ def parts_of(device: Device, batch: int, tiles: int, most: int, each: float, sum
     """
 
     def time(parts: int) -> float:
-        rounds = -(-tiles * parts // device.processors) * -(-batch // parts)
+        rounds = cdiv(tiles * parts, device.processors) * cdiv(batch, parts)
         return rounds * each + (2 * parts * sum_bytes / _BYTES if parts > 1 else 0.0)
 
-    enough = -(-4 * device.processors // tiles)
+    enough = cdiv(4 * device.processors, tiles)
     return min(range(1, max(1, min(batch, most, enough)) + 1), key=time)

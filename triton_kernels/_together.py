@@ -22,8 +22,8 @@ def together(
 
     Args:
         calls: Each op and its arguments.
-        dtypes: Of the sum of gradients of each; `None` for the accumulation dtype, which it has to
-            be if an op wants `sum_dots`.
+        dtypes: For each, that of the sum of gradients; `None` for the accumulation dtype, as it has
+            to be if an op wants `sum_dots`.
         norms: Whether norms of the sum are wanted; they may be `None` all the same.
     """
     return taped(_together, (calls, dtypes, norms))

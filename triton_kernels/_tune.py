@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from pycoherence.triton_kernels._device import device_of, precision
-from pycoherence.triton_kernels._factors import Factors, reduce
-from pycoherence.triton_kernels._tiles import Tile, shape_class, tile_for
+from pycoherence.triton_kernels._factors import Factors, reduce, tile_of
+from pycoherence.triton_kernels._tiles import Tile, shape_class
 
 # Factors, as B examples of T positions; the tiles found serve any batch.
 _BATCH, _POSITIONS = 16, 512
@@ -87,18 +86,18 @@ def _best_of_each() -> Iterator[tuple[str, list[int], float]]:
                     for _ in range(2)
                 )
                 for beside, wanted in _WANTED.items():
-                    times = _times(x, g, frozenset(wanted), kind)
+                    factors = Factors.of_linear(x, g)
+                    times = _times(factors, frozenset(wanted), kind)
                     tile = min(times, key=lambda one: times[one])
-                    yield shape_class(kind, size, size, beside), list(tile), times[tile]
+                    shapes = shape_class(kind, size, size, beside, factors.described)
+                    yield shapes, list(tile), times[tile]
     finally:
         torch.backends.cuda.matmul.fp32_precision = policy
 
 
-def _times(x: Tensor, g: Tensor, wanted: frozenset[str], kind: str) -> dict[tuple[int, ...], float]:
+def _times(factors: Factors, wanted: frozenset[str], kind: str) -> dict[tuple[int, ...], float]:
     """Seconds of each candidate that is right."""
-    factors = Factors.of_linear(x, g)
-    beside = next(n for n, names in _WANTED.items() if set(names) == wanted)
-    first = tile_for(device_of(x), x.dtype, precision(x.dtype), g.shape[2], x.shape[2], beside)
+    first = tile_of(factors, wanted)
     truth = _added(reduce(factors, wanted, tile=first))
     times = {}
     for tile in {first, *_of(kind)}:
@@ -115,7 +114,8 @@ def _candidates(kind: str) -> Iterable[tuple[int, ...]]:
     if kind == "float32":
         return [(o, k, t, w, 2) for o, k in _pairs(32, 128) for t in (16, 32) for w in (4, 8)]
     steps = (32, 64) if kind == "half" else (16, 32)
-    return [(o, k, t, 8, s) for o, k in _pairs(64, 256) for t in steps for s in (2, 3, 4)]
+    found = [(o, k, t, 8, s) for o, k in _pairs(64, 256) for t in steps for s in (2, 3, 4)]
+    return [*found, *((128, 256, 64, 16, s) for s in (2, 3, 4) if kind == "half")]
 
 
 def _pairs(low: int, high: int) -> list[tuple[int, int]]:

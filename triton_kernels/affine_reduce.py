@@ -28,7 +28,7 @@ def affine_reduce(
     total: Total,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
-    """As `pycoherence.ops.affine_reduce`; `finish` completes its outputs.
+    """The outputs of `affine_reduce`, as its schema says, which `finish` completes.
 
     Two launches, or one for the shift of a single position; one more for each of `sum_dots`, long
     sums over few channels, and more examples or channels than fit a program; more for `gram`.

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from pycoherence.ops._reduce import Reduced, reduce_zeros
 from pycoherence.ops._spec import accumulate_dtype
-from pycoherence.triton_kernels._device import device_of, precision
+from pycoherence.triton_kernels._device import precision
 from pycoherence.triton_kernels._dots import row_dots
-from pycoherence.triton_kernels._factors import Factors
+from pycoherence.triton_kernels._factors import Factors, tile_of
 from pycoherence.triton_kernels._finish import Completed, Finish, Total, finished
 from pycoherence.triton_kernels._hadamard import ghost_sq_norms
 from pycoherence.triton_kernels._outer_sums import sum_of_products
@@ -37,7 +37,7 @@ def linear_reduce(
         direction: `[O, I]` or `None`.
         want: Mask of wanted outputs.
         total: How the sum is wanted.
-        finish: What completes the outputs.
+        finish: Completes the outputs.
     """
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     if not x.numel() or not g.numel():
@@ -68,8 +68,9 @@ def _without_sum(
     """The outputs for which the sum need not be known, each the way that costs least."""
     (b, t, i), o = x.shape, g.shape[2]
     kind = kind_of(x.dtype, precision(x.dtype))
-    described = kind == "half" and device_of(x).capability == 90
-    chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None, described)
+    tile = tile_of(Factors.of_linear(x, g), wanted)
+    wide = tile.o * tile.k > 128 * 128
+    chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None, wide)
     found: dict[str, Tensor] = {}
     if chosen:
         found = one_pass(_readable(x, g), chosen, coef, direction, total, finish)

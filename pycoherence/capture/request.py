@@ -55,7 +55,8 @@ class Request(NamedTuple):
     Attributes:
         outputs: Fields of `pycoherence.ops.Reduced`, and their shapes.
         directions: What the output `dots` is taken with, by parameter.
-        sum_norms: Whether to keep norms of the rows of the gradients' sum.
+        sum_norms: Whether to keep numbers whose squares add up to the squared norm of the
+            gradients' sum.
         factors: Whether to keep the factors of the per-example gradients.
         gradients: Whether the backward pass has to give the gradients of the parameters.
         aggregate: What it gives in their place; `None` for the gradients themselves.

@@ -81,7 +81,7 @@ class Results:
         parameters: All that are tracked.
         batch_size: `B`; `None` until a parameter has met examples.
         outputs: Fields of `pycoherence.ops.Reduced`, of the loss as it is.
-        sum_norms: Norms of the rows of the gradients' sum.
+        sum_norms: Numbers whose squares add up to the squared norm of the gradients' sum.
         factors: What the per-example gradients are made of.
         aggregated: Of the gradients that a rule over coordinates gave, how many numbers are not
             zero, if that was asked for.

@@ -82,7 +82,7 @@ class BackwardPass:
             want = _GRADIENT_ALONE if made else ()
         if not want:
             return [self._keep(use, Reduced(), None) for use in uses]
-        # Nobody else reads the sum then.
+        # Only `.grad` takes the sum then.
         alone = "weighted_sum" not in request.outputs and "sum_dots" not in want
         wishes = [
             Wish(site, request.directions.get(name), dtype if alone else None)

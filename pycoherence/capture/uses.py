@@ -46,9 +46,9 @@ class Use(NamedTuple):
     """A parameter in a backward pass.
 
     Attributes:
-        name: Of the parameter.
+        name: The name of the parameter.
         site: The factors of its gradients.
-        dtype: Of the gradient that the pass takes.
+        dtype: The dtype of the gradient that the pass takes.
     """
 
     name: str

@@ -146,7 +146,7 @@ def execute_together(
 
     Args:
         calls: The name and the arguments of each.
-        dtypes: Of each, the dtype that the sum of gradients may have instead of its own.
+        dtypes: For each, the dtype that the sum of gradients may have instead of its own.
         norms: Whether numbers are welcome whose squares add up to the squared norm of the sum.
 
     Returns:
@@ -157,7 +157,11 @@ def execute_together(
     cpu = _backends._forced is None and all(args[0].is_cpu for _, args in calls)
     for op, args in () if traced or cpu else calls:
         plain = type(args[0]) is Tensor and not any(map(_is_lazy, tensors_of(args)))
-        kernel = pick(specs[op], _device_type(args), args) if plain else None
+        kernel = None
+        if plain and _backends._forced is None:
+            kernel = _settled(op, _device_type(args))
+        if plain and kernel is None:
+            kernel = pick(specs[op], _device_type(args), args)
         if not hasattr(kernel, "begin"):
             break
         found.append((kernel, args))

@@ -16,7 +16,7 @@ class Wish(NamedTuple):
 
     Attributes:
         site: The factors.
-        direction: What `dots` are taken with.
+        direction: The vector that `dots` are taken with.
         dtype: That the sum of gradients may have; `None` for its own.
     """
 
@@ -36,7 +36,7 @@ def reduce_together(
         norms: Whether numbers are welcome whose squares add up to the squared norm of the sum.
 
     Returns:
-        Of each site its outputs, the sum in its own dtype or the wished one, and such numbers if
+        For each site its outputs, the sum in its own dtype or the wished one, and such numbers if
         they came with it.
     """
     sites = [wish.site for wish in wishes if isinstance(wish.site, FactoredSite)]

@@ -205,7 +205,7 @@ def test_runs_in_a_cuda_graph(op: str, index: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("op", CALLS)
 def test_small_tapes_take_the_numbers_of_their_call(op: str) -> None:
-    """What the host decided is played again for other tensors of the same shapes."""
+    """The host decides once, and does the same for other tensors of the same shapes."""
     first, *others = (arguments(op, 0, torch.float32) for _ in range(3))
     run(op, first)
     for args in others:

@@ -22,7 +22,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything from the tile engine, or as much as can be without it."""
     from pycoherence.triton_kernels import linear_reduce
 
-    def chosen(b: int, t: int, i: int, o: int, kind: str, wanted: frozenset[str], scaled: bool):
+    def chosen(b: int, t: int, i: int, o: int, kind: str, wanted: frozenset[str], *_: bool):
         only = frozenset() if t == 1 else frozenset({"second_moment", "sign_sum"})
         return wanted if request.param == "engine" else wanted & only
 
