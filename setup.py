@@ -5,8 +5,10 @@ built because it is there. Both use the stable ABI of LibTorch and no Python API
 serves every torch >= 2.10 and Python >= 3.10. Building imports no torch, needs no CUDA in it and no
 device. The outcome goes to pycoherence/_build.json, for `python -m pycoherence info` to print.
 
-PYCOHERENCE_BUILD     auto (default): whatever can be built, a failure being a warning
-                      cpu or cuda: that must build (cuda means both); none: a pure Python package
+PYCOHERENCE_BUILD     auto (default): for this machine, a failure being a warning; CUDA kernels,
+                      which take minutes, only if a GPU is here, for it alone, or GPUs are named
+                      cpu or cuda: that must build (cuda means both, for all GPUs); none: a pure
+                      Python package
 TORCH_CUDA_ARCH_LIST  GPUs to build for, such as "8.0;9.0+PTX"
 MAX_JOBS              compilers run at the same time
 CXX, CXXFLAGS, LDFLAGS and CUDA_HOME mean what they usually do.
@@ -38,10 +40,12 @@ NINJA_FILE = """\
 builddir = {folder}
 rule compile
   command = {compile} -MD -MF $out.d -c $in -o $out
+  description = compile $in
   depfile = $out.d
   deps = gcc
 rule link
   command = {link} $in -o $out
+  description = link $out
 {compile_each}
 build {library}: link {objects}
 """
@@ -93,9 +97,21 @@ def find_torch() -> Path:
     return Path(spec.origin).parent
 
 
+def gpus_asked() -> list[str]:
+    """Compute capabilities to build for: those named, or in mode "auto" those of this machine."""
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if named or MODE != "auto":
+        return named
+    try:
+        command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        return sorted(set(output_of("nvidia-smi", command).split()))
+    except BuildError:
+        return []
+
+
 def gpu_flags(nvcc: str) -> list[str]:
-    """The -gencode flags for TORCH_CUDA_ARCH_LIST, or for the default GPUs that nvcc knows."""
-    gpus = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    """The -gencode flags for the GPUs that are asked for, or for the default ones of this nvcc."""
+    gpus = gpus_asked()
     if not gpus:
         known = output_of("nvcc", [nvcc, "--list-gpu-arch"]).split()
         gpus = [gpu for gpu in GPUS if f"compute_{gpu.replace('.', '')}" in known]
@@ -167,10 +183,13 @@ def compile_library(kind: str, sources: list[str]) -> Path:
     # Without an active environment the ninja of its Python package is not on PATH.
     ninja = find_tool("ninja", os.path.dirname(sys.executable), "(pip install ninja)")
     command = [ninja, "-f", str(ninja_file), "-j", str(jobs())]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout, flush=True)
-    if done.returncode:
-        lines = done.stdout.splitlines()
+    lines: list[str] = []
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as running:
+        for line in running.stdout or ():
+            lines.append(line.rstrip())
+            print(lines[-1], flush=True)  # as it happens: it takes a minute or more
+    if running.returncode:
         errors = list(filter(ERROR_LINE.search, lines)) or lines[-2:]
         raise BuildError(f"compile failed: {errors[0].strip()}")
     return library
@@ -208,6 +227,11 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         """Builds what PYCOHERENCE_BUILD asks for and writes the record beside it."""
+        if MODE == "cuda":
+            try:
+                find_nvcc()  # before anything takes minutes
+            except BuildError as error:
+                raise SystemExit(f"pycoherence: cannot build _C_cuda: {error}") from error
         self.mkpath(f"{self.build_lib}/pycoherence")
         reasons = {kind: self.build_library(kind) for kind in SOURCES}
         self.extensions = [
@@ -223,6 +247,8 @@ class BuildNative(build_ext):
         target.unlink(missing_ok=True)
         if kind not in LIBRARIES[MODE]:
             return f"PYCOHERENCE_BUILD={MODE}"
+        if kind == "cuda" and MODE == "auto" and not gpus_asked():
+            return "no GPU was here; PYCOHERENCE_BUILD=cuda builds for all"
         try:
             library = compile_library(kind, sorted(glob.glob(SOURCES[kind])))
         except BuildError as error:

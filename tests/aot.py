@@ -56,7 +56,7 @@ REGISTERS = 65536
 SPARE = 32
 """Bytes of stack that ptxas takes outside of loops to fit one program more on a processor."""
 
-OUTSIDE = 96
+OUTSIDE = 128
 """Bytes of stack that more programs or a larger tile are worth if steps hardly touch them."""
 
 FEW = 8

@@ -38,6 +38,11 @@ def has_nvcc() -> bool:
     return found is not None
 
 
+def environment() -> dict[str, str]:
+    """The one of this process, without GPUs that are named."""
+    return {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"}
+
+
 def library(kind: str) -> Path:
     """The folder of a library and its objects, as setup.py makes them of the sources here."""
     if kind == "cuda" and not has_nvcc():
@@ -46,7 +51,7 @@ def library(kind: str) -> Path:
         done = subprocess.run(
             [sys.executable, "-c", COMPILE.format(kind=kind, sources=SOURCES[kind])],
             cwd=ROOT,
-            env={k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"},
+            env={**environment(), "PYCOHERENCE_BUILD": kind},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -40,9 +40,9 @@ def check(*command, cwd, **env):
     return done.stdout
 
 
-def build(kind, folder, out):
+def build(kind, folder, out, **env):
     command = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", out)
-    check(*command, folder, cwd=out)
+    check(*command, folder, cwd=out, **env)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def wheel(sdist, tmp_path_factory):
     with compiled.locked():
         shutil.copytree(compiled.BUILD, tree / "build/native")
     out = tmp_path_factory.mktemp("wheel")
-    build("wheel", tree, out)
+    build("wheel", tree, out, PYCOHERENCE_BUILD="cuda" if compiled.has_nvcc() else "cpu")
     return next(out.glob("*.whl"))
 
 
@@ -190,7 +190,11 @@ def test_installed_wheel_passes_selftest(wheel, environment):
     ("settings", "reason", "tag"),
     [
         ({"PYCOHERENCE_BUILD": "none"}, "PYCOHERENCE_BUILD=none", "py3-none-any"),
-        ({"CXX": "false"}, "C++ compiler does not work: false --version", "cp310-abi3"),
+        (
+            {"CXX": "false", "TORCH_CUDA_ARCH_LIST": "9.0"},
+            "C++ compiler does not work: false --version",
+            "cp310-abi3",
+        ),
     ],
     ids=["none", "broken-compiler"],
 )
@@ -217,16 +221,31 @@ def test_compile_error_is_recorded_and_fatal_only_when_asked_for(source, tmp_pat
     assert run(*build, cwd=tree, PYCOHERENCE_BUILD="cpu").returncode != 0
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="a GPU may be here")
+def test_no_cuda_kernel_is_built_where_no_gpu_is(source, tmp_path):
+    """They would take minutes, and could not run."""
+    tree = tmp_path / "tree"
+    shutil.copytree(source, tree, ignore=shutil.ignore_patterns("build"))
+    check(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tree, CXX="false")
+    record = json.loads((tree / "pycoherence" / "_build.json").read_text())
+    reason = "no GPU was here; PYCOHERENCE_BUILD=cuda builds for all"
+    assert record["cuda"] == {"built": False, "reason": reason}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"PYCOHERENCE_BUILD": "cuda", "CUDA_HOME": "", "PATH": "/usr/bin:/bin"},
+            "cannot build _C_cuda: nvcc not found",
+        ),
         ({"PYCOHERENCE_BUILD": "nonsense"}, "expected auto, cpu, cuda or none, got 'nonsense'"),
         (
             {"PYCOHERENCE_BUILD": "cpu", "CXX": "false"},
             "cannot build _C_cpu: C++ compiler does not",
         ),
     ],
-    ids=["nonsense", "cpu"],
+    ids=["cuda", "nonsense", "cpu"],
 )
 def test_setting_that_cannot_be_met_fails_clearly(source, settings, message):
     done = run(sys.executable, "setup.py", "build", cwd=source, **settings)

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from pycoherence.triton_kernels._finish import norm_of
+
 
 @triton.jit
 def coordinates(t, size, DIMS: tl.constexpr):
@@ -232,8 +234,9 @@ def reduce_tiles(
     if weighted_sum is not None:
         tl.store(weighted_sum + at_part + to, total, mask=inside)
         if sum_norms is not None:
-            squares_in = tl.where(inside, total * total, 0.0)
-            tl.store(sum_norms + tile, tl.sqrt(tl.sum(squares_in)))
+            if EDGES:
+                total = tl.where(inside, total, 0.0)
+            tl.store(sum_norms + tile, norm_of(total))
     if second_moment is not None:
         tl.store(second_moment + at_part + to, squares, mask=inside)
     if sign_sum is not None:

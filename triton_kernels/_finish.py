@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pycoherence.ops._chunks import products
+from pycoherence.ops._chunks import mirrored, products
 from pycoherence.ops._reduce import mask, reduce_fake
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import launch
@@ -153,22 +153,23 @@ class Finish:
         norms = total.norms_of(g, cdiv(channels, _CHANNELS)) if one else None
         task = _Rows(
             *(rows, coef, direction),
-            *(self._in_parts(out, long, False, _SECOND) for out in (sq_norms, dots)),
-            *(self._in_parts(whole, many, True, _SECOND, total), norms),
-            *(self._in_parts(out, many, True, _SECOND) for out in (moment, signs)),
+            *(self._in_parts(out, long, acc, False, _SECOND) for out in (sq_norms, dots)),
+            *(self._in_parts(whole, many, acc, True, _SECOND, total), norms),
+            *(self._in_parts(out, many, acc, True, _SECOND) for out in (moment, signs)),
         )
         self._add(_FIRST, task)
         if sum_dots is not None:
-            again = self._in_parts(sum_dots, long, False, _LAST)
+            again = self._in_parts(sum_dots, long, acc, False, _LAST)
             self._add(_THIRD, _Rows(rows, None, whole, dots=again))
         if gram is not None:
-            gram.copy_(products(rows, rows))
+            gram.copy_(mirrored(products(rows, rows)))
         return sq_norms, dots, whole if want & _TOTAL else None, moment, signs, sum_dots, gram
 
     def _in_parts(
         self,
         out: Tensor | None,
         parts: int,
+        acc: torch.dtype,
         like_parameter: bool,
         when: int,
         total: Total | None = None,
@@ -178,13 +179,13 @@ class Finish:
         Args:
             out: The output; `None` if it is not wanted.
             parts: Number of sums.
+            acc: Their dtype.
             like_parameter: Whether it has the shape of the parameter.
             when: The round.
             total: If it is the sum of gradients.
         """
         if out is None or parts == 1:
             return out
-        acc = accumulate_dtype(out.dtype)
         partial = out.new_empty((parts, *out.shape), dtype=acc)
         norms = None if total is None else total.norms_of(partial, cdiv(len(out), _WIDE))
         self._add(when, _Sum(partial, out, norms, like_parameter))
@@ -285,6 +286,15 @@ def _row_arguments(task: _Rows) -> tuple[Any, ...]:
 
 
 @triton.jit
+def norm_of(x):
+    """The norm of all numbers. Their squares may leave the range where it does not."""
+    largest = tl.max(tl.abs(x))
+    scale = tl.where((largest > 0.0) & (largest < float("inf")), largest, 1.0)
+    scaled = x / scale
+    return tl.sqrt(tl.sum(scaled * scaled)) * scale
+
+
+@triton.jit
 def _even(n):
     """The number that `_odd` was given."""
     return (n - 3) >> 1
@@ -341,7 +351,7 @@ def _add_up(task, N, size, block, HIGH: tl.constexpr, WIDE: tl.constexpr):
         acc += tl.load(at, (n < N)[:, None] & inside[None, :], 0)
     total = tl.sum(acc, 0)
     if norms is not None:
-        tl.store(norms + block, tl.sqrt(tl.sum(total * total)))
+        tl.store(norms + block, norm_of(total))
     tl.store(out + s, total, inside)
 
 
@@ -413,7 +423,7 @@ def _by_column(task, block, B, parts, HIGH: tl.constexpr, WIDE: tl.constexpr, MO
         whole = tl.sum(sum_1, 0)
         tl.store(total + to, whole, c < C)
         if norms is not None:
-            tl.store(norms + block, tl.sqrt(tl.sum(whole * whole)))
+            tl.store(norms + block, norm_of(whole))
     if moment is not None:
         tl.store(moment + to, tl.sum(sum_2, 0), c < C)
     if signs is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.ops._workspace import workspace
 from pycoherence.triton_kernels._device import device_of, launch, precision
-from pycoherence.triton_kernels._finish import Finish, Total
+from pycoherence.triton_kernels._finish import Finish, Total, norm_of
 from pycoherence.triton_kernels._host import cdiv
 from pycoherence.triton_kernels._tiles import LONG, kind_of, parts_of, seconds_of, tile_for
 
@@ -99,8 +99,7 @@ def add_products(
     tl.store(out + at, whole, mask=in_o[:, None] & in_i[None, :])
     if norms is not None:
         # Rows and columns past the edge are sums of zeros times numbers that may not be finite.
-        whole = tl.where(in_o[:, None] & in_i[None, :], whole, 0.0)
-        tl.store(norms + tile, tl.sqrt(tl.sum(whole * whole)))
+        tl.store(norms + tile, norm_of(tl.where(in_o[:, None] & in_i[None, :], whole, 0.0)))
 
 
 def sum_of_products(

@@ -10,8 +10,11 @@ from backends import TOLERANCE, assert_close
 from torch import Tensor, nn
 
 import pycoherence as pc
+from pycoherence.ops._reduce import mask
 from pycoherence.statistics import Statistic
 from pycoherence.triton_kernels import _finish
+from pycoherence.triton_kernels._together import together
+from pycoherence.triton_kernels.affine_reduce import affine_reduce
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +41,11 @@ class Layers(nn.Module):
 
 
 def measured(
-    model: nn.Module, x: Tensor, backend: str, *statistics: Statistic
+    model: nn.Module, x: Tensor, backend: str, *statistics: Statistic, scale: float = 1.0
 ) -> tuple[pc.Record, dict[str, Tensor]]:
     model.zero_grad()
     with pc.backend(backend), pc.collect(model, *statistics, loss_reduction="sum") as record:
-        model(x).square().sum().backward()
+        (model(x).square().sum() * scale).backward()
     return record, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -79,3 +82,23 @@ def test_a_layer_is_one_last_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(model, torch.randn(5, 9, 6), "triton", pc.SqNorms())
     # The weight of the last layer, then both parameters of each layer.
     assert tasks == [1, 2, 2]
+
+
+def test_norms_of_sums_keep_the_range() -> None:
+    """The norm of a sum may be as many times that of a gradient as there are examples."""
+    model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 4)).double()
+    for scale in (1e17, 1e-17):
+        x = torch.randn(200, 3, 6, dtype=torch.float64)
+        found, expected = (
+            measured(model.to(dtype), x.to(dtype), backend, pc.SqNorms(), scale=scale)[0]
+            for dtype, backend in ((torch.float32, "triton"), (torch.float64, "reference"))
+        )
+        assert found.coherence().alpha == pytest.approx(expected.coherence().alpha, rel=1e-4)
+
+
+def test_rows_of_many_examples_are_added_up_in_their_dtype() -> None:
+    g = torch.randn(2048, 1, 3, dtype=torch.float64)
+    g[0], g[1500] = 1e9, -1e9
+    call = affine_reduce, (g, None, None, None, None, None, mask(("weighted_sum",)))
+    ((outputs, _),) = together([call], [torch.float32], True)
+    assert_close(outputs[2], g.sum((0, 1)), 1e-6)
