@@ -182,7 +182,7 @@ class aggregate:
 
     @property
     def report(self) -> Report:
-        """What the rule did.
+        """The report of the rule.
 
         Raises:
             RuntimeError: No backward pass has run to its end.
@@ -207,7 +207,7 @@ class aggregate:
 
 
 class _Filler:
-    """What happens around a backward pass: checks before, and `.grad` after.
+    """The work around a backward pass: checks before, and `.grad` after.
 
     Attributes:
         choices: What a rule over whole examples did, by parameter.

@@ -47,7 +47,7 @@ Batch = tuple[Tensor, Tensor]
 """Images `[B, 64]` and their labels `[B]`."""
 
 Run = list[dict[str, Any]]
-"""What `measure` found, at one step after another."""
+"""The findings of `measure`, at one step after another."""
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
 
 
 def table(runs: dict[str, Run]) -> Table:
-    """What to remember of each run: how well it learned, and its coherence part by part."""
+    """The facts to remember of each run: how well it learned, and its coherence part by part."""
     result = Table("labels", "accuracy", "part", title="m-coherence of the training examples")
     for column in ("start", "half fitted", "peak", "end"):
         result.add_column(column, justify="right")
@@ -228,7 +228,7 @@ def check(steps: int, seed: int, out: Path, device: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """The settings and versions that the numbers were made with."""
     return {
         "python": platform.python_version(),
         "pycoherence": pc.__version__,

@@ -6,4 +6,4 @@ class UnsupportedError(RuntimeError):
 
 
 class VerificationError(AssertionError):
-    """What was measured on a model disagrees with one-example-at-a-time autograd."""
+    """A measurement on a model disagrees with autograd, one example at a time."""

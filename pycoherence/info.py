@@ -1,4 +1,4 @@
-"""What is installed, what was built, and which backend runs each op."""
+"""Prints what is installed, what was built, and which backend runs each op."""
 
 import importlib.metadata
 import os

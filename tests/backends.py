@@ -103,7 +103,7 @@ def assert_reduced_close(
     tolerance: float,
     what: str = "",
 ) -> None:
-    """As `assert_close` of each output; squared norms example by example, signs exactly."""
+    """Do as `assert_close` for each output; squared norms example by example, signs exactly."""
     for name, ours, truth in zip(Reduced._fields, actual, expected, strict=True):
         where = f"{what} {name}"
         if ours is None or truth is None:

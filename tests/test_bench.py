@@ -157,10 +157,10 @@ def test_predictions_grow_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None
         return torch.empty(32, t, 4096, dtype=torch.bfloat16, device="meta")
 
     wanted = frozenset({"sq_norms", "weighted_sum"})
-    times = [predicted.linear_reduce(factors(t), factors(t), wanted) for t in (1, 1024, 2048)]
+    times = [predicted.linear_reduce(factors(t), factors(t), wanted) for t in (1, 512, 1024)]
     assert times[0] is None  # another way is chosen
     assert 1.8 < times[2] / times[1] < 2
-    flops = 2 * 32 * 1024 * 4096**2
+    flops = 2 * 32 * 512 * 4096**2
     # Norms make it no more than a third slower than the product alone.
     assert 0.75 < times[1] / predicted.of_products(flops, torch.bfloat16) < 1.33
     assert predicted.by_bytes(4.8e12) == pytest.approx(1.25, rel=1e-3)

@@ -12,7 +12,7 @@ from pycoherence.triton_kernels._tape import launched
 
 
 class Device(NamedTuple):
-    """What the choice of a kernel's tiles depends on.
+    """The facts on which the choice of a kernel's tiles depends.
 
     Attributes:
         capability: Compute capability, 90 for sm_90.

@@ -15,7 +15,7 @@ from pycoherence.triton_kernels._host import cdiv, power_of_two
 
 
 class Block(NamedTuple):
-    """What one step of a Hadamard kernel multiplies, and how it runs.
+    """The work of one step of a Hadamard kernel, and how it runs.
 
     Attributes:
         depth: Features of one step.

@@ -98,7 +98,7 @@ def _of_rows(
     total: Total,
     finish: Finish,
 ) -> list[Tensor | None]:
-    """What `reduced` gives, from gradients that are rows, as many as the workspace holds."""
+    """The outputs of `reduced`, from gradients that are rows, as many as the workspace holds."""
     size = len(factors.x) * accumulate_dtype(factors.x.dtype).itemsize
     along = None if direction is None else direction.reshape(factors.shape)
     parts = list(row_parts(factors, size))

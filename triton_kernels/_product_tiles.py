@@ -63,7 +63,7 @@ def _dots(
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """As `dots`, over all features; if `EXACT`, of factors that are converted to `ACC` first.
+    """Do as `dots` over all features; if `EXACT`, of factors that are converted to `ACC` first.
 
     What that multiplies was read a step before: Triton 3.6 does not compile a product of what is
     read and widened in the same step.
@@ -228,7 +228,7 @@ def merge(
     ROWS: tl.constexpr,
     SAME: tl.constexpr,
 ):
-    """What `multiply` stores, from its tiles of dot products `[tiles, ROWS, ROWS]`."""
+    """The result of `multiply`, from its tiles of dot products `[tiles, ROWS, ROWS]`."""
     i, j = _tiles_of(tl.program_id(0), tiles, SAME)
     _, _, in1 = _rows_of(i, B1, T1, splits1, ROWS, P1)
     _, _, in2 = _rows_of(j, B2, T2, splits2, ROWS, P2)

@@ -57,7 +57,7 @@ class _Grid(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What the kernels are compiled for."""
+        """The constants that the kernels are compiled for."""
         return {
             "P1": self.positions[0],
             "P2": self.positions[1],

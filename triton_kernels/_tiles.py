@@ -50,8 +50,8 @@ _HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
 
 # The same where the GPU copies factors by descriptors, which take no registers: those of 16 warps
 # hold a tile of 128x256 and one beside it, but for a few numbers at the end of an example, if the
-# parameter is made of whole tiles.
-_DESCRIBED = {0: (128, 256, 64, 8, 4), 1: (128, 256, 64, 16, 3)}
+# parameter is made of whole tiles; those of 8 warps a tile of 128x128 and two.
+_DESCRIBED = {0: (128, 256, 64, 8, 4), 1: (128, 256, 64, 16, 3), 2: (128, 128, 64, 8, 3)}
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
@@ -117,7 +117,7 @@ def tile_for(
     if kind == "half" and device.capability >= 90 and device.roomy and min(o, k) > 128:
         tile = Tile(*_HOPPER.get(beside, tile))
         wide = Tile(*_DESCRIBED.get(beside, tile))
-        if described and (beside == 0 or o % wide.o == k % wide.k == 0):
+        if described and (wide.warps == 8 or o % wide.o == k % wide.k == 0):
             tile = wide
     if not device.roomy:
         tile = tile._replace(t=min(tile.t, 32))

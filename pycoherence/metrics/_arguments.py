@@ -1,4 +1,4 @@
-"""What every metric asks of its arguments: floats or tensors in, the same kind out."""
+"""Checks that every metric makes of its arguments: floats or tensors in, the same kind out."""
 
 import operator
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 Number = TypeVar("Number", float, Tensor)
 
 EXAMPLES = "the number of examples behind the sums"
-"""What `n` means to most of them."""
+"""The meaning of `n` to most of them."""
 
 
 def to_tensor(caller: str, name: str, value: float | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What single examples, and groups of them, add to the step along the mean gradient."""
+"""The part of single examples, and groups of them, in the step along the mean gradient."""
 
 from torch import Tensor
 

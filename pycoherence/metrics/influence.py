@@ -1,4 +1,4 @@
-"""What a step does to a loss, to first order, from dot products of gradients."""
+"""The change of a loss by a step, to first order, from dot products of gradients."""
 
 from collections.abc import Sequence
 

@@ -68,7 +68,7 @@ def forced_backend() -> str | None:
 
 
 def build_record() -> dict[str, Any]:
-    """What the installation built, as `setup.py` wrote it down; empty if it left no record."""
+    """The record of `setup.py` on what the installation built; empty if it left none."""
     path = _PACKAGE / "_build.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -61,7 +61,7 @@ def patches(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """What each output position sees: `[B, I, *S]` to `[B, I, *S_out, *kernel_size]`."""
+    """The patch that each output position sees: `[B, I, *S]` to `[B, I, *S_out, *kernel_size]`."""
     x = F.pad(x, [side for p in reversed(padding) for side in (p, p)])
     for dim, (k, step, d) in enumerate(zip(kernel_size, stride, dilation, strict=True), start=2):
         x = x.unfold(dim, d * (k - 1) + 1, step)[..., ::d]

@@ -1,4 +1,4 @@
-"""What was wrong with the arguments of a call that failed, in words."""
+"""Finds words for what was wrong with the arguments of a call that failed."""
 
 from typing import Any
 

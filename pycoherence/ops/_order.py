@@ -1,4 +1,4 @@
-"""What every `*_order` op shares: checks, reference, fake kernel and samples."""
+"""The parts that every `*_order` op shares: checks, reference, fake kernel and samples."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod

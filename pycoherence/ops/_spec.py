@@ -1,4 +1,4 @@
-"""What an op is: its schema, its slow truth, and what its fast paths accept."""
+"""The description of an op: its schema, its slow truth, and what its fast paths accept."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Outputs = Tensor | tuple[Tensor | None, ...]
-"""What an op returns; `None` stands for an output that was not asked for."""
+"""The result of an op; `None` stands for an output that was not asked for."""
 
 
 @dataclass(frozen=True)

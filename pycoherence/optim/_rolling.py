@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 
 
 class Rolling(Optimizer):
-    """What RM3, M3 and RA3 share; only how three gradients become one step is theirs.
+    """The part that RM3, M3 and RA3 share; only how three gradients become one step is theirs.
 
     Each parameter counts the gradients of its own: one that was added late, or had none for a
     while, waits for three.

@@ -72,13 +72,13 @@ class RA3(Rolling):
         )
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        """As `Rolling.combine`."""
+        """See `Rolling.combine`."""
         return (a + b).add_(c).div_(3)
 
     def foreach_combine(
         self, a: list[Tensor], b: list[Tensor], c: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """As `Rolling.foreach_combine`."""
+        """See `Rolling.foreach_combine`."""
         total = torch._foreach_add(a, b)
         torch._foreach_add_(total, c)
         torch._foreach_div_(total, 3)

@@ -71,11 +71,11 @@ class RM3(Rolling):
         )
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        """As `Rolling.combine`."""
+        """See `Rolling.combine`."""
         return median3(a, b, c)
 
     def foreach_combine(
         self, a: list[Tensor], b: list[Tensor], c: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """As `Rolling.foreach_combine`."""
+        """See `Rolling.foreach_combine`."""
         return foreach_median3(a, b, c)

@@ -18,7 +18,7 @@ from pycoherence.statistics import Batch
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
 class Choice:
-    """What a rule makes of the examples, where their gradients are.
+    """The decision of a rule on the examples, on the device of their gradients.
 
     Attributes:
         weights: `[B]`, float64; NaN where there is no choice.
@@ -74,7 +74,7 @@ class GramRule(Rule):
 
     @property
     def carries(self) -> Centre | None:
-        """What it keeps from one batch to the next."""
+        """The state that it keeps from one batch to the next."""
         return None
 
     def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
@@ -89,7 +89,7 @@ class GramRule(Rule):
         return factors.weighted_sum((choice.weights * share).to(factors.device))
 
     def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
-        """What is added to the mean, of the parameter's shape, in accumulation dtype.
+        """A tensor to add to the mean, of the parameter's shape, in accumulation dtype.
 
         Args:
             parameter: What it is for.

@@ -1,4 +1,4 @@
-"""What every robust rule says of itself."""
+"""The declarations that every robust rule makes of itself."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Per = Literal["network", "parameter"]
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
 class Decision:
-    """What a rule did to some parameters; `None` where it has no such thing.
+    """The report of a rule on some parameters; `None` where it has no such thing.
 
     Attributes:
         weights: `[B]`, float64, of a rule that weighs whole examples: the robust mean is
@@ -35,7 +35,7 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
 class Report:
-    """What a rule did to one batch.
+    """The report of a rule on one batch.
 
     Attributes:
         batch_size: `B`.

@@ -16,7 +16,7 @@ from pycoherence.sites import Site, norm_rows
 from pycoherence.statistics import Batch
 
 Needs = Literal["sq_norms", "gram", "distances"]
-"""What a rule has to know; distances are differences of dot products, and may cancel."""
+"""The needs of a rule; distances are differences of dot products, and may cancel."""
 
 # Below this share of their squared norms a squared distance of float32 products is too inexact.
 _CANCELS = 2.0**-10
@@ -49,7 +49,7 @@ class Space:
 
     @property
     def sq_norms(self) -> Tensor:
-        """Of the examples, `[B]`."""
+        """The squared norms of the examples, `[B]`."""
         norms = self.gram if self.gram.dim() == 1 else self.gram.diagonal()
         return norms[: self.batch_size]
 
@@ -159,7 +159,7 @@ def _sq_norm(v: Tensor) -> Tensor:
 
 
 def _device(factors: Mapping[str, Factors], centre: Mapping[str, Tensor] | None) -> torch.device:
-    """Where the points are: with the first parameter, if these are in several places."""
+    """The device of the points: that of the first parameter, if these are in several places."""
     return next(x.device for x in chain(factors.values(), (centre or {}).values()))
 
 

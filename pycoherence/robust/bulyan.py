@@ -64,18 +64,18 @@ class Bulyan(GramRule):
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         if n >= self.least:
             return None
         return f"needs a batch of 4f + 3 = {self.least} examples or more"
 
     @property
     def least(self) -> int:
-        """As `GramRule.least`."""
+        """See `GramRule.least`."""
         return 4 * self.f + 3
 
     def choose(self, space: Space) -> Choice:
-        """As `GramRule.choose`."""
+        """See `GramRule.choose`."""
         left, chosen = Neighbours.of(space), list[Tensor]()
         for _ in range(space.batch_size - 2 * self.f):
             if chosen:
@@ -87,7 +87,7 @@ class Bulyan(GramRule):
         return Choice(weights, chosen=torch.where(runs, rounds, -1))
 
     def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
-        """As `GramRule.mean`."""
+        """See `GramRule.mean`."""
         # How many rows are ordered the host has to know, which it does unless some were left out.
         chosen = choice.decision.chosen if drop else choice.chosen
         if chosen is None:

@@ -73,15 +73,15 @@ class CenteredClip(GramRule):
 
     @property
     def carries(self) -> Centre | None:
-        """As `GramRule.carries`."""
+        """See `GramRule.carries`."""
         return self.centre
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return None
 
     def choose(self, space: Space) -> Choice:
-        """As `GramRule.choose`."""
+        """See `GramRule.choose`."""
         weights = torch.zeros_like(space.gram[-1])
         weights[-1] = 1
         distances = weights[:-1]

@@ -1,4 +1,4 @@
-"""What is carried from one batch to the next."""
+"""The centre that is carried from one batch to the next."""
 
 from collections.abc import Mapping
 

@@ -62,11 +62,11 @@ class GAF(GramRule):
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return None
 
     def choose(self, space: Space) -> Choice:
-        """As `GramRule.choose`."""
+        """See `GramRule.choose`."""
         weights, taken = gram_filter(space.gram, space.kept, self.threshold)
         indices = torch.arange(space.batch_size, device=weights.device)
         return Choice(weights, chosen=torch.where(taken > 0, indices, -1))

@@ -62,11 +62,11 @@ class GeometricMedian(GramRule):
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return None
 
     def choose(self, space: Space) -> Choice:
-        """As `GramRule.choose`."""
+        """See `GramRule.choose`."""
         weights, iterations = gram_median(
             space.gram, space.kept, self.nu, self.tolerance, self.iterations
         )

@@ -64,7 +64,7 @@ class Krum(GramRule):
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         if n >= self.least:
             return None
         if self.m > 2 * self.f + 3:
@@ -73,11 +73,11 @@ class Krum(GramRule):
 
     @property
     def least(self) -> int:
-        """As `GramRule.least`."""
+        """See `GramRule.least`."""
         return max(2 * self.f + 3, self.m)
 
     def choose(self, space: Space) -> Choice:
-        """As `GramRule.choose`."""
+        """See `GramRule.choose`."""
         scores = Neighbours.of(space).scores(self.f)
         chosen = scores.argsort(stable=True)[: self.m]
         weights = torch.zeros_like(scores).index_fill_(0, chosen, 1 / self.m)
@@ -86,7 +86,7 @@ class Krum(GramRule):
 
 @dataclass
 class Neighbours:
-    """Of each example the others, the nearest first.
+    """For each example the others, the nearest first.
 
     Attributes:
         sq_distances: `[B, B - 1]`, infinite to those that are left out.

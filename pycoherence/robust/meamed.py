@@ -45,11 +45,11 @@ class MeaMed(CoordinateRule):
 
     @property
     def order(self) -> tuple[str, float]:
-        """As `CoordinateRule.order`."""
+        """See `CoordinateRule.order`."""
         return "meamed", self.k
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         if self.k < n:
             return None
         return f"leaves out k = {self.k} values, for which a batch needs more examples"

@@ -37,9 +37,9 @@ class Median(CoordinateRule):
 
     @property
     def order(self) -> tuple[str, float]:
-        """As `CoordinateRule.order`."""
+        """See `CoordinateRule.order`."""
         return "lower_median" if self.lower else "median", 0
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return None

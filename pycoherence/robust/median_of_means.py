@@ -46,11 +46,11 @@ class MedianOfMeans(CoordinateRule):
 
     @property
     def order(self) -> tuple[str, float]:
-        """As `CoordinateRule.order`."""
+        """See `CoordinateRule.order`."""
         return "median_of_means", self.groups
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         if self.groups <= n:
             return None
         return f"makes {self.groups} groups, for which a batch needs as many examples"

@@ -74,18 +74,18 @@ class NormClip(GramRule):
         check_per(self.per)
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return None
 
     def choose(self, space: Space) -> Choice:
-        """As `GramRule.choose`."""
+        """See `GramRule.choose`."""
         norms = space.sq_norms.sqrt()
         weights = (self.max_norm / norms).clamp(max=1) / space.batch_size
         clipped = (norms > self.max_norm).double().sum() / space.batch_size
         return Choice(weights, clipped=clipped)
 
     def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
-        """As `GramRule.noise`."""
+        """See `GramRule.noise`."""
         if not self.noise_multiplier:
             return None
         dtype, device = accumulate_dtype(parameter.dtype), parameter.device

@@ -50,14 +50,14 @@ class SignAgreement(CoordinateRule):
 
     @property
     def order(self) -> tuple[str, float]:
-        """As `CoordinateRule.order`."""
+        """See `CoordinateRule.order`."""
         return "sign_agreement", self.threshold
 
     @property
     def counts(self) -> bool:
-        """As `CoordinateRule.counts`."""
+        """See `CoordinateRule.counts`."""
         return True
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return None

@@ -81,13 +81,13 @@ class Winsorized(CoordinateRule):
 
     @property
     def order(self) -> tuple[str, float]:
-        """As `CoordinateRule.order`."""
+        """See `CoordinateRule.order`."""
         return "winsorized_mean", self.k
 
     def refusal(self, n: int) -> str | None:
-        """As `Rule.refusal`."""
+        """See `Rule.refusal`."""
         return clip_refusal(self.k, n)
 
     def clipped(self, n: int) -> float | None:
-        """As `CoordinateRule.clipped`."""
+        """See `CoordinateRule.clipped`."""
         return 2 * self.k / n

@@ -106,7 +106,7 @@ class FactoredSite:
         coef: Tensor | None = None,
         direction: Tensor | None = None,
     ) -> Reduced:
-        """As `Site.reduce`."""
+        """See `Site.reduce`."""
         op, args = self.reduce_call(want, coef, direction)
         # Past the checks of the op's arguments: a site's are right as they are.
         return self.reduced(execute(op, *args))
@@ -125,13 +125,13 @@ class FactoredSite:
         return out if self.shape is None else shaped(out, self.shape)
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
-        """As `Site.order`."""
+        """See `Site.order`."""
         op = f"{self.family}_order"
         out = order(op, len(self.g), *self.head(), rule=rule, k=k, drop=drop)
         return out if self.shape is None else out.view(tuple(self.shape))
 
     def rows(self) -> Tensor:
-        """As `Site.rows`."""
+        """See `Site.rows`."""
         rows = self.chunks().joined()
         return rows if self.shape is None else rows.view(len(rows), *self.shape)
 
@@ -143,11 +143,11 @@ class FactoredSite:
         return replace(self, shape=None if shape == self.op_shape else shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As `Site.tensors`: by field."""
+        """See `Site.tensors`: by field."""
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     def with_tensors(self: F, tensors: Mapping[str, Tensor]) -> F:
-        """As `Site.with_tensors`."""
+        """See `Site.with_tensors`."""
         return replace(self, **tensors)
 
 

@@ -33,29 +33,29 @@ class AffineSite(FactoredSite):
 
     @property
     def op_shape(self) -> tuple[int, ...]:
-        """As `FactoredSite.op_shape`."""
+        """See `FactoredSite.op_shape`."""
         return (self.g.shape[2],)
 
     def head(self) -> tuple[Any, ...]:
-        """As `FactoredSite.head`."""
+        """See `FactoredSite.head`."""
         return self.g, self.x, self.mean, self.rstd
 
     def chunks(self) -> Chunks:
-        """As `FactoredSite.chunks`."""
+        """See `FactoredSite.chunks`."""
         return materialise(*self.head())
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
-        """As `Site.order`, of rows `[B, C]`."""
+        """See `Site.order`, of rows `[B, C]`."""
         rows = self.chunks().joined()
         out = order("dense_order", len(rows), rows, rule=rule, k=k, drop=drop)
         return out if self.shape is None else out.view(tuple(self.shape))
 
     def norm_rows(self) -> tuple[Tensor, ...]:
-        """As `norm_rows` of all sites: a shift that sees one position."""
+        """See `norm_rows` of all sites: a shift that sees one position."""
         return (self.g[:, 0],) if self.x is None and self.g.shape[1] == 1 else ()
 
     def grouped(self, n: int) -> "AffineSite":
-        """As `Site.grouped`."""
+        """See `Site.grouped`."""
         rows = self.g.shape[:2]
         groups = {
             # What all positions of all examples share stays broadcast.
@@ -65,7 +65,7 @@ class AffineSite(FactoredSite):
         return replace(self, **groups)
 
     def with_others(self, others: Sequence["AffineSite"]) -> "AffineSite | None":
-        """As `Site.with_others`, of shifts; scales have factors of their own."""
+        """See `Site.with_others`, of shifts; scales have factors of their own."""
         sites = [self, *others]
         shape = self.parameter_shape
         if any(site.x is not None or site.parameter_shape != shape for site in sites):

@@ -39,20 +39,20 @@ class ConvSite(FactoredSite):
 
     @property
     def op_shape(self) -> tuple[int, ...]:
-        """As `FactoredSite.op_shape`."""
+        """See `FactoredSite.op_shape`."""
         return self.g.shape[1], self.x.shape[1] // self.groups, *self.kernel_size
 
     def head(self) -> tuple[Any, ...]:
-        """As `FactoredSite.head`."""
+        """See `FactoredSite.head`."""
         options = (self.kernel_size, self.stride, self.padding, self.dilation)
         return (self.x, self.g, *map(list, options), self.groups)
 
     def chunks(self) -> Chunks:
-        """As `FactoredSite.chunks`."""
+        """See `FactoredSite.chunks`."""
         return materialise(*self.head())
 
     def grouped(self, n: int) -> "ConvSite":
-        """As `Site.grouped`: the examples are one more spatial dimension, with a kernel of one."""
+        """See `Site.grouped`: the examples are one more spatial dimension, with a kernel of one."""
         return replace(
             self,
             x=_stacked(self.x, n),
@@ -65,7 +65,7 @@ class ConvSite(FactoredSite):
         )
 
     def with_others(self, others: Sequence["ConvSite"]) -> "ConvSite | None":
-        """As `Site.with_others`: none, since images of several sizes have no common factors."""
+        """See `Site.with_others`: none, since images of several sizes have no common factors."""
         return None
 
 

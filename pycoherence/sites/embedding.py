@@ -35,26 +35,26 @@ class EmbeddingSite(FactoredSite):
 
     @property
     def op_shape(self) -> tuple[int, ...]:
-        """As `FactoredSite.op_shape`."""
+        """See `FactoredSite.op_shape`."""
         return self.num_embeddings, self.g.shape[-1]
 
     def head(self) -> tuple[Any, ...]:
-        """As `FactoredSite.head`."""
+        """See `FactoredSite.head`."""
         padding = -1 if self.padding_idx is None else self.padding_idx
         return (self.ids.flatten(1), positions_last(self.g), self.num_embeddings, padding)
 
     def chunks(self) -> Chunks:
-        """As `FactoredSite.chunks`."""
+        """See `FactoredSite.chunks`."""
         ids, g = self.ids.flatten(1).long(), positions_last(self.g)
         return materialise(ids, g, self._padded(), self.num_embeddings)
 
     def grouped(self, n: int) -> "EmbeddingSite":
-        """As `Site.grouped`."""
+        """See `Site.grouped`."""
         ids, g = joined(self.ids.flatten(1), n), joined(positions_last(self.g), n)
         return replace(self, ids=ids, g=g)
 
     def with_others(self, others: Sequence["EmbeddingSite"]) -> "EmbeddingSite | None":
-        """As `Site.with_others`: further lookups of the same examples."""
+        """See `Site.with_others`: further lookups of the same examples."""
         sites = [self, *others]
         tables = {(site.padding_idx, site.parameter_shape, site.op_shape) for site in sites}
         if len(tables) > 1:

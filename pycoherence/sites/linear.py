@@ -30,29 +30,29 @@ class LinearSite(FactoredSite):
 
     @property
     def op_shape(self) -> tuple[int, ...]:
-        """As `FactoredSite.op_shape`."""
+        """See `FactoredSite.op_shape`."""
         return self.g.shape[-1], self.x.shape[-1]
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """As `FactoredSite.head`."""
+        """See `FactoredSite.head`."""
         return positions_last(self.x), positions_last(self.g)
 
     def chunks(self) -> Chunks:
-        """As `FactoredSite.chunks`."""
+        """See `FactoredSite.chunks`."""
         return materialise(*self.head())
 
     def norm_rows(self) -> tuple[Tensor, ...]:
-        """As `norm_rows` of all sites; in float64 squares of rows would leave the range alone."""
+        """See `norm_rows` of all sites; in float64 squares of rows would leave the range alone."""
         x, g = self.head()
         return () if x.shape[1] != 1 or x.dtype == torch.float64 else (x[:, 0], g[:, 0])
 
     def grouped(self, n: int) -> "LinearSite":
-        """As `Site.grouped`."""
+        """See `Site.grouped`."""
         x, g = self.head()
         return replace(self, x=joined(x, n), g=joined(g, n))
 
     def with_others(self, others: Sequence["LinearSite"]) -> "LinearSite | None":
-        """As `Site.with_others`: further positions of the same examples."""
+        """See `Site.with_others`: further positions of the same examples."""
         sites = [self, *others]
         shapes = {(site.parameter_shape, site.op_shape) for site in sites}
         if len(shapes) > 1:

@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     @property
     def region(self) -> Region:
-        """Where the part lies."""
+        """The place of the part."""
         return Region(self.size, self.stride, self.offset)
 
 
@@ -60,7 +60,7 @@ class PartsSite:
         coef: Tensor | None = None,
         direction: Tensor | None = None,
     ) -> Reduced:
-        """As `Site.reduce`."""
+        """See `Site.reduce`."""
         if direction is not None:
             direction = direction.contiguous()
         found = [
@@ -74,15 +74,15 @@ class PartsSite:
         return Reduced(*(self._together(name, found) for name in Reduced._fields))
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
-        """As `Site.order`; where all examples have a zero, every rule gives zero."""
+        """See `Site.order`; where all examples have a zero, every rule gives zero."""
         return self._filled([part.site.order(rule, k, drop) for part in self.parts])
 
     def grouped(self, n: int) -> "PartsSite":
-        """As `Site.grouped`."""
+        """See `Site.grouped`."""
         return self._with_sites([part.site.grouped(n) for part in self.parts])
 
     def rows(self) -> Tensor:
-        """As `Site.rows`."""
+        """See `Site.rows`."""
         found = [part.site.rows() for part in self.parts]
         out = found[0].new_zeros(len(found[0]), *self.shape)
         for part, rows in zip(self.parts, found, strict=True):
@@ -90,7 +90,7 @@ class PartsSite:
         return out
 
     def with_others(self, others: Sequence["PartsSite"]) -> "PartsSite | None":
-        """As `Site.with_others`: none if regions overlap that are not the same."""
+        """See `Site.with_others`: none if regions overlap that are not the same."""
         if any(site.shape != self.shape for site in others):
             return None
         uses = defaultdict[Region, list[Site]](list)
@@ -114,7 +114,7 @@ class PartsSite:
         return found[0].with_others(found[1:]) if len(found) == len(blocks) else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """As `Site.tensors`: those of part 0 begin with `0.`, and so on."""
+        """See `Site.tensors`: those of part 0 begin with `0.`, and so on."""
         return {
             f"{i}.{name}": x
             for i, part in enumerate(self.parts)
@@ -122,7 +122,7 @@ class PartsSite:
         }
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "PartsSite":
-        """As `Site.with_tensors`."""
+        """See `Site.with_tensors`."""
         return self._with_sites(
             [part.site.with_tensors(nested(tensors, f"{i}.")) for i, part in enumerate(self.parts)]
         )

@@ -40,7 +40,7 @@ class ShiftedSite:
         coef: Tensor | None = None,
         direction: Tensor | None = None,
     ) -> Reduced:
-        """As `Site.reduce`."""
+        """See `Site.reduce`."""
         found = self._by_factors([x for x in want if x not in _BY_ROWS], coef, direction)
         by_rows = [name for name in want if name in _BY_ROWS]
         if by_rows:
@@ -49,31 +49,31 @@ class ShiftedSite:
         return found
 
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
-        """As `Site.order`, of rows."""
+        """See `Site.order`, of rows."""
         return of_rows(self.rows()).order(rule, k, drop)
 
     def grouped(self, n: int) -> "ShiftedSite":
-        """As `Site.grouped`."""
+        """See `Site.grouped`."""
         coef = self.coef.unflatten(0, (len(self.coef) // n, n)).sum(1)
         return replace(self, site=self.site.grouped(n), coef=coef)
 
     def rows(self) -> Tensor:
-        """As `Site.rows`."""
+        """See `Site.rows`."""
         rows = self.site.rows()
         coef = self.coef.to(rows.dtype).view(-1, *[1] * self.direction.dim())
         return (rows * self.scale.to(rows.dtype)).addcmul_(coef, self.direction.to(rows.dtype))
 
     def with_others(self, others: Sequence["ShiftedSite"]) -> "ShiftedSite | None":
-        """As `Site.with_others`: none, since others are moved along directions of their own."""
+        """See `Site.with_others`: none, since others are moved along directions of their own."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """As `Site.tensors`: those of the site inside begin with `site.`."""
+        """See `Site.tensors`: those of the site inside begin with `site.`."""
         own = {"scale": self.scale, "coef": self.coef, "direction": self.direction}
         return own | {f"site.{name}": x for name, x in self.site.tensors().items()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "ShiftedSite":
-        """As `Site.with_tensors`."""
+        """See `Site.with_tensors`."""
         inner = nested(tensors, "site.")
         own = {name: x for name, x in tensors.items() if name.removeprefix("site.") not in inner}
         return replace(self, site=self.site.with_tensors(inner), **own)
@@ -81,7 +81,7 @@ class ShiftedSite:
     def _by_factors(
         self, want: Sequence[str], coef: Tensor | None, direction: Tensor | None
     ) -> Reduced:
-        """What reductions of `site` tell: products of two sums, multiplied out in float64."""
+        """The answers of reductions of `site`: products of two sums, multiplied out in float64."""
         if not want:
             return Reduced()
         across = any(name in want for name in _WITH_M)

@@ -1,4 +1,4 @@
-"""What can be asked of a backward pass, and what is made of the answers."""
+"""Statistics: requests to a backward pass, and what is made of the answers."""
 
 from pycoherence.statistics._parameter import ParameterRecord, provider
 from pycoherence.statistics._statistic import Batch, Statistic, combine

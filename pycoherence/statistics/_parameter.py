@@ -1,4 +1,4 @@
-"""What a record says of one parameter."""
+"""The part of a record on one parameter."""
 
 from collections.abc import Mapping, Sequence
 

@@ -65,11 +65,11 @@ class Dots(Statistic):
 
     @property
     def outputs(self) -> Mapping[str, Shape]:
-        """As `Statistic.outputs`."""
+        """See `Statistic.outputs`."""
         return {"sum_dots" if isinstance(self.direction, str) else "dots": per_example}
 
     def directions(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """As `Statistic.directions`."""
+        """See `Statistic.directions`."""
         if isinstance(self.direction, str):
             return {}
         unknown = sorted(self.direction.keys() - parameters.keys())
@@ -89,7 +89,7 @@ class Dots(Statistic):
         return {name: value.detach() for name, value in self.direction.items()}
 
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
-        """As `Statistic.read`."""
+        """See `Statistic.read`."""
         if isinstance(self.direction, str):
             return raw["sum_dots"] * (batch.share**2 / max(batch.size, 1))
         return raw["dots"] * batch.share

@@ -42,9 +42,9 @@ class Gram(Statistic):
 
     @property
     def outputs(self) -> Mapping[str, Shape]:
-        """As `Statistic.outputs`."""
+        """See `Statistic.outputs`."""
         return {"gram": per_pair}
 
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
-        """As `Statistic.read`."""
+        """See `Statistic.read`."""
         return raw["gram"] * batch.share**2

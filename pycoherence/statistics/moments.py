@@ -43,11 +43,11 @@ class Moments(Statistic):
 
     @property
     def outputs(self) -> Mapping[str, Shape]:
-        """As `Statistic.outputs`."""
+        """See `Statistic.outputs`."""
         return {"weighted_sum": like_parameter, "second_moment": like_parameter}
 
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
-        """As `Statistic.read`."""
+        """See `Statistic.read`."""
         if result == "first_moment":
             return raw["weighted_sum"] * (batch.share / max(batch.size, 1))
         return raw["second_moment"] * (batch.share**2 / max(batch.size, 1))

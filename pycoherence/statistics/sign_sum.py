@@ -41,9 +41,9 @@ class SignSum(Statistic):
 
     @property
     def outputs(self) -> Mapping[str, Shape]:
-        """As `Statistic.outputs`."""
+        """See `Statistic.outputs`."""
         return {"sign_sum": like_parameter}
 
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
-        """As `Statistic.read`."""
+        """See `Statistic.read`."""
         return raw["sign_sum"].clone()

@@ -31,11 +31,11 @@ class SqNorms(Statistic):
 
     @property
     def outputs(self) -> Mapping[str, Shape]:
-        """As `Statistic.outputs`."""
+        """See `Statistic.outputs`."""
         return {"sq_norms": per_example}
 
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
-        """As `Statistic.read`."""
+        """See `Statistic.read`."""
         norms = raw["sq_norms"] if "sq_norms" in raw else raw["gram"].diagonal()
         return norms * batch.share**2
 

@@ -28,7 +28,7 @@ def layers(model: nn.Module) -> dict[str, str]:
 
 
 def example_sums(model: nn.Module, sample: Data) -> dict[str, Sums]:
-    """Of the examples' gradients in the whole network and in its `layers`, in one pass."""
+    """Dots and norms of the examples' gradients, in the whole network and in its `layers`."""
     with pc.collect(model, pc.SqNorms(), pc.Dots("mean")) as record:
         loss(model, (sample.images, sample.labels)).backward()
     model.zero_grad()
@@ -69,7 +69,7 @@ def of_examples(sums: dict[str, Sums]) -> Measured:
 
 
 def of_batches(grams: dict[str, Tensor], size: int, n: int) -> Measured:
-    """What the m-coherence of `n` examples would be, from the gradients of their mini-batches."""
+    """An estimate of the m-coherence of `n` examples from the gradients of their mini-batches."""
     found = Measured()
     for part, gram in grams.items():
         value, _, low, high = metrics.alpha_interval(gram.mean(1), gram.diagonal())
@@ -98,7 +98,7 @@ def of_subsamples(sums: Sums, gram: Tensor, size: int, batches: int) -> Measured
 
 
 def batch_size(data: Data) -> int:
-    """Of training and of the mini-batches that are measured: 100, or a quarter of few examples."""
+    """The batch size of training and of what is measured: 100, or a quarter of few examples."""
     return max(1, min(100, len(data.labels) // 4))
 
 

@@ -9,7 +9,7 @@ from pycoherence import metrics
 from pycoherence.studies.measures import Measured, first
 
 Course = Sequence[Measured]
-"""What was measured of one training, in the order of its steps."""
+"""The measurements of one training, in the order of its steps."""
 
 
 def rise(course: Course, key: str = "whole") -> tuple[int, int]:
@@ -24,7 +24,7 @@ def rise(course: Course, key: str = "whole") -> tuple[int, int]:
 
 
 def peak(course: Course) -> Measured:
-    """Where the largest rise ends."""
+    """The end of the largest rise."""
     return course[rise(course)[1]]
 
 

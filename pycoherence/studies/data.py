@@ -42,7 +42,7 @@ class Data:
     classes: int
 
     def __str__(self) -> str:
-        """What there is, in a line."""
+        """A summary in a line."""
         return (
             f"{self.name}: {len(self.labels)} images to train on and {len(self.test_labels)} to "
             f"test on, each {list(self.images.shape[1:])}, in {self.classes} classes"
@@ -164,7 +164,7 @@ class _Arrays(pickle.Unpickler):
         super().__init__(file, encoding=encoding)
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """As `pickle.Unpickler.find_class`."""
+        """See `pickle.Unpickler.find_class`."""
         needed = {"_reconstruct", "ndarray", "dtype", "encode"}
         if module_name.partition(".")[0] in {"numpy", "_codecs"} and global_name in needed:
             return super().find_class(module_name, global_name)

@@ -47,7 +47,7 @@ def half_way(history: Sequence[Measured]) -> Measured:
 
 
 def divide(data: Data, right: str, *, alike: bool, seed: int) -> dict[str, Data]:
-    """As many easy, hard and random training examples, three quarters of each to train on.
+    """Easy, hard and random training examples, as many of each, three quarters of them to train on.
 
     The others are their test sets. Nothing is to train on in one set and to test in another.
 
@@ -142,7 +142,7 @@ def tests(model: nn.Module, data: Data) -> Measured:
 def tested(
     sets: Sequence[Mapping[str, Data]], found: Mapping[str, Sequence[Sequence[Measured]]]
 ) -> dict[str, list[list[Measured]]]:
-    """What `tests` found with each seed of each kind, as accuracies on all kinds and `original`."""
+    """The findings of `tests` by kind and seed, as accuracies on all kinds and `original`."""
     sizes = [len(kinds["easy"].test_labels) for kinds in sets]
     return {
         kind: [

@@ -116,7 +116,7 @@ def _merge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _direction(x: Tensor, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Of random unit vectors the one that keeps the points best apart, and where they lie on it."""
+    """The random unit vector that keeps the points best apart, and where they lie on it."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(count, x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
     drawn /= drawn.norm(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a study's network steps along: the ordinary gradient, or another of its batch."""
+"""Gradients that a study's network steps along: the ordinary one, or another of its batch."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,7 +34,7 @@ class Mean:
     """The ordinary gradient."""
 
     def fill(self, model: nn.Module, batch: Batch, data: Data) -> None:
-        """As `Gradient.fill`."""
+        """See `Gradient.fill`."""
         loss(model, batch).backward()
 
 
@@ -45,7 +45,7 @@ class Robust:
     rule: Rule
 
     def fill(self, model: nn.Module, batch: Batch, data: Data) -> None:
-        """As `Gradient.fill`."""
+        """See `Gradient.fill`."""
         with pc.aggregate(model, self.rule):
             loss(model, batch).backward()
 
@@ -55,7 +55,7 @@ class SignOfSum:
     """The sign of the ordinary gradient, coordinate by coordinate."""
 
     def fill(self, model: nn.Module, batch: Batch, data: Data) -> None:
-        """As `Gradient.fill`."""
+        """See `Gradient.fill`."""
         loss(model, batch).backward()
         for p in model.parameters():
             if p.grad is not None:
@@ -67,7 +67,7 @@ class SumOfSigns:
     """The sum of the signs of the per-example gradients, coordinate by coordinate."""
 
     def fill(self, model: nn.Module, batch: Batch, data: Data) -> None:
-        """As `Gradient.fill`."""
+        """See `Gradient.fill`."""
         with pc.collect(model, pc.SignSum()) as record:
             loss(model, batch).backward()
         for name, p in model.named_parameters():
@@ -86,7 +86,7 @@ class Splitting:
     conditional: bool = False
 
     def fill(self, model: nn.Module, batch: Batch, data: Data) -> None:
-        """As `Gradient.fill`; the test batch is drawn from torch's global random numbers."""
+        """See `Gradient.fill`; the test batch is drawn from torch's global random numbers."""
         images, labels = attacked(data)
         chosen = torch.randperm(len(labels))[: len(batch[1])].to(labels.device)
         outputs, labels = model(images[chosen]), labels[chosen]

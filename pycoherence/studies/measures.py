@@ -1,4 +1,4 @@
-"""What is found out about a network on the way, and how it is read afterwards."""
+"""Measures of a network on the way, and how they are read afterwards."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -13,7 +13,7 @@ from pycoherence.studies.data import Data
 from pycoherence.studies.gradients import attacked, held_out, loss
 
 Measured = dict[str, Any]
-"""What was found at the weights of one step, ready for JSON."""
+"""The findings at the weights of one step, ready for JSON."""
 
 
 @torch.no_grad()
@@ -79,17 +79,17 @@ def share(chosen: Tensor) -> float:
 
 
 def each_example(model: nn.Module, data: Data) -> Measured:
-    """As `accuracies`, and the `marks` of the training labels that are given, as `right`."""
+    """Do as `accuracies`; add the `marks` of the training labels that are given, as `right`."""
     return {**accuracies(model, data), "right": marks(correct(model, data.images, data.labels))}
 
 
 def marks(chosen: Tensor) -> str:
-    """What is true `[n]`, as n times 0 or 1, which is short in JSON."""
+    """Truth values `[n]`, as n times 0 or 1, which is short in JSON."""
     return "".join("01"[is_true] for is_true in chosen.tolist())
 
 
 def marked(marks: str) -> Tensor:
-    """What `marks` was made of."""
+    """The truth values that `marks` was made of."""
     return torch.tensor([mark == "1" for mark in marks], dtype=torch.bool)
 
 

@@ -28,7 +28,7 @@ class MLP:
     dropout: float = 0.0
 
     def build(self, data: Data) -> nn.Module:
-        """As `Network.build`."""
+        """See `Network.build`."""
         layers = OrderedDict[str, nn.Module](flatten=nn.Flatten())
         inputs = data.images[0].numel()
         for i, width in enumerate(self.widths, start=1):
@@ -53,7 +53,7 @@ class CNN:
     pooled: bool = True
 
     def build(self, data: Data) -> nn.Module:
-        """As `Network.build`."""
+        """See `Network.build`."""
         layers = OrderedDict[str, nn.Module]()
         inputs = data.images.shape[1]
         for i, width in enumerate(self.channels, start=1):
@@ -82,7 +82,7 @@ class Softmax:
     network: Network
 
     def build(self, data: Data) -> nn.Module:
-        """As `Network.build`."""
+        """See `Network.build`."""
         return nn.Sequential(OrderedDict(network=self.network.build(data), softmax=nn.Softmax(1)))
 
 
@@ -98,7 +98,7 @@ class ResNet:
     norm: Literal["group", "batch"] = "group"
 
     def build(self, data: Data) -> nn.Module:
-        """As `Network.build`."""
+        """See `Network.build`."""
         first, norm = self.channels[0], nn.BatchNorm2d if self.norm == "batch" else _norm
         layers = OrderedDict[str, nn.Module](conv=_conv(data.images.shape[1], first, 1))
         inputs = first

@@ -20,7 +20,7 @@ BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 """For two or three that have none; also to those who do not see colours."""
 
 LEAST_COHERENCE = 0.1
-"""Where logarithmic axes of m-coherence end."""
+"""The ends of logarithmic axes of m-coherence."""
 
 
 def panels(rows: int, columns: int, headline: str) -> tuple[Figure, list[Axes]]:

@@ -1,4 +1,4 @@
-"""What a study leaves: a report to read, its pictures, and all numbers."""
+"""The results of a study: a report to read, its pictures, and all numbers."""
 
 import json
 import platform
@@ -19,7 +19,7 @@ ROUGH = (
     "**A rough look:** one seed of small networks that are trained for a short time. It shows that "
     "the study works; what it finds, a run without `--quick` has to tell."
 )
-"""What heads the report of a rough look."""
+"""The heading of the report of a rough look."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """The settings and versions that the numbers were made with."""
     return {
         "python": platform.python_version(),
         "pycoherence": pc.__version__,

@@ -29,7 +29,7 @@ CODE = [
     inspect.getsource(module)
     for module in (augment, coherences, gradients, measures, models, trainer)
 ]
-"""What training does, as it was imported."""
+"""The function that trains, as it was imported."""
 
 Key = TypeVar("Key")
 
@@ -60,13 +60,13 @@ class Run:
 
 
 def train_each(plans: Mapping[Key, Sequence[Run]], folder: Path) -> dict[Key, list[list[Measured]]]:
-    """As `train`, what each plan's runs found by its name."""
+    """Do as `train`; give what each plan's runs found by its name."""
     found = iter(train([run for runs in plans.values() for run in runs], folder))
     return {key: [next(found) for _ in runs] for key, runs in plans.items()}
 
 
 def train(runs: Sequence[Run], folder: Path) -> list[list[Measured]]:
-    """What each run found, in their order.
+    """The findings of each run, in their order.
 
     What is done is kept in `folder` and not done again. A run that was cut off goes on from its
     last checkpoint and finds the same.

@@ -1,4 +1,4 @@
-"""What a study is told."""
+"""The settings of a study."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from pycoherence.studies.data import Data
 
 @dataclass(frozen=True)
 class Settings:
-    """What a study is told.
+    """The settings of a study.
 
     Attributes:
         data: The data set, on the device to train on.

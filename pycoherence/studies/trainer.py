@@ -58,7 +58,7 @@ class Recipe:
         return {0, *(round(last ** (i / n)) for i in range(n + 1)), *late}
 
     def gradient_at(self, step: int) -> Gradient:
-        """What to step along next after so many steps."""
+        """The gradient to step along next after so many steps."""
         return self.switch[1] if self.switch and step >= self.switch[0] else self.gradient
 
     def stepper(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -113,7 +113,7 @@ def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mask(c: CallContext, a: SimpleNamespace, q: Tensor, source: int) -> Tensor | None:
-    """What is added to the scores `[B, heads, T, source]`."""
+    """The mask that is added to the scores `[B, heads, T, source]`."""
     total = None
     if a.is_causal and a.key_padding_mask is None and not a.need_weights:
         return None

@@ -17,7 +17,7 @@ Cell = Callable[[Tensor, Tensor, State], State]
 
 
 class Weights(NamedTuple):
-    """Of one layer in one direction; those of input and hidden state, then that of projections."""
+    """The weights of a layer in one direction: of input and hidden state, then of projections."""
 
     ih: Tensor
     hh: Tensor
@@ -77,7 +77,7 @@ def _weights(parameters: Sequence[Tensor], runs: int, *, biases: bool) -> list[W
 
 
 class Form(NamedTuple):
-    """What a recurrent layer is called with after its parameters."""
+    """The arguments of a recurrent layer after its parameters."""
 
     has_biases: bool
     num_layers: int
@@ -88,7 +88,7 @@ class Form(NamedTuple):
 
     @property
     def directions(self) -> int:
-        """Of each layer."""
+        """The number of directions of each layer."""
         return 2 if self.bidirectional else 1
 
 

@@ -28,7 +28,7 @@ SAMPLE = 2000
 PERMUTATIONS = 20
 
 Found = Mapping[tuple[str, float], list[list[Measured]]]
-"""What was measured with each seed, by what was stepped along and the noise."""
+"""The measurements with each seed, by what was stepped along and the noise."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def plan(settings: Settings, recipe: Recipe, name: str, noise: float) -> list[Ru
 
 
 def steps(data: Data, epochs: int) -> int:
-    """Of batches of 100; no more than in the paper."""
+    """The number of steps, of batches of 100; no more than in the paper."""
     return min(epochs * max(1, len(data.labels) // 100), 100_000)
 
 
@@ -198,7 +198,7 @@ def shares_row(seeds: list[list[Measured]]) -> list[str]:
 
 
 def report_robust(report: Report, found: Found, classes: int) -> None:
-    """What robust gradients keep from being learned."""
+    """The labels that robust gradients keep from being learned."""
     report.text(
         "## Robust gradients\n\nWinsorized gradients clip, at each coordinate, the k lowest and "
         "the k highest values of a batch of 100; k = 0 is SGD. Overfit is training less test "

@@ -26,7 +26,7 @@ LR, MOMENTUM = 0.05, 0.9
 PARTS = {"first": BLUE, "middle": "#009e73", "last": VERMILION}
 
 Found = Mapping[tuple[str, float], list[list[Measured]]]
-"""What was measured with each seed, by network and share of random labels."""
+"""The measurements with each seed, by network and share of random labels."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def plan(settings: Settings, scale: Scale) -> dict[tuple[str, float], list[Run]]
 
 
 def kind(noise: float) -> str:
-    """What the labels are."""
+    """The name of labels with so much noise."""
     return {0.0: "true", 1.0: "random"}.get(noise, f"{noise:.0%} random")
 
 
@@ -134,7 +134,7 @@ def report_course(report: Report, found: Found) -> None:
 
 
 def course_row(seeds: Sequence[Sequence[Measured]]) -> list[str]:
-    """Where coherence starts, falls to, rises to and ends."""
+    """The coherence at its start, its minimum, its maximum after that, and its end."""
     rises = [courses.rise(run) for run in seeds]
     turns = [[run[ends[i]] for run, ends in zip(seeds, rises, strict=True)] for i in (0, 1)]
     cells = [spread([run[0]["whole"] for run in seeds])]
@@ -173,7 +173,7 @@ def report_layers(report: Report, found: Found) -> None:
 
 
 def report_estimates(report: Report, found: Found, size: int, n: int) -> None:
-    """What mini-batches and subsamples say instead."""
+    """The answers of mini-batches and subsamples instead."""
     sizes, rows, means = [size * batches for batches in coherences.SUBSAMPLES], [], []
     for (name, noise), seeds in found.items():
         every = [at for run in seeds for at in run]

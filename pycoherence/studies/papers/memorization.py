@@ -38,7 +38,7 @@ INPUT_NOISE = 0.1
 Key = tuple[str, str, float]
 """Part of the study; network, gradient or images; share."""
 Found = Mapping[Key, list[list[Measured]]]
-"""What was measured with each seed."""
+"""The measurements with each seed."""
 
 HALVES = {"train": ("training", BLUE), "attacked": ("attacked", VERMILION)}
 HALVES["held_out"] = ("held-out", GREEN)
@@ -144,7 +144,7 @@ def recipe(
 
 
 def steps(data: Data, epochs: int) -> int:
-    """Of batches of 100; no more than in the paper."""
+    """The number of steps, of batches of 100; no more than in the paper."""
     return min(epochs * max(1, len(data.labels) // 100), 100_000)
 
 
@@ -202,7 +202,7 @@ def report_ways(report: Report, found: Found) -> None:
 
 
 def report_sweeps(report: Report, found: Found) -> None:
-    """What splitting and ordinary training reach with noise, and splitting on parts of the data."""
+    """The accuracies of splitting and ordinary training with noise and on parts of the data."""
     report.text(
         "## Noise and size\n\nThe CNN, with fewer steps, the same for all. A noise of "
         "100% leaves nothing of the images."
@@ -285,7 +285,7 @@ def report_stability(report: Report, found: Found) -> None:
 
 
 def number(seeds: list[list[Measured]], key: str) -> str:
-    """What a number is in the end, for a table; it is missing where all gradients vanish."""
+    """A number at the end, for a table; it is missing where all gradients vanish."""
     if any(at[key] is None for run in seeds for at in run):
         return "-"
     return spread([late(run, key) for run in seeds], 2 if key.startswith("m_") else 4)

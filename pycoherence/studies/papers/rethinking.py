@@ -32,7 +32,7 @@ DECAYS = {"weight decay 0.0005": 5e-4, "weight decay 0.005": 5e-3}
 
 
 class Case(NamedTuple):
-    """What is trained on what; the noise is the probability that a label is drawn at random."""
+    """A network and its data; the noise is the probability that a label is drawn at random."""
 
     network: str = "MLP"
     images: str = "true"
@@ -232,7 +232,7 @@ def report_noise(report: Report, found: Found, scale: Scale) -> None:
 
 
 def report_regularizers(report: Report, found: Found, scale: Scale) -> None:
-    """What regularisers change, for true and for random labels."""
+    """The effect of regularisers, for true and for random labels."""
     report.text(
         "## Regularisers\n\nDropout leaves out half of the hidden units; shifts move each image by "
         "up to one pixel each time; all is both and a weight decay of 0.0005."

@@ -35,7 +35,7 @@ METHODS = {
 TAGS = {"pristine": BLUE, "corrupt": VERMILION}
 COLOURS = {"easy": BLUE, "hard": VERMILION, "random": GREY}
 Found = Mapping[tuple, list[list[Measured]]]
-"""What was measured with each seed."""
+"""The measurements with each seed."""
 
 Times = dict[tuple[float, str, str], list[tuple[Tensor, Tensor]]]
 """By noise, method and tag, with each seed: the steps of being right once, and for good."""
@@ -43,7 +43,7 @@ Times = dict[tuple[float, str, str], list[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the optimizers are compared on.
+    """The task that optimizers are compared on.
 
     Attributes:
         share: That of the training set which is used.
@@ -189,7 +189,7 @@ def report_compared(report: Report, found: Found) -> None:
 
 
 def compared_row(seeds: list[list[Measured]]) -> list[str]:
-    """What one method learned."""
+    """The results of one method."""
     keys = ("true", "train", "pristine", "corrupt", "test")
     best = percent([max(at["test"] for at in run) for run in seeds])
     overfit = percent([late(run, "train") - late(run, "test") for run in seeds])
@@ -211,7 +211,7 @@ def report_sets(
     moments: list[Measured],
     found: Found,
 ) -> None:
-    """What easy and hard examples teach about each other, and how coherent they are."""
+    """Easy and hard examples: what they teach about each other, and how coherent they are."""
     report.text(
         "## Easy and hard examples\n\nEasy is what a network gets right at the first measurement "
         f"with half of the labels fitted: step {spread([at['step'] for at in moments], 0)}, "
