@@ -62,7 +62,8 @@ $(QUICK): Makefile pyproject.toml setup.py $(NATIVE)
 	@echo "beside the download of torch."
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "torch==$(TORCH)" "setuptools>=77.0.3" wheel ninja
-	$(BIN)/pip install -v --no-build-isolation -e ".[studies]" | grep --line-buffered -E "compile |link |Successfully"
+	bash -o pipefail -c '$(BIN)/pip install -v --no-build-isolation -e ".[studies]" 2>&1 | \
+		grep --line-buffered -E "^ *\[[0-9]+/[0-9]+\]|error|Successfully"'
 	touch $@
 
 # torch comes first, alone: it is large, and the build and all that depends on it must use this one.
