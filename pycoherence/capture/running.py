@@ -8,6 +8,7 @@ from pycoherence.capture.request import Request
 from pycoherence.capture.results import Factors, Results, row_norms
 from pycoherence.capture.uses import Use
 from pycoherence.ops import Reduced
+from pycoherence.ops._backends import forced_backend
 from pycoherence.sites import Site, Wish, joint, reduce_together
 
 _GRADIENT_ALONE = ("weighted_sum",)
@@ -46,6 +47,10 @@ class BackwardPass:
         self._request, self._results = request, results
         self._want = request.want
         self._parts: dict[str, list[Site]] = {}
+        # The CPU has no launches to save, and to ask for them takes as long as a small layer.
+        first = next(iter(results.parameters.values()), None)
+        cpu = first is None or first.device.type == "cpu"
+        self._together = not cpu or forced_backend() is not None
 
     def gradients(self, uses: Sequence[Use]) -> list[Tensor | None]:
         """The gradients of parameters from a use of each; `None` before the last use of it.
@@ -82,6 +87,11 @@ class BackwardPass:
             want = _GRADIENT_ALONE if made else ()
         if not want:
             return [self._keep(use, Reduced(), None) for use in uses]
+        if not self._together:
+            reduced = [
+                site.reduce(want, direction=request.directions.get(name)) for name, site, _ in uses
+            ]
+            return [self._keep(use, each, None) for use, each in zip(uses, reduced, strict=True)]
         # Only `.grad` takes the sum then.
         alone = "weighted_sum" not in request.outputs and "sum_dots" not in want
         wishes = [
