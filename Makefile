@@ -8,7 +8,7 @@ WORKERS ?= 2
 OLDEST_TRITON := 3.6.0
 BIN := .venv/bin
 STAMP := .venv/torch-$(TORCH).installed
-# What the demo needs, in an environment that is not there yet: a fifth of the time.
+# The demo needs less, in an environment that is not there yet.
 QUICK := .venv/demo-$(TORCH).installed
 BENCH := .venv/bench-$(TORCH).installed
 NATIVE := $(shell find csrc)

@@ -86,6 +86,7 @@ cp "$SCRATCH/step" "$OUT/info.txt"
 if [[ $DRY == --dry-run ]]; then
     step "kernels" 900 "$PYTHON" tests/aot.py --out "$OUT/kernels.jsonl"
     step "launchers" 300 "$PYTHON" tests/launchers.py
+    step "host" 120 "$PYTHON" bench/host.py --out "$OUT/host.jsonl"
     step "tests, collected" 120 "$PYTHON" -m pytest -q -m gpu --collect-only
     step "headline figures" 120 "$PYTHON" bench/headline.py --device cpu --quick --out "$OUT/headline.jsonl"
     step "graphs" 120 "$PYTHON" bench/graphed.py --device cpu --quick --out "$OUT/graphed.jsonl"

@@ -46,7 +46,7 @@ def linear_reduce(x: Tensor, g: Tensor, wanted: frozenset[str]) -> float | None:
     sums = len(wanted & {"weighted_sum", "second_moment", "sign_sum"})
     factors = Factors.of_linear(x, g)
     tile, described = tile_of(factors, wanted), factors.described
-    if from_engine(b, t, i, o, kind, wanted, False, tile.o * tile.k > 128 * 128) != wanted:
+    if from_engine(b, t, i, o, kind, wanted, False, tile.wide) != wanted:
         return None
     tiles = ceil(o / tile.o) * ceil(i / tile.k)
     beside = o * i * accumulate_dtype(x.dtype).itemsize * sums

@@ -34,7 +34,7 @@ _TASKS = 8
 # sums of their parts.
 _FIRST, _SECOND, _THIRD, _LAST = range(4)
 
-_TOTAL, _SUM_DOTS, _GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
+_TOTAL, _SUM_DOTS, GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
 
 
 class Total:
@@ -118,7 +118,7 @@ class Finish:
         total = total or Total()
         out = total.empty(partial, partial.shape[1:])
         norms = total.norms_of(partial, cdiv(out.numel(), _WIDE))
-        self._add(_FIRST, _Sum(partial, out, norms, like_parameter))
+        self._rounds[_FIRST].append(_Sum(partial, out, norms, like_parameter))
         return out
 
     def rows(
@@ -141,7 +141,7 @@ class Finish:
             total: How the sum is wanted; in the accumulation dtype if `sum_dots` are.
         """
         acc, total = accumulate_dtype(g.dtype), total or Total()
-        if rows.shape[1] > PARTS or want & _GRAM:
+        if rows.shape[1] > PARTS or want & GRAM:
             rows = rows.sum(1, keepdim=True, dtype=acc)
         batch, _, channels = rows.shape
         sq_norms, dots, _, moment, signs, sum_dots, gram = reduce_fake(
@@ -157,10 +157,10 @@ class Finish:
             *(self._in_parts(whole, many, acc, True, _SECOND, total), norms),
             *(self._in_parts(out, many, acc, True, _SECOND) for out in (moment, signs)),
         )
-        self._add(_FIRST, task)
+        self._rounds[_FIRST].append(task)
         if sum_dots is not None:
             again = self._in_parts(sum_dots, long, acc, False, _LAST)
-            self._add(_THIRD, _Rows(rows, None, whole, dots=again))
+            self._rounds[_THIRD].append(_Rows(rows, None, whole, dots=again))
         if gram is not None:
             gram.copy_(mirrored(products(rows, rows)))
         return sq_norms, dots, whole if want & _TOTAL else None, moment, signs, sum_dots, gram
@@ -188,11 +188,8 @@ class Finish:
             return out
         partial = out.new_empty((parts, *out.shape), dtype=acc)
         norms = None if total is None else total.norms_of(partial, cdiv(len(out), _WIDE))
-        self._add(when, _Sum(partial, out, norms, like_parameter))
+        self._rounds[when].append(_Sum(partial, out, norms, like_parameter))
         return partial
-
-    def _add(self, when: int, task: _Sum | _Rows) -> None:
-        self._rounds[when].append(task)
 
     def run(self) -> None:
         """Add up, in one launch unless outputs are many, or need one another."""

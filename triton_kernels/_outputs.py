@@ -1,6 +1,7 @@
 """From the partial results of the tile engine, or from rows, to the outputs of a `*_reduce` op."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,12 +10,10 @@ from pycoherence.ops._reduce import Reduced, reduce_zeros
 from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._depthwise import gradients_in_parts
 from pycoherence.triton_kernels._factors import Factors, reduce
-from pycoherence.triton_kernels._finish import Finish, Total, finished
+from pycoherence.triton_kernels._finish import GRAM, Finish, Total, finished
 from pycoherence.triton_kernels._materialised import row_parts, rows_of
 
-GRAM = 1 << Reduced._fields.index("gram")
 _SUMS = ("weighted_sum", "second_moment", "sign_sum")
-_ONE_PASS = {"sq_norms", "dots", *_SUMS}
 
 
 def reduced(
@@ -30,8 +29,8 @@ def reduced(
     Gradients that are `narrow` are made as rows, in one pass.
 
     Args:
-        factors: Of one batch.
-        coef: As of the op; so are the others.
+        factors: Those of one batch.
+        coef: The weights of the sum, `[B]`, or `None`.
         direction: Parameter-shaped.
         want: Mask of wanted outputs.
         total: How the sum is wanted.
@@ -48,16 +47,36 @@ def reduced(
     if factors.narrow:
         return _of_rows(factors, coef, direction, want, total, finish)
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
-    first = wanted & _ONE_PASS
-    if "sum_dots" not in wanted:
-        found = one_pass(factors, first, coef, direction, total, finish)
-    else:
-        # Their direction is known only when the whole batch has been added up.
-        first |= {"weighted_sum"}
-        found = finished(one_pass, factors, first, coef, direction, Total())
-        along = found["weighted_sum"]
-        found["sum_dots"] = one_pass(factors, {"dots"}, None, along, total, finish)["dots"]
+    run = partial(one_pass, factors)
+    found = with_sum_dots(run, wanted, coef, direction, total, finish)
     return [found[name] if name in wanted else None for name in Reduced._fields]
+
+
+def with_sum_dots(
+    run: Callable[..., dict[str, Tensor]],
+    wanted: Set[str],
+    coef: Tensor | None,
+    direction: Tensor | None,
+    total: Total,
+    finish: Finish,
+) -> dict[str, Tensor]:
+    """The outputs of a pass, of two if `sum_dots` are wanted; there may be a sum more.
+
+    Args:
+        run: Makes one pass; it takes the other arguments, without `sum_dots`.
+        wanted: Outputs, but for `gram`.
+        coef: The weights of the sum.
+        direction: Parameter-shaped.
+        total: How the sum is wanted.
+        finish: Completes them.
+    """
+    first = wanted - {"sum_dots"}
+    if "sum_dots" not in wanted:
+        return run(first, coef, direction, total, finish)
+    # Their direction is known only when the whole batch has been added up.
+    found = finished(run, first | {"weighted_sum"}, coef, direction, Total())
+    dots = run({"dots"}, None, found["weighted_sum"], total, finish)["dots"]
+    return found | {"sum_dots": dots}
 
 
 def one_pass(
@@ -71,9 +90,9 @@ def one_pass(
     """The outputs of one pass of the engine, whose partial results `finish` adds up.
 
     Args:
-        factors: Of one batch, not empty.
+        factors: Those of one batch, not empty.
         wanted: Outputs, but for `sum_dots` and `gram`.
-        coef: As of the op.
+        coef: The weights of the sum.
         direction: Parameter-shaped.
         total: How the sum is wanted.
         finish: Completes them.

@@ -32,6 +32,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def wide(self) -> bool:
+        """Whether it is larger than 128x128."""
+        return self.o * self.k > 128 * 128
+
 
 # By what is multiplied, and by how many tiles are kept beside the product: 0, 1, 2, more.
 # No row spills for want of registers on sm_80, sm_90 and sm_100.

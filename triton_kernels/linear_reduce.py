@@ -1,5 +1,8 @@
 """Reductions over per-example gradients of a linear layer's weight, on a GPU."""
 
+from collections.abc import Set
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,10 +11,10 @@ from pycoherence.ops._spec import accumulate_dtype
 from pycoherence.triton_kernels._device import precision
 from pycoherence.triton_kernels._dots import row_dots
 from pycoherence.triton_kernels._factors import Factors, tile_of
-from pycoherence.triton_kernels._finish import Completed, Finish, Total, finished
+from pycoherence.triton_kernels._finish import Completed, Finish, Total
 from pycoherence.triton_kernels._hadamard import ghost_sq_norms
 from pycoherence.triton_kernels._outer_sums import sum_of_products
-from pycoherence.triton_kernels._outputs import one_pass
+from pycoherence.triton_kernels._outputs import one_pass, with_sum_dots
 from pycoherence.triton_kernels._plan import from_engine
 from pycoherence.triton_kernels._rows import sq_norms_of_rank_one
 from pycoherence.triton_kernels._tiles import kind_of
@@ -42,15 +45,8 @@ def linear_reduce(
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     if not x.numel() or not g.numel():
         return reduce_zeros(g, (g.shape[2], x.shape[2]), want)
-    rest = wanted - {"sum_dots", "gram"}
-    if "sum_dots" not in wanted:
-        found = _without_sum(x, g, coef, direction, rest, total, finish)
-    else:
-        # Their direction is known only when the whole batch has been added up.
-        first = rest | {"weighted_sum"}
-        found = finished(_without_sum, x, g, coef, direction, first, Total())
-        along = found["weighted_sum"]
-        found["sum_dots"] = _without_sum(x, g, None, along, {"dots"}, total, finish)["dots"]
+    run = partial(_without_sum, x, g)
+    found = with_sum_dots(run, wanted - {"gram"}, coef, direction, total, finish)
     if "gram" in wanted:
         found["gram"] = linear_gram(x, g, None, None)
     return tuple(found[name] if name in wanted else None for name in Reduced._fields)
@@ -59,17 +55,16 @@ def linear_reduce(
 def _without_sum(
     x: Tensor,
     g: Tensor,
+    wanted: Set[str],
     coef: Tensor | None,
     direction: Tensor | None,
-    wanted: set[str],
     total: Total,
     finish: Finish,
 ) -> dict[str, Tensor]:
     """The outputs for which the sum need not be known, each the way that costs least."""
     (b, t, i), o = x.shape, g.shape[2]
     kind = kind_of(x.dtype, precision(x.dtype))
-    tile = tile_of(Factors.of_linear(x, g), wanted)
-    wide = tile.o * tile.k > 128 * 128
+    wide = tile_of(Factors.of_linear(x, g), wanted).wide
     chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None, wide)
     found: dict[str, Tensor] = {}
     if chosen:

@@ -1,6 +1,6 @@
 """Finds words for what was wrong with the arguments of a call that failed."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,14 +16,25 @@ _KINDS = {
 }
 
 
-def explained(spec: OpSpec, args: tuple[Any, ...], error: Exception) -> Exception:
-    """The error that a failed call of an op should raise.
+def raise_explained(spec: OpSpec, args: tuple[Any, ...], error: Exception) -> NoReturn:
+    """Raise what a failed call of an op should: the error itself if nothing better can be said.
 
     Args:
-        spec: Of the op.
-        args: Of the call.
-        error: What it raised: given back if there is nothing better to say.
+        spec: The op.
+        args: The arguments of the call.
+        error: The error that it raised.
+
+    Raises:
+        TypeError: An argument is not of the kind that the schema says.
+        RuntimeError: The words of torch, where a native kernel has lost them.
     """
+    better = _explained(spec, args, error)
+    if better is error:
+        raise error
+    raise better from None
+
+
+def _explained(spec: OpSpec, args: tuple[Any, ...], error: Exception) -> Exception:
     for argument, value in zip(torch._C.parse_schema(spec.schema).arguments, args, strict=False):
         wrong = _wrong(str(argument.type), value)
         if wrong is not None:
@@ -39,7 +50,7 @@ def explained(spec: OpSpec, args: tuple[Any, ...], error: Exception) -> Exceptio
 
 
 def _wrong(kind: str, value: Any) -> str | None:
-    """How a value differs from what its kind in the schema is."""
+    """The words for how a value differs from its kind in the schema."""
     if kind.startswith("Optional["):
         inner = kind.removeprefix("Optional[").removesuffix("]")
         wrong = None if value is None else _wrong(inner, value)

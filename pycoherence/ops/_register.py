@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from pycoherence.ops import _backends
 from pycoherence.ops._backends import NATIVE_NAMESPACE, pick
-from pycoherence.ops._mistakes import explained
+from pycoherence.ops._mistakes import raise_explained
 from pycoherence.ops._spec import OpSpec, Outputs, tensors_of
 
 NAMESPACE = "pycoherence"
@@ -42,10 +42,7 @@ def register(spec: OpSpec) -> OpSpec:
         try:
             return pick(spec, _device_type(args), args)(*args)
         except RuntimeError as error:
-            better = explained(spec, args, error)
-            if better is error:
-                raise
-            raise better from None
+            raise_explained(spec, args, error)
 
     def fake(*args: Any) -> Outputs:
         spec.check(*args)
@@ -101,10 +98,7 @@ def invoke(op: str, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return pick(spec, _device_type(args), args)(*args)
     except Exception as error:
-        better = explained(spec, args, error)
-        if better is error:
-            raise
-        raise better from None
+        raise_explained(spec, args, error)
 
 
 @functools.cache
@@ -113,6 +107,11 @@ def _settled(op: str, device: str) -> Callable[..., Any] | None:
     fast = _backends._fast_backends(op, device)
     settled = fast and fast[0] not in specs[op].supports
     return _backends._kernel(op, fast[0]) if settled else None
+
+
+def _kernel_for(op: str, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    found = _settled(op, device) if _backends._forced is None else None
+    return found or pick(specs[op], device, args)
 
 
 def execute(op: str, *args: Any) -> Any:
@@ -127,14 +126,10 @@ def execute(op: str, *args: Any) -> Any:
     raw = device != "cpu" or _backends._forced is not None  # Triton reads the memory as it is
     if raw and any(map(_is_lazy, tensors_of(args))):
         return invoke(op, *args)
-    found = _settled(op, device) if _backends._forced is None else None
     try:
-        return (found or pick(specs[op], device, args))(*args)
+        return _kernel_for(op, device, args)(*args)
     except RuntimeError as error:
-        better = explained(specs[op], args, error)
-        if better is error:
-            raise
-        raise better from None
+        raise_explained(specs[op], args, error)
 
 
 def execute_together(
@@ -154,14 +149,9 @@ def execute_together(
     """
     found: list[tuple[Any, tuple[Any, ...]]] = []
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    cpu = _backends._forced is None and all(args[0].is_cpu for _, args in calls)
-    for op, args in () if traced or cpu else calls:
+    for op, args in () if traced else calls:
         plain = type(args[0]) is Tensor and not any(map(_is_lazy, tensors_of(args)))
-        kernel = None
-        if plain and _backends._forced is None:
-            kernel = _settled(op, _device_type(args))
-        if plain and kernel is None:
-            kernel = pick(specs[op], _device_type(args), args)
+        kernel = _kernel_for(op, _device_type(args), args) if plain else None
         if not hasattr(kernel, "begin"):
             break
         found.append((kernel, args))

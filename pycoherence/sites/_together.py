@@ -17,7 +17,7 @@ class Wish(NamedTuple):
     Attributes:
         site: The factors.
         direction: The vector that `dots` are taken with.
-        dtype: That the sum of gradients may have; `None` for its own.
+        dtype: The dtype that the sum of gradients may have; `None` for its own.
     """
 
     site: Site
@@ -32,7 +32,7 @@ def reduce_together(
 
     Args:
         wishes: One for each site.
-        want: Outputs, of all of them.
+        want: The outputs of all of them.
         norms: Whether numbers are welcome whose squares add up to the squared norm of the sum.
 
     Returns:
