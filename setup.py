@@ -268,7 +268,10 @@ if __name__ == "__main__":
     wheel = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp310"}
     triton = "pycoherence.triton_kernels"
     setup(
-        packages=[*find_packages(include=["pycoherence", "pycoherence.*"]), triton],
+        packages=[
+            *find_packages(include=["pycoherence", "pycoherence.*"]),
+            *(f"pycoherence.{name}" for name in find_packages(include=["triton_kernels*"])),
+        ],
         package_dir={"pycoherence": "pycoherence", triton: "triton_kernels"},
         ext_modules=[
             Extension(f"pycoherence._C_{kind}", sorted(glob.glob(SOURCES[kind])))

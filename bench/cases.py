@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_map_only
 from ways import Outputs, Shape, Source, Way
 
 from pycoherence.ops import Reduced
-from pycoherence.ops._reduce import mask
-from pycoherence.ops._rules import RULES
-from pycoherence.ops._spec import OpSpec
+from pycoherence.ops.core.spec import OpSpec
+from pycoherence.ops.family.reduce import mask
+from pycoherence.ops.family.rules import RULES
 
 PLAIN = Path(__file__).parent / "plain"
 

@@ -53,7 +53,7 @@ build() {
 # Whether libraries that were built elsewhere load here: torch's stable ABI lets them.
 loads() {
     PYTHONPATH=$PWD "$PYTHON" - <<'PY'
-from pycoherence.ops._backends import load_native
+from pycoherence.ops.core.dispatch import load_native
 raise SystemExit(" ".join(filter(None, map(load_native, ("cpu", "cuda")))) or 0)
 PY
 }

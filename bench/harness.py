@@ -14,8 +14,8 @@ from torch import Tensor
 from ways import Outputs
 
 import pycoherence as pc
-from pycoherence.ops._backends import BACKENDS, reasons
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.dispatch import BACKENDS, reasons
+from pycoherence.ops.core.spec import tensors_of
 
 WORKSPACE = 2 * 2**30
 """Plain torch may take this many bytes beside inputs and outputs."""

@@ -27,7 +27,7 @@ from selections import embedding, order
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._backends import choice
+from pycoherence.ops.core.dispatch import choice
 
 LIMIT = 1e-5
 """Allowed error over the largest value."""

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from launchers import gpu, library, load
 from triton.runtime.jit import JITFunction
 
-from pycoherence.ops._reduce import mask
-from pycoherence.triton_kernels._together import together
+from pycoherence.ops.family.reduce import mask
+from pycoherence.triton_kernels.launch.together import together
 
 RUNS = 400
 WANT = mask(("sq_norms", "weighted_sum"))

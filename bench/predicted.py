@@ -10,11 +10,11 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from pycoherence.ops._spec import accumulate_dtype
-from pycoherence.triton_kernels._device import HOPPER, precision
-from pycoherence.triton_kernels._factors import Factors, tile_of
-from pycoherence.triton_kernels._plan import from_engine
-from pycoherence.triton_kernels._tiles import kind_of, parts_of, seconds_of
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.triton_kernels.engine.cost import from_engine
+from pycoherence.triton_kernels.engine.factors import Factors, tile_of
+from pycoherence.triton_kernels.engine.tiles import kind_of, parts_of, seconds_of
+from pycoherence.triton_kernels.launch.device import HOPPER, precision
 
 CLOCK = 1.755e9
 BYTES = 4.8e12

@@ -77,8 +77,8 @@ _BOTH = frozenset({"sq_norms", "weighted_sum"})
 
 def engine(new: Callable[..., Tensor], b: int, t: int, size: int, goal: float) -> Figure:
     """The same from the tile engine alone, whatever the plan would choose."""
-    from pycoherence.triton_kernels._factors import Factors
-    from pycoherence.triton_kernels._outputs import one_pass
+    from pycoherence.triton_kernels.engine.factors import Factors
+    from pycoherence.triton_kernels.engine.outputs import one_pass
 
     found = linear(new, b, t, size, goal)
     factors = Factors.of_linear(*found.args[:2])

@@ -126,7 +126,7 @@ def _selftest() -> int:
 
 def _bench(tune: bool, out: Path) -> int:
     # Installed from a folder beside this package, where type checkers do not look.
-    measure = importlib.import_module("pycoherence.triton_kernels._tune")
+    measure = importlib.import_module("pycoherence.triton_kernels.engine.tune")
     try:
         measure.tune(out)
     except RuntimeError as error:

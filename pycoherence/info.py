@@ -9,7 +9,7 @@ import torch
 
 import pycoherence
 from pycoherence.ops import specs
-from pycoherence.ops._backends import (
+from pycoherence.ops.core.dispatch import (
     build_record,
     choice,
     forced_backend,
@@ -17,7 +17,7 @@ from pycoherence.ops._backends import (
     load_native,
     reasons,
 )
-from pycoherence.ops._spec import OpSpec
+from pycoherence.ops.core.spec import OpSpec
 
 PACKAGES = ("torch", "triton", "numpy")
 

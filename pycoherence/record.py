@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors, OnUnsupported, Request, Results, expect_unchanged
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.statistics import (
     Batch,
     Coherence,

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pycoherence.ops import BACKENDS, backend, specs
-from pycoherence.ops._backends import reasons
-from pycoherence.ops._spec import OpSpec, Outputs
+from pycoherence.ops.core.dispatch import reasons
+from pycoherence.ops.core.spec import OpSpec, Outputs
 
 TOLERANCE = {torch.float64: 1e-12}
 """Allowed error over the largest value; 1e-5 for the dtypes that are accumulated in float32."""

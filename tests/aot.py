@@ -25,8 +25,8 @@ import torch
 from aot_calls import KINDS, TOGETHER, calls
 
 import pycoherence as pc
-from pycoherence.ops._backends import unavailable
-from pycoherence.triton_kernels._together import together
+from pycoherence.ops.core.dispatch import unavailable
+from pycoherence.triton_kernels.launch.together import together
 
 
 class Target(NamedTuple):
@@ -95,9 +95,9 @@ def compiled(capability: int, tf32: bool) -> Iterator[list[tuple[str, Any]]]:
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from pycoherence.triton_kernels import _device
+    from pycoherence.triton_kernels.launch import device
 
-    found, launch, gpu = list[tuple[str, Any]](), JITFunction.run, _device.HOPPER
+    found, launch, gpu = list[tuple[str, Any]](), JITFunction.run, device.HOPPER
 
     def compile_only(self: Any, *args: Any, **options: Any) -> Any:
         kernel = launch(self, *args, **{**options, "warmup": True})
@@ -106,12 +106,12 @@ def compiled(capability: int, tf32: bool) -> Iterator[list[tuple[str, Any]]]:
 
     driver.set_active(Driver(capability))
     JITFunction.run = compile_only
-    _device.HOPPER = _device.Device(capability, TARGETS[capability].processors)
+    device.HOPPER = device.Device(capability, TARGETS[capability].processors)
     try:
         with precise(tf32):
             yield found
     finally:
-        JITFunction.run, _device.HOPPER = launch, gpu
+        JITFunction.run, device.HOPPER = launch, gpu
 
 
 @contextmanager

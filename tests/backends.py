@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 import pycoherence as pc
 from pycoherence.ops import BACKENDS, Reduced
-from pycoherence.ops._backends import interpreted, unavailable
+from pycoherence.ops.core.dispatch import interpreted, unavailable
 
 DTYPES = {
     "f16": torch.float16,

@@ -33,17 +33,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def missing_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Nothing was compiled; the value is the reason that must be reported."""
     from pycoherence import info
-    from pycoherence.ops import _backends, _register
+    from pycoherence.ops.core import dispatch, register
 
     remembered = (
-        _backends._native_reason,
-        _backends._fast_backends,
-        _backends._report_missing_library,
-        _register._settled,
+        dispatch._native_reason,
+        dispatch._fast_backends,
+        dispatch._report_missing_library,
+        register._settled,
     )
     for function in remembered:
         function.cache_clear()
-    for module in (_backends, info):
+    for module in (dispatch, info):
         monkeypatch.setattr(module, "load_native", lambda device: f"_C_{device} was not built: why")
     yield "_C_cpu was not built: why"
     for function in remembered:

@@ -29,9 +29,9 @@ from aot_calls import KINDS, calls
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pycoherence.ops._reduce import mask
-from pycoherence.triton_kernels import _tape
-from pycoherence.triton_kernels._together import together
+from pycoherence.ops.family.reduce import mask
+from pycoherence.triton_kernels.launch import tape
+from pycoherence.triton_kernels.launch.together import together
 
 _HERE = Path(__file__).parent
 _CAPABILITY = 90
@@ -113,17 +113,17 @@ class _Launches:
 
     def compare(self, function: Any, *args: Any) -> None:
         """Call a function by its tape and without it, which must launch the same."""
-        self.tapes += sum(tape is not None for tape in _tape._tapes.values())
+        self.tapes += sum(each is not None for each in tape._tapes.values())
         given = {self.pointer(x) for x in _tensors(args)}
         self.log.clear()
         one = _tensors(function(*args))
         taped = list(self.log)
         self.log.clear()
-        gpu_of, _tape.gpu_of = _tape.gpu_of, lambda x: None
+        gpu_of, tape.gpu_of = tape.gpu_of, lambda x: None
         try:
             two = _tensors(function(*args))
         finally:
-            _tape.gpu_of = gpu_of
+            tape.gpu_of = gpu_of
         # Memory that a call allocates is another one each time.
         names: dict[int, int] = {}
 
@@ -197,16 +197,16 @@ def gpu() -> Iterator[None]:
     from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
     from triton.runtime.driver import driver as active
 
-    driver, gpu_of = Driver(_CAPABILITY), _tape.gpu_of
+    driver, gpu_of = Driver(_CAPABILITY), tape.gpu_of
     driver.launcher_cls, driver.utils = CudaLauncher, CudaUtils()
     active.set_active(driver)
-    _tape.gpu_of = lambda x: _CAPABILITY
-    _tape._tapes.clear()
+    tape.gpu_of = lambda x: _CAPABILITY
+    tape._tapes.clear()
     try:
         yield
     finally:
-        _tape.gpu_of = gpu_of
-        _tape._tapes.clear()
+        tape.gpu_of = gpu_of
+        tape._tapes.clear()
 
 
 def check(ops: Iterable[str], driver: ctypes.CDLL) -> _Launches:

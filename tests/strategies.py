@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.ops._rules import RULES
+from pycoherence.ops.family.rules import RULES
 
 LAYOUTS = ("contiguous", "transposed", "sliced", "offset")
 

@@ -10,7 +10,7 @@ from backends import backends_of
 
 import pycoherence as pc
 from pycoherence.cli import main
-from pycoherence.ops import _backends
+from pycoherence.ops.core import dispatch
 
 
 def test_info_names_every_op_its_backend_and_why_not_the_others(
@@ -22,7 +22,7 @@ def test_info_names_every_op_its_backend_and_why_not_the_others(
     for op in pc.ops.specs:
         section = text.partition(f"  {op} ")[2].splitlines()
         assert section[0].strip() in backends_of(op)
-        for backend in set(_backends.BACKENDS) - set(backends_of(op)):
+        for backend in set(dispatch.BACKENDS) - set(backends_of(op)):
             assert any(f"not {backend}: " in line for line in section[1:4]), (op, backend)
 
 

@@ -12,8 +12,8 @@ import torch
 
 import pycoherence as pc
 from pycoherence.capture.context import guards, handlers
-from pycoherence.ops._backends import NATIVE_NAMESPACE
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.dispatch import NATIVE_NAMESPACE
+from pycoherence.ops.core.spec import tensors_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pycoherence"
@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pycoherence"
 OPS = sorted(path.stem for path in (PACKAGE / "ops").glob("[!_]*.py"))
 FUNCTIONS = sorted(path.stem for path in (PACKAGE / "capture/functions").glob("[!_]*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
-KERNELS = sorted((ROOT / "triton_kernels").glob("*.py"))
+KERNELS = sorted((ROOT / "triton_kernels").rglob("*.py"))
 
 # From the bottom up; a part may import its own level and those below. What is not named is on top.
 LEVELS = (
@@ -150,10 +150,9 @@ def test_imports_only_point_down(path: Path) -> None:
 
 def module_of(path: Path) -> str:
     """The full name of a file's module, as it is imported once installed."""
-    if path.parent.name == "triton_kernels":
-        parts = ["pycoherence", "triton_kernels", path.stem]
-    else:
-        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] == "triton_kernels":
+        parts = ("pycoherence", *parts)
     return ".".join(part for part in parts if part != "__init__")
 
 

@@ -136,8 +136,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     name_and_version = "-".join(wheel.name.split("-")[:2])
     top = {name.split("/")[0] for name in names}
     assert top == {"pycoherence", f"{name_and_version}.dist-info"}
-    for module in (ROOT / "triton_kernels").glob("*.py"):
-        assert f"pycoherence/triton_kernels/{module.name}" in names
+    for module in (ROOT / "triton_kernels").rglob("*.py"):
+        assert f"pycoherence/{module.relative_to(ROOT)}" in names
     assert "pycoherence/py.typed" in names
     assert "pycoherence/_build.json" in names
 

@@ -8,28 +8,28 @@ import pytest
 import torch
 
 from pycoherence import cli
-from pycoherence.triton_kernels import _tiles
-from pycoherence.triton_kernels._device import Device
-from pycoherence.triton_kernels._tiles import Tile, parts_of, seconds_of, tile_for
+from pycoherence.triton_kernels.engine import tiles
+from pycoherence.triton_kernels.engine.tiles import Tile, parts_of, seconds_of, tile_for
+from pycoherence.triton_kernels.launch.device import Device
 
 H100 = Device(90, 132, "NVIDIA H100")
 HALF = (torch.bfloat16, "ieee")
 
 
 @pytest.fixture
-def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "tiles.json"
     monkeypatch.setenv("PYCOHERENCE_TILES", str(path))
-    for function in (_tiles.measured, tile_for):
+    for function in (tiles.measured, tile_for):
         function.cache_clear()
     yield path
-    for function in (_tiles.measured, tile_for):
+    for function in (tiles.measured, tile_for):
         function.cache_clear()
 
 
-def test_measured_tiles_are_taken_for_their_gpu_and_shape(tiles: Path) -> None:
+def test_measured_tiles_are_taken_for_their_gpu_and_shape(table: Path) -> None:
     found = {"half 1 1024x512": [64, 256, 64, 8, 4]}
-    tiles.write_text(json.dumps({"NVIDIA H100": found}))
+    table.write_text(json.dumps({"NVIDIA H100": found}))
     assert tile_for(H100, *HALF, 768, 500, 1) == Tile(64, 256, 64, 8, 4)
     table = Tile(128, 128, 64, 8, 4)
     assert tile_for(H100, *HALF, 768, 500, 0) == Tile(128, 256, 64, 8, 3)
@@ -39,13 +39,13 @@ def test_measured_tiles_are_taken_for_their_gpu_and_shape(tiles: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"NVIDIA H100": {"half 1 512x512": [1]}}'])
-def test_a_file_that_is_none_is_an_error(text: str, tiles: Path) -> None:
-    tiles.write_text(text)
+def test_a_file_that_is_none_is_an_error(text: str, table: Path) -> None:
+    table.write_text(text)
     with pytest.raises(RuntimeError, match=r"PYCOHERENCE_TILES: expected .* --tune"):
         tile_for(H100, *HALF, 512, 512, 1)
 
 
-def test_a_missing_file_is_an_error(tiles: Path) -> None:
+def test_a_missing_file_is_an_error(table: Path) -> None:
     with pytest.raises(RuntimeError, match="PYCOHERENCE_TILES"):
         tile_for(H100, *HALF, 512, 512, 1)
 
@@ -94,11 +94,11 @@ def test_tuning_needs_a_gpu(tmp_path: Path) -> None:
 def test_offsets_in_a_large_parameter_have_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have more than 2^31 numbers where the factors of an example have few."""
     tl = pytest.importorskip("triton.language")
-    from pycoherence.triton_kernels import _factors
+    from pycoherence.triton_kernels.engine import factors
 
     seen = []
-    monkeypatch.setattr(_factors, "launch", lambda *_, **given: seen.append(given["OFFSET"]))
+    monkeypatch.setattr(factors, "launch", lambda *_, **given: seen.append(given["OFFSET"]))
     for outputs in (16_000, 16_400):
         x, g = (torch.empty(1, 2, size, device="meta") for size in (2**17, outputs))
-        _factors.reduce(_factors.Factors.of_linear(x, g), frozenset({"weighted_sum"}))
+        factors.reduce(factors.Factors.of_linear(x, g), frozenset({"weighted_sum"}))
     assert seen == [tl.int32, tl.int64]

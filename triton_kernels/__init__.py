@@ -1,11 +1,14 @@
 """Triton kernels, installed as `pycoherence.triton_kernels`; one module per op, named after it.
 
-Reading order: `affine_reduce` and `_finish` (sums of rows, and the last launch of all reductions);
-`_device` (launches); `_engine`, `_factors`, `_tiles` (the tile engine), `_outputs` (its results);
-`_plan` and `linear_reduce` (which way is taken); `_outer_sums`, `_dots`, `_rows` (plain products,
-one position); `_hadamard`, `_cancelled` (norms from products of Grams), `_products`,
-`_product_tiles` (Gram matrices), `_materialised`, `_depthwise` (gradients as rows), `_order`;
-`_tape` and `_together` (what the host does again, and for several ops at once); `_tune`.
+A file beside this one is an op; what several ops share lies in a folder. Read in this order:
+
+1. `affine_reduce` and `launch/finish`: sums of rows, and the last launch of all reductions.
+2. `launch/device`: how a kernel is launched; `launch/tape`, `launch/together`: what the host does
+   again, and for several ops at once.
+3. `engine/`: the tile engine, and `linear_reduce`, which takes it or a cheaper way.
+4. `matmul/`, `rows/`: plain products, one position, gradients that are materialised.
+5. `ghost/`: norms and Gram matrices from products of Grams.
+
 docs/kernels.md says why.
 """
 

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pycoherence.ops._spec import accumulate_dtype
-from pycoherence.triton_kernels._device import device_of, launch
-from pycoherence.triton_kernels._finish import PARTS, Completed, Finish, Total
-from pycoherence.triton_kernels._host import cdiv, power_of_two
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.triton_kernels.launch.device import device_of, launch
+from pycoherence.triton_kernels.launch.finish import PARTS, Completed, Finish, Total
+from pycoherence.triton_kernels.launch.host import cdiv, power_of_two
 
 
 @Completed

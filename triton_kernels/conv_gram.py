@@ -6,8 +6,8 @@ positions, as linear layers have them, are not taken: patches would have to be u
 
 from torch import Tensor
 
-from pycoherence.triton_kernels._factors import Factors
-from pycoherence.triton_kernels._materialised import gram_of_tiles
+from pycoherence.triton_kernels.engine.factors import Factors
+from pycoherence.triton_kernels.rows.materialised import gram_of_tiles
 
 
 def conv_gram(

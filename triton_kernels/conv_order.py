@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from pycoherence.ops.conv_reduce import like
-from pycoherence.triton_kernels._factors import Factors
-from pycoherence.triton_kernels._order import ordered
+from pycoherence.triton_kernels.engine.factors import Factors
+from pycoherence.triton_kernels.rows.order import ordered
 
 
 def conv_order(
@@ -19,7 +19,7 @@ def conv_order(
     k: float,
     drop: bool,
 ) -> Tensor:
-    """The output of `conv_order`, as its schema says; see `_order.ordered`.
+    """The output of `conv_order`, as its schema says; see `rows.order.ordered`.
 
     Its errors stay below 1e-5 of the largest number, 1e-12 for float64; with TensorFloat-32
     allowed, of its rounding.

@@ -9,10 +9,10 @@ wants the weight gradient from the same pass.
 from torch import Tensor
 
 from pycoherence.ops.conv_reduce import like
-from pycoherence.triton_kernels._factors import Factors
-from pycoherence.triton_kernels._finish import GRAM, Completed, Finish, Total
-from pycoherence.triton_kernels._materialised import gram_of_tiles
-from pycoherence.triton_kernels._outputs import reduced
+from pycoherence.triton_kernels.engine.factors import Factors
+from pycoherence.triton_kernels.engine.outputs import reduced
+from pycoherence.triton_kernels.launch.finish import GRAM, Completed, Finish, Total
+from pycoherence.triton_kernels.rows.materialised import gram_of_tiles
 
 
 @Completed

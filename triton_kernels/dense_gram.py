@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from pycoherence.ops._gram import gram_fake
-from pycoherence.ops._workspace import workspace
-from pycoherence.triton_kernels._finish import finished
-from pycoherence.triton_kernels._materialised import PIECE, add_dots, symmetric
-from pycoherence.triton_kernels._outer_sums import sum_of_products
+from pycoherence.ops.core.workspace import workspace
+from pycoherence.ops.family.gram import gram_fake
+from pycoherence.triton_kernels.launch.finish import finished
+from pycoherence.triton_kernels.matmul.outer_sums import sum_of_products
+from pycoherence.triton_kernels.rows.materialised import PIECE, add_dots, symmetric
 
 
 def dense_gram(a: Tensor, b: Tensor | None) -> Tensor:

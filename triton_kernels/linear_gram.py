@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from pycoherence.ops._gram import gram_fake
-from pycoherence.ops._workspace import workspace
-from pycoherence.triton_kernels._factors import Factors
-from pycoherence.triton_kernels._materialised import gram_of_tiles
-from pycoherence.triton_kernels._products import gram_of_products
+from pycoherence.ops.core.workspace import workspace
+from pycoherence.ops.family.gram import gram_fake
+from pycoherence.triton_kernels.engine.factors import Factors
+from pycoherence.triton_kernels.ghost.gram import gram_of_products
+from pycoherence.triton_kernels.rows.materialised import gram_of_tiles
 
 
 def linear_gram(

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from pycoherence.ops._reduce import mask_of
-from pycoherence.triton_kernels._factors import Factors
-from pycoherence.triton_kernels._order import agreed, ordered, shares_of
+from pycoherence.ops.family.reduce import mask_of
+from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.linear_reduce import linear_reduce
+from pycoherence.triton_kernels.rows.order import agreed, ordered, shares_of
 
 
 def linear_order(x: Tensor, g: Tensor, rule: str, k: float, drop: bool) -> Tensor:
-    """The output of `linear_order`, as its schema says; see `_order.ordered`.
+    """The output of `linear_order`, as its schema says; see `rows.order.ordered`.
 
     Its errors stay below 1e-5 of the largest number, 1e-12 for float64; with TensorFloat-32
     allowed, of its rounding.

@@ -6,19 +6,19 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycoherence.ops._reduce import Reduced, reduce_zeros
-from pycoherence.ops._spec import accumulate_dtype
-from pycoherence.triton_kernels._device import precision
-from pycoherence.triton_kernels._dots import row_dots
-from pycoherence.triton_kernels._factors import Factors, tile_of
-from pycoherence.triton_kernels._finish import Completed, Finish, Total
-from pycoherence.triton_kernels._hadamard import ghost_sq_norms
-from pycoherence.triton_kernels._outer_sums import sum_of_products
-from pycoherence.triton_kernels._outputs import one_pass, with_sum_dots
-from pycoherence.triton_kernels._plan import from_engine
-from pycoherence.triton_kernels._rows import sq_norms_of_rank_one
-from pycoherence.triton_kernels._tiles import kind_of
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.ops.family.reduce import Reduced, reduce_zeros
+from pycoherence.triton_kernels.engine.cost import from_engine
+from pycoherence.triton_kernels.engine.factors import Factors, tile_of
+from pycoherence.triton_kernels.engine.outputs import one_pass, with_sum_dots
+from pycoherence.triton_kernels.engine.tiles import kind_of
+from pycoherence.triton_kernels.ghost.norms import ghost_sq_norms
+from pycoherence.triton_kernels.launch.device import precision
+from pycoherence.triton_kernels.launch.finish import Completed, Finish, Total
 from pycoherence.triton_kernels.linear_gram import linear_gram
+from pycoherence.triton_kernels.matmul.outer_sums import sum_of_products
+from pycoherence.triton_kernels.matmul.row_dots import row_dots
+from pycoherence.triton_kernels.rows.rank_one import sq_norms_of_rank_one
 
 
 @Completed

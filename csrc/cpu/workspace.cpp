@@ -1,4 +1,4 @@
-// The size of the workspace. Set by pycoherence/ops/_workspace.py.
+// The size of the workspace. Set by pycoherence/ops/core/workspace.py.
 
 #include "workspace.h"
 

@@ -8,7 +8,7 @@ from pycoherence.capture.request import Request
 from pycoherence.capture.results import Factors, Results, row_norms
 from pycoherence.capture.uses import Use
 from pycoherence.ops import Reduced
-from pycoherence.ops._backends import forced_backend
+from pycoherence.ops.core.dispatch import forced_backend
 from pycoherence.sites import Site, Wish, joint, reduce_together
 
 _GRADIENT_ALONE = ("weighted_sum",)

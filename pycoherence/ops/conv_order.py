@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._conv import per_dim, resolve_padding
-from pycoherence.ops._order import order, order_reference, order_spec
-from pycoherence.ops._reduce import randn
-from pycoherence.ops._register import register
 from pycoherence.ops.conv_reduce import check, heads, like, materialise
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import register
+from pycoherence.ops.family.conv import per_dim, resolve_padding
+from pycoherence.ops.family.order import order, order_reference, order_spec
+from pycoherence.ops.family.reduce import randn
 
 
 def conv_order(

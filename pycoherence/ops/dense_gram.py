@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks, mirrored
-from pycoherence.ops._gram import gram_fake, gram_reference
-from pycoherence.ops._reduce import check_factors, randn
-from pycoherence.ops._register import invoke, register
-from pycoherence.ops._spec import OpSpec, accumulate_dtype
+from pycoherence.ops.core.chunks import Chunks, mirrored
+from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.spec import OpSpec, accumulate_dtype
+from pycoherence.ops.family.gram import gram_fake, gram_reference
+from pycoherence.ops.family.reduce import check_factors, randn
 
 
 def dense_gram(a: Tensor, b: Tensor | None = None) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._order import order, order_reference, order_spec
-from pycoherence.ops._reduce import check_factors, randn
-from pycoherence.ops._register import register
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import register
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.ops.family.order import order, order_reference, order_spec
+from pycoherence.ops.family.reduce import check_factors, randn
 
 
 def dense_order(rows: Tensor, rule: str, k: float = 0, *, nonfinite: str = "nan") -> Tensor:

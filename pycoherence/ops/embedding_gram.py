@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._gram import gram_spec
-from pycoherence.ops._reduce import randn
-from pycoherence.ops._register import invoke, register
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import invoke, register
 from pycoherence.ops.embedding_reduce import check_lookups, materialise
+from pycoherence.ops.family.gram import gram_spec
+from pycoherence.ops.family.reduce import randn
 
 
 def embedding_gram(

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._order import order, order_reference, order_spec
-from pycoherence.ops._reduce import randn
-from pycoherence.ops._register import register
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import register
 from pycoherence.ops.embedding_reduce import (
     check,
     heads,
@@ -18,6 +16,8 @@ from pycoherence.ops.embedding_reduce import (
     resolve_padding_idx,
     touched,
 )
+from pycoherence.ops.family.order import order, order_reference, order_spec
+from pycoherence.ops.family.reduce import randn
 
 
 def embedding_order(

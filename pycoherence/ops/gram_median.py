@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops._reduce import check_factors, randn
-from pycoherence.ops._register import invoke, register
-from pycoherence.ops._spec import OpSpec, accumulate_dtype
+from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.spec import OpSpec, accumulate_dtype
+from pycoherence.ops.family.reduce import check_factors, randn
 
 # Two numbers for each fit into the shared memory of any GPU.
 _MOST_ON_CUDA = 6000

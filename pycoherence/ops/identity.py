@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops._reduce import check_factors, randn
-from pycoherence.ops._register import register
-from pycoherence.ops._spec import OpSpec
+from pycoherence.ops.core.register import register
+from pycoherence.ops.core.spec import OpSpec
+from pycoherence.ops.family.reduce import check_factors, randn
 
 
 def identity(x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._gram import gram_spec
-from pycoherence.ops._reduce import randn
-from pycoherence.ops._register import invoke, register
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.family.gram import gram_spec
+from pycoherence.ops.family.reduce import randn
 from pycoherence.ops.linear_reduce import check, like, materialise
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops._backends import unavailable
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._order import order, order_reference, order_spec
-from pycoherence.ops._reduce import randn
-from pycoherence.ops._register import register
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.dispatch import unavailable
+from pycoherence.ops.core.register import register
+from pycoherence.ops.family.order import order, order_reference, order_spec
+from pycoherence.ops.family.reduce import randn
 from pycoherence.ops.linear_reduce import check, heads, like, materialise
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._reduce import (
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.ops.family.reduce import (
     Reduced,
     check_factors,
     mask,
@@ -16,8 +18,6 @@ from pycoherence.ops._reduce import (
     reduce_spec,
     unpack,
 )
-from pycoherence.ops._register import invoke, register
-from pycoherence.ops._spec import accumulate_dtype
 
 
 def linear_reduce(

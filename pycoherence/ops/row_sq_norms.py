@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._reduce import check_factors, randn
-from pycoherence.ops._register import invoke, register
-from pycoherence.ops._spec import OpSpec
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.spec import OpSpec
+from pycoherence.ops.family.reduce import check_factors, randn
 
 
 def row_sq_norms(rows: Sequence[Tensor]) -> Tensor:

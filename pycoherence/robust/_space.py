@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.ops._backends import choice, forced_backend
-from pycoherence.ops._register import execute
+from pycoherence.ops.core.dispatch import choice, forced_backend
+from pycoherence.ops.core.register import execute
 from pycoherence.ops.row_sq_norms import SPEC
 from pycoherence.sites import Site, norm_rows
 from pycoherence.statistics import Batch

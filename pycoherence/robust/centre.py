@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops.core.spec import accumulate_dtype
 
 
 class Centre:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import Needs, Space

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._reduce import mask_of, unpack
-from pycoherence.ops._register import execute
-from pycoherence.ops._rules import check_rule
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.register import execute
+from pycoherence.ops.family.reduce import mask_of, unpack
+from pycoherence.ops.family.rules import check_rule
 
 F = TypeVar("F", bound="FactoredSite")
 

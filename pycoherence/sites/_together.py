@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.ops._register import execute_together
+from pycoherence.ops.core.register import execute_together
 from pycoherence.sites._site import FactoredSite, Site
 
 

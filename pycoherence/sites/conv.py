@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
 from pycoherence.ops.conv_reduce import materialise
+from pycoherence.ops.core.chunks import Chunks
 from pycoherence.sites._site import FactoredSite
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
+from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.embedding_reduce import materialise
 from pycoherence.sites._site import FactoredSite, joined, positions_last, side_by_side
 from pycoherence.sites.linear import LinearSite

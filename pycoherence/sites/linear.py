@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycoherence.ops._chunks import Chunks
+from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.linear_reduce import materialise
 from pycoherence.sites._site import FactoredSite, joined, positions_last, side_by_side
 

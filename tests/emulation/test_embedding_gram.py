@@ -11,7 +11,7 @@ from looked_up import DTYPES, array, sample
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops.core.spec import accumulate_dtype
 
 
 def gram(

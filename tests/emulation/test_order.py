@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._rules import RULES, aggregate
+from pycoherence.ops.family.rules import RULES, aggregate
 
 KINDS = ["plain", "ties", "nonfinite"]
 

@@ -14,8 +14,8 @@ from op_calls import ALL, NORMS, SUM, Source
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._backends import choice
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.dispatch import choice
+from pycoherence.ops.core.spec import tensors_of
 
 pytestmark = pytest.mark.gpu
 

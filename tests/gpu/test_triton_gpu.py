@@ -15,9 +15,9 @@ from op_calls import ALL, BOTH, CONV2D, MOMENTS, NORMS, SUM, Call, Source
 from torch import Tensor, nn
 
 import pycoherence as pc
-from pycoherence.ops._backends import choice
-from pycoherence.ops._reduce import mask
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.dispatch import choice
+from pycoherence.ops.core.spec import tensors_of
+from pycoherence.ops.family.reduce import mask
 
 pytestmark = pytest.mark.gpu
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import pycoherence as pc
-from pycoherence.ops._backends import reason
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.dispatch import reason
+from pycoherence.ops.core.spec import tensors_of
 
 Args = tuple[Any, ...]
 

@@ -8,8 +8,8 @@ from backends import assert_close, assert_reduced_close, describe
 from settings import workspace
 
 import pycoherence as pc
-from pycoherence.ops._chunks import Chunks
-from pycoherence.ops._workspace import _of_gpu
+from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.workspace import _of_gpu
 
 CHUNKED = [op for op in pc.ops.specs if op.endswith(("_reduce", "_gram", "_order"))]
 

@@ -10,7 +10,7 @@ from strategies import dtypes, nonfinite, numbers, orders, spoiled
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._rules import RULES
+from pycoherence.ops.family.rules import RULES
 
 BACKENDS = backends_of("dense_order")
 WHOLE = [name for name, rule in RULES.items() if rule.whole]

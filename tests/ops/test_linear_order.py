@@ -13,8 +13,8 @@ from strategies import dtypes, nonfinite, numbers, orders, spoiled
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops import _order
-from pycoherence.ops._rules import RULES
+from pycoherence.ops.family import order
+from pycoherence.ops.family.rules import RULES
 
 
 @st.composite
@@ -76,7 +76,7 @@ def test_the_reference_keeps_to_the_workspace(monkeypatch: pytest.MonkeyPatch) -
         sizes.append(values.numel())
         return values[0]
 
-    monkeypatch.setattr(_order, "aggregate", watch)
+    monkeypatch.setattr(order, "aggregate", watch)
     x, g = torch.randn(9, 2, 10), torch.randn(9, 2, 25)
     for size, most in ((10_000, 270), (1, 90)):
         sizes.clear()

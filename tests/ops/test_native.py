@@ -20,7 +20,7 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.spec import tensors_of
 
 OPS = [op for op in pc.ops.specs if op.endswith("_reduce") and "native" in backends_of(op)]
 

@@ -12,7 +12,7 @@ from settings import threads, workspace
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._conv import positions_out
+from pycoherence.ops.family.conv import positions_out
 
 OPS = [op for op in pc.ops.specs if op.endswith("_gram") and "native" in backends_of(op)]
 

@@ -10,8 +10,8 @@ from settings import threads, workspace
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops._conv import positions_out
-from pycoherence.ops._rules import RULES
+from pycoherence.ops.family.conv import positions_out
+from pycoherence.ops.family.rules import RULES
 
 OPS = [op for op in pc.ops.specs if op.endswith("_order") and "native" in backends_of(op)]
 

@@ -8,7 +8,7 @@ import torch
 from backends import DEVICES, DTYPES, each_tensor
 
 import pycoherence as pc
-from pycoherence.ops._spec import tensors_of
+from pycoherence.ops.core.spec import tensors_of
 
 CASES = [(op, dtype) for op, spec in pc.ops.specs.items() for dtype in spec.dtypes]
 IDS = [f"{op}-{label}" for op, spec in pc.ops.specs.items() for label in DTYPES]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.info import report
-from pycoherence.ops import _backends, _register
-from pycoherence.ops._spec import OpSpec
+from pycoherence.ops.core import dispatch, register
+from pycoherence.ops.core.spec import OpSpec
 
 X, G = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
 ARGS = (X, G, None, None, 1)
@@ -27,7 +27,7 @@ needs_native = pytest.mark.skipif(
 
 
 def picked(device: str = "cpu", args: tuple = ARGS) -> object:
-    return _backends.pick(pc.ops.specs["linear_reduce"], device, args)
+    return dispatch.pick(pc.ops.specs["linear_reduce"], device, args)
 
 
 def test_the_reference_runs_where_nothing_else_does() -> None:
@@ -89,10 +89,10 @@ def test_a_forced_backend_that_cannot_run_says_why() -> None:
 def kernel_in_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """linear_reduce has a kernel in Triton, which is installed; neither is imported."""
     cached = (
-        _backends._triton_reason,
-        _backends._fast_backends,
-        _backends._kernel,
-        _register._settled,
+        dispatch._triton_reason,
+        dispatch._fast_backends,
+        dispatch._kernel,
+        register._settled,
     )
 
     def kernel(*args: object) -> None:
@@ -101,9 +101,9 @@ def kernel_in_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
     def find_spec(name: str) -> object:
         return None if name.endswith("dense_gram") else object()
 
-    monkeypatch.setattr(_backends.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(
-        _backends.importlib, "import_module", lambda name: SimpleNamespace(linear_reduce=kernel)
+        dispatch.importlib, "import_module", lambda name: SimpleNamespace(linear_reduce=kernel)
     )
     for function in cached:
         function.cache_clear()
@@ -116,24 +116,24 @@ def test_triton_is_preferred_on_a_gpu(kernel_in_triton: Callable[..., None]) -> 
     assert picked("cuda") is kernel_in_triton
     for name in ("cpu", "meta"):
         assert picked(name) is not kernel_in_triton
-    assert "on CUDA devices" in str(_backends.unavailable("linear_reduce", "triton", "cpu"))
-    assert "no Triton kernel" in str(_backends.unavailable("dense_gram", "triton", "cuda"))
+    assert "on CUDA devices" in str(dispatch.unavailable("linear_reduce", "triton", "cpu"))
+    assert "no Triton kernel" in str(dispatch.unavailable("dense_gram", "triton", "cuda"))
 
 
 @pytest.mark.usefixtures("kernel_in_triton")
 def test_kernels_leave_old_gpus_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert "8.0" in str(_backends.unavailable("linear_reduce", "triton", "cuda"))
+    assert "8.0" in str(dispatch.unavailable("linear_reduce", "triton", "cuda"))
     (tmp_path / "_C_cuda.abi3.so").touch()
-    monkeypatch.setattr(_backends, "_PACKAGE", tmp_path)
-    assert "8.0" in str(_backends.load_native.__wrapped__("cuda"))
+    monkeypatch.setattr(dispatch, "_PACKAGE", tmp_path)
+    assert "8.0" in str(dispatch.load_native.__wrapped__("cuda"))
 
 
 @pytest.mark.usefixtures("kernel_in_triton")
 def test_triton_leaves_other_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert "AMD" in str(_backends.unavailable("linear_reduce", "triton", "cuda"))
+    assert "AMD" in str(dispatch.unavailable("linear_reduce", "triton", "cuda"))
 
 
 def test_the_interpreter_has_to_be_asked_for(
@@ -142,7 +142,7 @@ def test_the_interpreter_has_to_be_asked_for(
     """Triton's own switch says that kernels may run slowly, not that all should."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for name in ("cpu", "cuda"):
-        assert _backends.choice(pc.ops.specs["linear_reduce"], name, ARGS) != "triton"
+        assert dispatch.choice(pc.ops.specs["linear_reduce"], name, ARGS) != "triton"
         with pc.backend("triton"):
             assert picked(name) is kernel_in_triton
 
@@ -198,11 +198,11 @@ def test_what_a_backend_does_not_support_falls_to_the_next() -> None:
 
     spec = pc.ops.specs["linear_reduce"]
     picky = OpSpec(**{**vars(spec), "supports": {"native": never}})
-    assert _backends.pick(picky, "cpu", ARGS) is spec.reference
+    assert dispatch.pick(picky, "cpu", ARGS) is spec.reference
     if "native" in backends_of("linear_reduce"):
-        assert _backends.reasons(picky, "cpu", ARGS)["native"] == "T is odd"
+        assert dispatch.reasons(picky, "cpu", ARGS)["native"] == "T is odd"
         with pc.backend("native"), pytest.raises(RuntimeError, match="T is odd"):
-            _backends.pick(picky, "cpu", ARGS)
+            dispatch.pick(picky, "cpu", ARGS)
 
 
 @needs_native
@@ -218,10 +218,10 @@ def test_known_arguments_run_what_is_picked(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(pc.ops.specs, "linear_reduce", watched)
     for forced, times in ((None, 0), ("reference", 1), ("native", 1), (None, 1)):
         with pc.backend(forced):
-            assert _register.execute("linear_reduce", *ARGS)[0].tolist() == [180.0, 180.0]
+            assert register.execute("linear_reduce", *ARGS)[0].tolist() == [180.0, 180.0]
         assert len(ran) == times
-    assert _register._settled("linear_reduce", "cpu") is picked()
-    assert _register._settled("linear_order", "cpu") is None  # its arguments are asked
+    assert register._settled("linear_reduce", "cpu") is picked()
+    assert register._settled("linear_order", "cpu") is None  # its arguments are asked
 
 
 @needs_native
@@ -241,10 +241,10 @@ def test_backends_are_really_different_code(monkeypatch: pytest.MonkeyPatch) -> 
 
 PRINT_PICKED = """
 import torch, pycoherence as pc
-from pycoherence.ops import _backends
+from pycoherence.ops.core import dispatch
 args = (torch.ones(2, 3, 4), torch.ones(2, 3, 5), None, None, 1)
 spec = pc.ops.specs["linear_reduce"]
-print("REFERENCE" if _backends.pick(spec, "cpu", args) is spec.reference else "OTHER")
+print("REFERENCE" if dispatch.pick(spec, "cpu", args) is spec.reference else "OTHER")
 """
 
 

@@ -11,7 +11,7 @@ from materialised import reductions
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.ops._rules import RULES
+from pycoherence.ops.family.rules import RULES
 from pycoherence.sites import (
     AffineSite,
     ConvSite,

@@ -3,6 +3,6 @@
 `tests/test_triton_interpreter.py` runs them; a process without it does not even collect them.
 """
 
-from pycoherence.ops._backends import interpreted
+from pycoherence.ops.core.dispatch import interpreted
 
 collect_ignore_glob = [] if interpreted() else ["test_*.py"]

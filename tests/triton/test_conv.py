@@ -11,11 +11,11 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
-from pycoherence.ops._conv import positions_out
-from pycoherence.ops._reduce import mask, randn
 from pycoherence.ops.conv_reduce import materialise as gradients
-from pycoherence.triton_kernels._factors import Factors, reduce
-from pycoherence.triton_kernels._materialised import materialise
+from pycoherence.ops.family.conv import positions_out
+from pycoherence.ops.family.reduce import mask, randn
+from pycoherence.triton_kernels.engine.factors import Factors, reduce
+from pycoherence.triton_kernels.rows.materialised import materialise
 
 SUMS = ("weighted_sum", "second_moment", "sign_sum")
 ALL = mask(Reduced._fields)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
-from pycoherence.ops._conv import positions_out
-from pycoherence.ops._reduce import mask
-from pycoherence.triton_kernels import _depthwise
-from pycoherence.triton_kernels._depthwise import gradients_in_parts, plan
-from pycoherence.triton_kernels._factors import Factors
+from pycoherence.ops.family.conv import positions_out
+from pycoherence.ops.family.reduce import mask
+from pycoherence.triton_kernels.engine.factors import Factors
+from pycoherence.triton_kernels.rows import depthwise
+from pycoherence.triton_kernels.rows.depthwise import gradients_in_parts, plan
 
 ALL = mask(Reduced._fields)
 DTYPES = [torch.float16, torch.float32, torch.float64]
@@ -125,7 +125,7 @@ def test_a_small_workspace(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 def test_positions_are_divided_to_fill_a_gpu(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_depthwise, "_TILE", 64)
+    monkeypatch.setattr(depthwise, "_TILE", 64)
     x, g, *options = head_of((1, 2, 1, [9, 7], PLAIN[4]))
     if last:
         x, g = channels_last(x), channels_last(g)
@@ -136,7 +136,7 @@ def test_positions_are_divided_to_fill_a_gpu(last: bool, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 def test_long_sums_do_not_drift(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of one sign, where rounding adds up."""
-    monkeypatch.setattr(_depthwise, "_TILE", 64)
+    monkeypatch.setattr(depthwise, "_TILE", 64)
     window = ([3], [1], [1], [1])
     x, g = torch.rand(1, 2, 2500), torch.rand(1, 2, 2500)
     if last:

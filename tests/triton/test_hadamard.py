@@ -7,11 +7,11 @@ from settings import workspace
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.triton_kernels import _products
 from pycoherence.triton_kernels import linear_gram as module
-from pycoherence.triton_kernels._finish import finished
-from pycoherence.triton_kernels._hadamard import ghost_sq_norms
-from pycoherence.triton_kernels._products import gram_of_products
+from pycoherence.triton_kernels.ghost import gram as ghost_gram
+from pycoherence.triton_kernels.ghost.gram import gram_of_products
+from pycoherence.triton_kernels.ghost.norms import ghost_sq_norms
+from pycoherence.triton_kernels.launch.finish import finished
 from pycoherence.triton_kernels.linear_gram import linear_gram, products_are_cheaper
 
 DTYPES = dtypes_of("triton")
@@ -150,7 +150,7 @@ def test_products_in_parts(
     pair, batches: int, parts: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More parts than features, too."""
-    monkeypatch.setattr(_products, "_parts_for", lambda *args: parts)
+    monkeypatch.setattr(ghost_gram, "_parts_for", lambda *args: parts)
     args = arguments(pair, dtype, batches)
     found = gram_of_products(*args)
     assert_close(found, gram(*args), TOLERANCE[dtype], describe(args))

@@ -138,7 +138,7 @@ def test_triton_reads_the_numbers_of_negated_views() -> None:
 
 
 def test_the_plan_gives_what_training_asks_for_in_one_pass() -> None:
-    from pycoherence.triton_kernels._plan import from_engine
+    from pycoherence.triton_kernels.engine.cost import from_engine
 
     wanted = frozenset({"sq_norms", "weighted_sum"})
     assert from_engine(32, 1024, 4096, 4096, "half", wanted, False) == wanted
@@ -151,7 +151,7 @@ def test_the_plan_gives_what_training_asks_for_in_one_pass() -> None:
 
 
 def test_triton_parts_of_the_batch_are_added_up() -> None:
-    from pycoherence.triton_kernels._factors import Factors, reduce
+    from pycoherence.triton_kernels.engine.factors import Factors, reduce
 
     x, g = factors(7, 5, 9, 8)
     wanted = frozenset({"sq_norms", "weighted_sum", "second_moment", "sign_sum"})

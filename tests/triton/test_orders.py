@@ -8,8 +8,8 @@ from backends import TOLERANCE, assert_close, in_float64
 from settings import workspace
 
 import pycoherence as pc
-from pycoherence.ops._reduce import randn
-from pycoherence.ops._rules import RULES
+from pycoherence.ops.family.reduce import randn
+from pycoherence.ops.family.rules import RULES
 
 LINEAR = (5, 3, 4, 3)
 # NumPy, in which the interpreter computes, tells of what a GPU does silently.

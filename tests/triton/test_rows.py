@@ -13,12 +13,12 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
-from pycoherence.ops._spec import accumulate_dtype, tensors_of
-from pycoherence.triton_kernels import _finish
-from pycoherence.triton_kernels._dots import row_dots
-from pycoherence.triton_kernels._finish import Finish
-from pycoherence.triton_kernels._rows import sq_norms_of_rank_one
+from pycoherence.ops.core.spec import accumulate_dtype, tensors_of
 from pycoherence.triton_kernels.affine_reduce import affine_reduce, plan
+from pycoherence.triton_kernels.launch import finish
+from pycoherence.triton_kernels.launch.finish import Finish
+from pycoherence.triton_kernels.matmul.row_dots import row_dots
+from pycoherence.triton_kernels.rows.rank_one import sq_norms_of_rank_one
 
 # The interpreter is silently wrong for bfloat16.
 DTYPES = {"f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
@@ -89,8 +89,8 @@ def test_affine_layouts(head: Any, dtype: torch.dtype) -> None:
 def test_rows_longer_and_more_than_a_program_takes(
     b: int, c: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_finish, "_LONGEST", 1024)
-    monkeypatch.setattr(_finish, "_MOST", 64)
+    monkeypatch.setattr(finish, "_LONGEST", 1024)
+    monkeypatch.setattr(finish, "_MOST", 64)
     check_affine(torch.randn(b, 1, c), None, None, None, torch.randn(b), torch.randn(c), 127)
 
 

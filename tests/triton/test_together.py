@@ -10,11 +10,11 @@ from backends import TOLERANCE, assert_close
 from torch import Tensor, nn
 
 import pycoherence as pc
-from pycoherence.ops._reduce import mask
+from pycoherence.ops.family.reduce import mask
 from pycoherence.statistics import Statistic
-from pycoherence.triton_kernels import _finish
-from pycoherence.triton_kernels._together import together
 from pycoherence.triton_kernels.affine_reduce import affine_reduce
+from pycoherence.triton_kernels.launch import finish
+from pycoherence.triton_kernels.launch.together import together
 
 
 @pytest.fixture(autouse=True)
@@ -71,13 +71,13 @@ def test_statistics_and_gradients(statistics: tuple[Statistic, ...], dtype: torc
 
 
 def test_a_layer_is_one_last_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    run, tasks = _finish._run, list[int]()
+    run, tasks = finish._run, list[int]()
 
     def counted(of: Any) -> None:
         tasks.append(len(of))
         run(of)
 
-    monkeypatch.setattr(_finish, "_run", counted)
+    monkeypatch.setattr(finish, "_run", counted)
     model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(4, 3, bias=False))
     measured(model, torch.randn(5, 9, 6), "triton", pc.SqNorms())
     # The weight of the last layer, then both parameters of each layer.

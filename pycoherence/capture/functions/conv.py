@@ -11,7 +11,7 @@ from torch import Tensor
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
-from pycoherence.ops._conv import per_dim, resolve_padding
+from pycoherence.ops.family.conv import per_dim, resolve_padding
 from pycoherence.sites import AffineSite, ConvSite, Site
 
 Ints = int | Sequence[int]

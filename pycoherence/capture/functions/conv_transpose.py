@@ -11,7 +11,7 @@ from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.functions.conv import channels_behind, unbatched
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
-from pycoherence.ops._conv import per_dim
+from pycoherence.ops.family.conv import per_dim
 from pycoherence.sites import AffineSite, ConvSite, Site
 
 Ints = int | Sequence[int]

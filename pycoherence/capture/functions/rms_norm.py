@@ -10,7 +10,7 @@ from torch import Tensor
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
-from pycoherence.ops._spec import accumulate_dtype
+from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.sites import AffineSite, Site
 
 

@@ -1,0 +1,246 @@
+"""The outputs shared by every `*_reduce` op: names, checks, reference and fake kernel."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops.core.chunks import Chunks, mirrored
+from pycoherence.ops.core.spec import FLOAT_DTYPES, OpSpec, accumulate_dtype
+
+_TAIL = (
+    "Tensor? coef, Tensor? direction, int want) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+class Reduced(NamedTuple):
+    """Reductions over the per-example gradients `G_b` of one parameter; `None` where not wanted.
+
+    All are float32, or float64 for float64 inputs.
+
+    Attributes:
+        sq_norms: `[B]`, the squared norms `||G_b||^2`.
+        dots: `[B]`, the dot products `<G_b, direction>`.
+        weighted_sum: Parameter-shaped, `sum_b coef_b G_b` (`coef_b = 1` if none is given). An
+            example whose coefficient is exactly zero is left out, even if its gradient is not
+            finite.
+        second_moment: Parameter-shaped, `sum_b G_b^2` per coordinate.
+        sign_sum: Parameter-shaped, `sum_b sign(G_b)` per coordinate, NaN where a `G_b` is NaN.
+        sum_dots: `[B]`, the dot products `<G_b, weighted_sum>`.
+        gram: `[B, B]`, the dot products `<G_b, G_c>`.
+    """
+
+    sq_norms: Tensor | None = None
+    dots: Tensor | None = None
+    weighted_sum: Tensor | None = None
+    second_moment: Tensor | None = None
+    sign_sum: Tensor | None = None
+    sum_dots: Tensor | None = None
+    gram: Tensor | None = None
+
+
+def mask(want: Sequence[str]) -> int:
+    """The `want` argument of the schemas: bit i is set iff field i of `Reduced` is wanted."""
+    if isinstance(want, str):
+        raise TypeError(f"expected want to be a tuple of names such as ({want!r},), got a string")
+    return mask_of(tuple(want))
+
+
+@functools.cache
+def mask_of(want: tuple[str, ...]) -> int:
+    """The mask of a tuple; see `mask`."""
+    unknown = [name for name in want if name not in Reduced._fields]
+    if unknown or not want:
+        raise ValueError(
+            f"expected want to name some of {', '.join(Reduced._fields)}, got {want!r}"
+        )
+    return sum(1 << i for i, name in enumerate(Reduced._fields) if name in want)
+
+
+unpack = Reduced._make
+"""Gives the outputs of an op their names."""
+
+
+def check_factors(op: str, **tensors: Tensor) -> None:
+    """Factors must be floating, of one dtype and on one device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"{op}: expected {name} to be float16, bfloat16, float32 or float64, "
+                f"got {tensor.dtype}"
+            )
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise TypeError(
+                f"{op}: expected {name} to have the dtype and device of {first_name} "
+                f"({first.dtype}, {first.device}), got {tensor.dtype} on {tensor.device}"
+            )
+
+
+def check_tail(
+    op: str,
+    g: Tensor,
+    shape: Sequence[int],
+    coef: Tensor | None,
+    direction: Tensor | None,
+    want: int,
+) -> None:
+    """Check `coef`, `direction` and `want` for a parameter of `shape` and the batch of `g`."""
+    names = Reduced._fields
+    if not 0 < want < 1 << len(names):
+        raise ValueError(f"{op}: expected want to be a mask of {len(names)} bits, got {want}")
+    if direction is None and want >> names.index("dots") & 1:
+        raise ValueError(f"{op}: 'dots' is wanted but no direction was given")
+    for value, name, outputs, expected in (
+        (coef, "coef", ("weighted_sum", "sum_dots"), (g.shape[0],)),
+        (direction, "direction", ("dots",), tuple(shape)),
+    ):
+        if value is None:
+            continue
+        if not any(want >> names.index(output) & 1 for output in outputs):
+            raise ValueError(
+                f"{op}: {name} was given but {outputs[0]!r} is not wanted; add it to want"
+            )
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{op}: expected {name} of shape {expected}, got {tuple(value.shape)}")
+        if not value.is_floating_point() or value.device != g.device:
+            raise TypeError(
+                f"{op}: expected {name} to be floating on {g.device}, "
+                f"got {value.dtype} on {value.device}"
+            )
+
+
+def reduce_reference(
+    chunks: Chunks,
+    g: Tensor,
+    shape: Sequence[int],
+    coef: Tensor | None,
+    direction: Tensor | None,
+    want: int,
+) -> tuple[Tensor | None, ...]:
+    """Reduce materialised gradients, chunk by chunk of the batch.
+
+    Args:
+        chunks: The gradients.
+        g: Output gradient; tells batch size, dtype and device.
+        shape: Shape of the parameter.
+        coef: `[B]` or `None`.
+        direction: Parameter-shaped or `None`.
+        want: Mask of wanted outputs.
+
+    Returns:
+        The outputs in the order of `Reduced`; `None` where not wanted.
+    """
+    gradients, parts = chunks.gradients, chunks.parts
+    outputs = reduce_zeros(g, shape, want)
+    out = unpack(outputs)
+    total = torch.zeros((), dtype=accumulate_dtype(g.dtype), device=g.device).expand(*shape)
+    for part in parts:
+        rows = gradients(part)
+        flat = rows.flatten(1)
+        if out.weighted_sum is not None or out.sum_dots is not None:
+            kept = flat if coef is None else _scale(flat, coef[part])
+            total = total + kept.sum(0).view(total.shape)
+        if out.sq_norms is not None:
+            out.sq_norms[part] = flat.square().sum(1)
+        if out.dots is not None and direction is not None:
+            out.dots[part] = chunks.dots_with(direction, part)
+        if out.second_moment is not None:
+            out.second_moment.add_(rows.square().sum(0))
+        if out.sign_sum is not None:
+            out.sign_sum.add_(torch.where(rows.isnan(), rows, rows.sign()).sum(0))
+        if out.gram is not None:
+            for other in parts:
+                out.gram[part, other] = chunks.products(part, chunks, other)
+    if out.gram is not None:
+        out.gram.copy_(mirrored(out.gram))
+    if out.weighted_sum is not None:
+        out.weighted_sum.copy_(total)
+    if out.sum_dots is not None:
+        for part in parts:
+            out.sum_dots[part] = chunks.dots_with(total, part)
+    return outputs
+
+
+def _scale(rows: Tensor, coef: Tensor) -> Tensor:
+    coef = coef.to(rows.dtype).unsqueeze(1)
+    return torch.where(coef == 0, torch.zeros_like(rows), coef * rows)
+
+
+def reduce_fake(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
+    """Uninitialised outputs of the right shapes and dtypes, `None` where not wanted."""
+    dtype = accumulate_dtype(g.dtype)
+    batch, parameter = (g.shape[0],), tuple(shape)
+    sizes = (batch, batch, parameter, parameter, parameter, batch, batch * 2)
+    return tuple(
+        g.new_empty(size, dtype=dtype) if want >> i & 1 else None for i, size in enumerate(sizes)
+    )
+
+
+def reduce_zeros(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
+    """Outputs like those of `reduce_fake`, filled with zeros."""
+    return tuple(None if x is None else x.zero_() for x in reduce_fake(g, shape, want))
+
+
+def _tails(
+    batch: int, shape: Sequence[int], device: torch.device | str, dtype: torch.dtype
+) -> Iterator[tuple[Any, ...]]:
+    """Sample tails: everything at once, then each output alone."""
+    everything = mask(Reduced._fields)
+    acc = accumulate_dtype(dtype)
+    coef = randn(batch, device=device, dtype=acc, seed=10)
+    direction = randn(*shape, device=device, dtype=acc, seed=11)
+    yield coef, direction, everything
+    for name in Reduced._fields:
+        yield None, direction if name == "dots" else None, mask((name,))
+
+
+def reduce_spec(
+    head: str,
+    *,
+    check: Callable[..., None],
+    like: Callable[..., tuple[Tensor, Sequence[int]]],
+    reference: Callable[..., tuple[Tensor | None, ...]],
+    heads: Callable[[torch.device | str, torch.dtype], Iterable[tuple[Any, ...]]],
+    supports: Mapping[str, Callable[..., str | None]] = MappingProxyType({}),
+) -> OpSpec:
+    """The `OpSpec` of a `*_reduce` op.
+
+    Its arguments are a head of its own and a tail that all share: `coef, direction, want`.
+
+    Args:
+        head: Schema of the head, `name(Tensor x, ...`, without the tail.
+        check: Checks the head; takes the name of the op before it.
+        like: From the head, the output gradient (for batch size, dtype, device) and the shape of
+            the parameter.
+        reference: As in `OpSpec`.
+        heads: Samples of the head, from device and dtype.
+        supports: As in `OpSpec`.
+    """
+    name = head.partition("(")[0]
+
+    def check_all(*args: Any) -> None:
+        check(name, *args[:-3])
+        check_tail(name, *like(*args[:-3]), *args[-3:])
+
+    def fake(*args: Any) -> tuple[Tensor | None, ...]:
+        return reduce_fake(*like(*args[:-3]), args[-1])
+
+    def samples(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+        for sample in heads(device, dtype):
+            g, shape = like(*sample)
+            for tail in _tails(g.shape[0], shape, device, dtype):
+                yield (*sample, *tail)
+
+    schema = f"{head}, {_TAIL}"
+    return OpSpec(schema, check_all, reference, fake, samples, supports)
+
+
+def randn(*shape: int, device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Seeded normal numbers that are the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)

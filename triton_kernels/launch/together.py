@@ -1,0 +1,43 @@
+"""Several `*_reduce` ops at once: what each leaves to add up is one launch for all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycoherence.triton_kernels.launch.finish import Completed, Finish, Total
+from pycoherence.triton_kernels.launch.tape import taped
+
+Found = tuple[tuple[Tensor | None, ...], Tensor | None]
+"""The outputs of an op, and numbers of which the squares add up to the norm of the sum, squared."""
+
+
+def together(
+    calls: Sequence[tuple[Completed, tuple[Any, ...]]],
+    dtypes: Sequence[torch.dtype | None],
+    norms: bool,
+) -> list[Found]:
+    """The outputs of several ops.
+
+    Args:
+        calls: Each op and its arguments.
+        dtypes: For each, that of the sum of gradients; `None` for the accumulation dtype, as it has
+            to be if an op wants `sum_dots`.
+        norms: Whether norms of the sum are wanted; they may be `None` all the same.
+    """
+    return taped(_together, (calls, dtypes, norms))
+
+
+def _together(
+    calls: Sequence[tuple[Completed, tuple[Any, ...]]],
+    dtypes: Sequence[torch.dtype | None],
+    norms: bool,
+) -> list[Found]:
+    finish = Finish()
+    totals = [Total(dtype, norms) for dtype in dtypes]
+    found = [
+        op.begin(*args, total, finish) for (op, args), total in zip(calls, totals, strict=True)
+    ]
+    finish.run()
+    return [(outputs, total.norms) for outputs, total in zip(found, totals, strict=True)]

@@ -1,0 +1,72 @@
+"""Rules over the gradients of examples by coordinate, from what the tile engine gives."""
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops.core.dispatch import chosen
+from pycoherence.ops.dense_order import SPEC
+from pycoherence.ops.family.order import BYTES_BESIDE, order_fake
+from pycoherence.triton_kernels.engine.factors import Factors, reduce
+from pycoherence.triton_kernels.rows.materialised import materialise, row_parts, rows_of
+
+# A grid has no more programs in its second dimension.
+_MOST_PARTS = 65535
+
+
+def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
+    """The aggregate of a batch of gradients, `[O, K]`.
+
+    Two rules take sums from the engine and no single gradient: the median of means, whose groups
+    are the engine's parts, and sign agreement. For the others, where values are left out, and for
+    gradients that are `narrow`, these are materialised, as many rows of the parameter at a time as
+    the workspace holds, and handed to `dense_order`.
+
+    Args:
+        factors: Of the batch.
+        rule: As of the op; so are the others.
+        k: Number of the rule.
+        drop: Whether values that are not finite are left out.
+    """
+    from_sums = not (drop or factors.narrow)
+    if from_sums and rule == "sign_agreement" and not factors.empty:
+        sums = reduce(factors, frozenset({"weighted_sum", "sign_sum"}), shares_of(factors.g, 1))
+        return agreed(sums["weighted_sum"].sum(0), sums["sign_sum"].sum(0), len(factors.x), k)
+    out = order_fake(factors.g, factors.shape).zero_()
+    if factors.empty:
+        return out
+    groups = len(factors.x)
+    means = from_sums and rule == "median_of_means" and k <= _MOST_PARTS
+    if means:
+        groups, rule, k = int(k), "median", 0
+    shares = shares_of(factors.g, groups)
+    aggregate = chosen(SPEC, out.device.type, (factors.g, rule, k, drop))
+    beside = BYTES_BESIDE if aggregate is SPEC.reference else 0
+    for part in row_parts(factors, groups * (out.itemsize + beside)):
+        rows = rows_of(factors, part)
+        values = _sums(rows, shares, groups) if means else materialise(rows)
+        out[part] = aggregate(values.flatten(1), rule, k, drop).view_as(out[part])
+    return out
+
+
+def _sums(factors: Factors, coef: Tensor, groups: int) -> Tensor:
+    return reduce(factors, frozenset({"weighted_sum"}), coef, parts=groups)["weighted_sum"]
+
+
+def shares_of(g: Tensor, groups: int) -> Tensor:
+    """The weight of each example in the mean of its group, `[B]`.
+
+    Sums weighted by them are finite if and only if all their terms are: a sum before it is divided
+    could leave the range of the dtype.
+    """
+    size, larger = divmod(len(g), groups)
+    shares = order_fake(g, (len(g),)).fill_(1 / size)
+    shares[: larger * (size + 1)] = 1 / (size + 1)
+    return shares
+
+
+def agreed(mean: Tensor, signs: Tensor, batch: int, k: float) -> Tensor:
+    """The mean where the mean of the signs is at least `k`, and zero elsewhere."""
+    # A number in place of this tensor would multiply by its reciprocal, which rounds otherwise.
+    count = torch.full((), batch, device=mean.device)
+    kept = torch.where(signs.abs() / count >= k, mean, 0.0)
+    return torch.where(mean.isfinite(), kept, torch.nan)
