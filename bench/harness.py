@@ -14,7 +14,7 @@ from torch import Tensor
 from ways import Outputs
 
 import pycoherence as pc
-from pycoherence.ops.core.dispatch import BACKENDS, reasons
+from pycoherence.ops.core.dispatch import BACKENDS, explain
 from pycoherence.ops.core.spec import tensors_of
 
 WORKSPACE = 2 * 2**30
@@ -62,7 +62,7 @@ def candidates(case: Case) -> tuple[list[Candidate], dict[str, str]]:
     found = [
         Candidate("backend", name, lambda: op(*args), case.named, lambda n=name: pc.backend(n))
         for name in BACKENDS
-        if reasons(case.spec, device, tuple(args))[name] is None
+        if explain(case.spec, device, tuple(args))[name] is None
     ]
     skipped, wanted, plain = dict[str, str](), frozenset(case.wanted), case.plain_arguments()
     for name, way in case.ways.items():

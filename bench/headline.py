@@ -27,7 +27,7 @@ from selections import embedding, order
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.ops.core.dispatch import choice
+from pycoherence.ops.core.dispatch import fastest
 
 LIMIT = 1e-5
 """Allowed error over the largest value."""
@@ -94,7 +94,7 @@ def measure(found: Figure) -> dict[str, Any]:
     row: dict[str, Any] = {"op": found.op, "what": found.what, "goal": found.goal}
     dtype = next(x.dtype for x in found.args if isinstance(x, Tensor) and x.is_floating_point())
     row["dtype"] = str(dtype).removeprefix("torch.")
-    row["backend"] = choice(pc.ops.specs[found.op], found.args[0].device.type, found.args)
+    row["backend"] = fastest(pc.ops.specs[found.op], found.args[0].device.type, found.args).name
     try:
         pairs = list(zip(found.ours(), found.truth(), strict=True))
     except RuntimeError as error:  # out of memory, say: the next rows may still be had

@@ -11,11 +11,11 @@ import pycoherence
 from pycoherence.ops import specs
 from pycoherence.ops.core.dispatch import (
     build_record,
-    choice,
+    explain,
+    fastest,
     forced_backend,
     interpreted,
     load_native,
-    reasons,
 )
 from pycoherence.ops.core.spec import OpSpec
 
@@ -73,8 +73,8 @@ def _ops() -> Iterator[str]:
 
 def _op(spec: OpSpec, device: str, forced: str | None) -> Iterator[str]:
     sample = next(iter(spec.samples(device, torch.float32)))
-    found = reasons(spec, device, sample)
-    runs = forced or choice(spec, device, sample)
+    found = explain(spec, device, sample)
+    runs = forced or fastest(spec, device, sample).name
     refused = "" if found[runs] is None else ", which cannot run it: calls raise"
     yield f"  {spec.name:<18} {runs}{refused}"
     for name, reason in found.items():

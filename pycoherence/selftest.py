@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pycoherence.ops import BACKENDS, backend, specs
-from pycoherence.ops.core.dispatch import reasons
+from pycoherence.ops.core.dispatch import explain
 from pycoherence.ops.core.spec import OpSpec, Outputs
 
 TOLERANCE = {torch.float64: 1e-12}
@@ -32,7 +32,7 @@ def _check_backend(spec: OpSpec, device: str, name: str) -> bool:
     ran, worst, failures = 0, 0.0, list[str]()
     for dtype in spec.dtypes:
         for args in spec.samples(device, dtype):
-            if reasons(spec, device, args)[name] is not None:
+            if explain(spec, device, args)[name] is not None:
                 continue
             error = _error(spec, args, name)
             ran, worst = ran + 1, max(worst, error)

@@ -33,13 +33,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def missing_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Nothing was compiled; the value is the reason that must be reported."""
     from pycoherence import info
-    from pycoherence.ops.core import dispatch, register
+    from pycoherence.ops.core import call, dispatch
 
     remembered = (
         dispatch._native_reason,
-        dispatch._fast_backends,
+        dispatch.fast_backends,
         dispatch._report_missing_library,
-        register._settled,
+        call._settled,
     )
     for function in remembered:
         function.cache_clear()

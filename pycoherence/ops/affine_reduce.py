@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.family.reduce import (
     Reduced,
@@ -71,7 +72,7 @@ def affine_reduce(
         >>> pc.ops.affine_reduce(torch.ones(2, 5, 3)).sq_norms
         tensor([75., 75.])
     """
-    out = invoke("affine_reduce", g, x, mean, rstd, coef, direction, mask(want))
+    out = call("affine_reduce", g, x, mean, rstd, coef, direction, mask(want))
     return unpack(out)
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops.conv_reduce import check, like, materialise
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.family.conv import per_dim, positions_out, resolve_padding
 from pycoherence.ops.family.gram import gram_spec
 from pycoherence.ops.family.reduce import randn
@@ -76,7 +77,7 @@ def conv_gram(
     x1, pads = resolve_padding(x1, kernel_size, strides, padding, dilations)
     if x2 is not None:
         x2, _ = resolve_padding(x2, kernel_size, strides, padding, dilations)
-    return invoke("conv_gram", x1, g1, x2, g2, list(kernel_size), strides, pads, dilations, groups)
+    return call("conv_gram", x1, g1, x2, g2, list(kernel_size), strides, pads, dilations, groups)
 
 
 def _shape(x: Tensor, g: Tensor, *options: Any) -> tuple[int, ...]:

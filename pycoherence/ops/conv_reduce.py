@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.family.conv import patches, per_dim, positions_out, resolve_padding
 from pycoherence.ops.family.reduce import (
@@ -83,7 +84,7 @@ def conv_reduce(
     n = len(kernel_size)
     strides, dilations = per_dim(stride, n, "stride"), per_dim(dilation, n, "dilation")
     x, pads = resolve_padding(x, kernel_size, strides, padding, dilations)
-    out = invoke(
+    out = call(
         "conv_reduce",
         x,
         g,

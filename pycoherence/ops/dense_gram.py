@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks, mirrored
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import OpSpec, accumulate_dtype
 from pycoherence.ops.family.gram import gram_fake, gram_reference
 from pycoherence.ops.family.reduce import check_factors, randn
@@ -42,7 +43,7 @@ def dense_gram(a: Tensor, b: Tensor | None = None) -> Tensor:
         tensor([[ 5., -2.],
                 [-2.,  1.]])
     """
-    return invoke("dense_gram", a, b)
+    return call("dense_gram", a, b)
 
 
 def _check(a: Tensor, b: Tensor | None) -> None:

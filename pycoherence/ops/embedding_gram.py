@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.embedding_reduce import check_lookups, materialise
 from pycoherence.ops.family.gram import gram_spec
 from pycoherence.ops.family.reduce import randn
@@ -68,7 +69,7 @@ def embedding_gram(
     if padding_idx is not None and padding_idx < 0:
         raise ValueError(f"embedding_gram: expected padding_idx >= 0, got {padding_idx}")
     padding = -1 if padding_idx is None else padding_idx
-    return invoke("embedding_gram", ids1, g1, ids2, g2, padding)
+    return call("embedding_gram", ids1, g1, ids2, g2, padding)
 
 
 def _shape(ids: Tensor, g: Tensor, padding_idx: int) -> tuple[int]:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.family.reduce import (
     Reduced,
@@ -71,7 +72,7 @@ def embedding_reduce(
         tensor([12.,  6.])
     """
     padding = resolve_padding_idx("embedding_reduce", padding_idx, num_embeddings)
-    out = invoke("embedding_reduce", ids, g, num_embeddings, padding, coef, direction, mask(want))
+    out = call("embedding_reduce", ids, g, num_embeddings, padding, coef, direction, mask(want))
     return unpack(out)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.call import call
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import OpSpec, accumulate_dtype
 from pycoherence.ops.family.reduce import check_factors, randn
 
@@ -49,7 +50,7 @@ def gram_filter(gram: Tensor, kept: Tensor, threshold: float) -> tuple[Tensor, T
         >>> pc.ops.gram_filter(points @ points.T, kept, 0.9)
         (tensor([0.5000, 0.0000, 0.0000, 0.5000]), tensor([1., 0., 0., 1.]))
     """
-    return invoke("gram_filter", gram, kept, threshold)
+    return call("gram_filter", gram, kept, threshold)
 
 
 def _check(gram: Tensor, kept: Tensor, threshold: float) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.call import call
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import OpSpec, accumulate_dtype
 from pycoherence.ops.family.reduce import check_factors, randn
 
@@ -53,7 +54,7 @@ def gram_median(
         >>> (weights @ points).round(decimals=2)
         tensor([1.])
     """
-    return invoke("gram_median", gram, kept, nu, tolerance, iterations)
+    return call("gram_median", gram, kept, nu, tolerance, iterations)
 
 
 def _check(gram: Tensor, kept: Tensor, nu: float, tolerance: float, iterations: int) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.family.gram import gram_spec
 from pycoherence.ops.family.reduce import randn
 from pycoherence.ops.linear_reduce import check, like, materialise
@@ -58,7 +59,7 @@ def linear_gram(
         tensor([[ 300., -300.],
                 [-300.,  300.]])
     """
-    return invoke("linear_gram", x1, g1, x2, g2)
+    return call("linear_gram", x1, g1, x2, g2)
 
 
 def _shape(x: Tensor, g: Tensor) -> tuple[int, int]:

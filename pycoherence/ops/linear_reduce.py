@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.family.reduce import (
     Reduced,
@@ -67,7 +68,7 @@ def linear_reduce(
         >>> pc.ops.linear_reduce(x, g).sq_norms
         tensor([300., 300.])
     """
-    return unpack(invoke("linear_reduce", x, g, coef, direction, mask(want)))
+    return unpack(call("linear_reduce", x, g, coef, direction, mask(want)))
 
 
 def check(op: str, x: Tensor, g: Tensor) -> None:

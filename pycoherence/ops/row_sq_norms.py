@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import invoke, register
+from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import OpSpec
 from pycoherence.ops.family.reduce import check_factors, randn
 
@@ -45,7 +46,7 @@ def row_sq_norms(rows: Sequence[Tensor]) -> Tensor:
         tensor([[3., 3.],
                 [4., 0.]], dtype=torch.float64)
     """
-    return invoke("row_sq_norms", list(rows))
+    return call("row_sq_norms", list(rows))
 
 
 def _check(rows: Sequence[Tensor]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.ops.core.dispatch import choice, forced_backend
-from pycoherence.ops.core.register import execute
+from pycoherence.ops.core.call import call_unchecked
+from pycoherence.ops.core.dispatch import fastest, forced_backend
 from pycoherence.ops.row_sq_norms import SPEC
 from pycoherence.sites import Site, norm_rows
 from pycoherence.statistics import Batch
@@ -119,14 +119,16 @@ def _add_sq_norms(total: Tensor, sites: Iterable[Site]) -> None:
         else:
             total += _like(total, site.reduce(("sq_norms",)).sq_norms)
     for found in grouped.values():
-        norms = execute("row_sq_norms", [row for rows in zip(*found, strict=True) for row in rows])
+        norms = call_unchecked(
+            "row_sq_norms", [row for rows in zip(*found, strict=True) for row in rows]
+        )
         total += _like(total, norms.unflatten(0, (-1, len(found))).prod(0).sum(0))
 
 
 def _is_native(rows: tuple[Tensor, ...]) -> bool:
     """Whether one launch takes many; otherwise the op of each site is the faster one."""
     free = forced_backend() in (None, "native")
-    return free and choice(SPEC, rows[0].device.type, (list(rows),)) == "native"
+    return free and fastest(SPEC, rows[0].device.type, (list(rows),)).name == "native"
 
 
 def _products(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
+from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.ops.core.register import execute
 from pycoherence.ops.family.reduce import mask_of, unpack
 from pycoherence.ops.family.rules import check_rule
 
@@ -109,7 +109,7 @@ class FactoredSite:
         """See `Site.reduce`."""
         op, args = self.reduce_call(want, coef, direction)
         # Past the checks of the op's arguments: a site's are right as they are.
-        return self.reduced(execute(op, *args))
+        return self.reduced(call_unchecked(op, *args))
 
     def reduce_call(
         self, want: Sequence[str], coef: Tensor | None, direction: Tensor | None
@@ -176,7 +176,7 @@ def norm_rows(site: Site) -> tuple[Tensor, ...]:
 def order(op: str, batch: int, *head: Any, rule: str, k: float, drop: bool) -> Tensor:
     """Run a `*_order` op; only whether the rule fits the size of the batch is not known yet."""
     check_rule(op, batch, rule, k)
-    return execute(op, *head, rule, k, drop)
+    return call_unchecked(op, *head, rule, k, drop)
 
 
 def shaped(out: Reduced, shape: Sequence[int]) -> Reduced:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
-from pycoherence.ops.core.register import execute_together
+from pycoherence.ops.core.call import call_together
 from pycoherence.sites._site import FactoredSite, Site
 
 
@@ -46,5 +46,5 @@ def reduce_together(
         site.reduce_call(want, None, wish.direction)
         for site, wish in zip(sites, wishes, strict=True)
     ]
-    found = execute_together(calls, [wish.dtype for wish in wishes], norms)
+    found = call_together(calls, [wish.dtype for wish in wishes], norms)
     return [(site.reduced(out), of) for site, (out, of) in zip(sites, found, strict=True)]

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 import pycoherence as pc
 from pycoherence.capture import answers
 from pycoherence.ops import specs
-from pycoherence.ops.core import register
+from pycoherence.ops.core import call
 from pycoherence.sites import _site
 
 
 @pytest.fixture(autouse=True)
 def shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     answers._answers.clear()  # the first step of a process must not wait either
-    for module in (_site, register):
-        monkeypatch.setattr(module, "execute", lambda op, *args: specs[op].fake(*args))
+    for module in (_site, call):
+        monkeypatch.setattr(module, "call_unchecked", lambda op, *args: specs[op].fake(*args))
 
 
 def ids(*shape: int) -> Tensor:

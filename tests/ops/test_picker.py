@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.info import report
-from pycoherence.ops.core import dispatch, register
+from pycoherence.ops.core import call, dispatch
 from pycoherence.ops.core.spec import OpSpec
 
 X, G = torch.ones(2, 3, 4), torch.ones(2, 3, 5)
@@ -27,7 +27,7 @@ needs_native = pytest.mark.skipif(
 
 
 def picked(device: str = "cpu", args: tuple = ARGS) -> object:
-    return dispatch.pick(pc.ops.specs["linear_reduce"], device, args)
+    return dispatch.select(pc.ops.specs["linear_reduce"], device, args).kernel
 
 
 def test_the_reference_runs_where_nothing_else_does() -> None:
@@ -90,9 +90,9 @@ def kernel_in_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
     """linear_reduce has a kernel in Triton, which is installed; neither is imported."""
     cached = (
         dispatch._triton_reason,
-        dispatch._fast_backends,
-        dispatch._kernel,
-        register._settled,
+        dispatch.fast_backends,
+        dispatch.kernel_of,
+        call._settled,
     )
 
     def kernel(*args: object) -> None:
@@ -142,7 +142,7 @@ def test_the_interpreter_has_to_be_asked_for(
     """Triton's own switch says that kernels may run slowly, not that all should."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for name in ("cpu", "cuda"):
-        assert dispatch.choice(pc.ops.specs["linear_reduce"], name, ARGS) != "triton"
+        assert dispatch.fastest(pc.ops.specs["linear_reduce"], name, ARGS).name != "triton"
         with pc.backend("triton"):
             assert picked(name) is kernel_in_triton
 
@@ -198,11 +198,11 @@ def test_what_a_backend_does_not_support_falls_to_the_next() -> None:
 
     spec = pc.ops.specs["linear_reduce"]
     picky = OpSpec(**{**vars(spec), "supports": {"native": never}})
-    assert dispatch.pick(picky, "cpu", ARGS) is spec.reference
+    assert dispatch.select(picky, "cpu", ARGS).kernel is spec.reference
     if "native" in backends_of("linear_reduce"):
-        assert dispatch.reasons(picky, "cpu", ARGS)["native"] == "T is odd"
+        assert dispatch.explain(picky, "cpu", ARGS)["native"] == "T is odd"
         with pc.backend("native"), pytest.raises(RuntimeError, match="T is odd"):
-            dispatch.pick(picky, "cpu", ARGS)
+            dispatch.select(picky, "cpu", ARGS)
 
 
 @needs_native
@@ -218,10 +218,10 @@ def test_known_arguments_run_what_is_picked(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(pc.ops.specs, "linear_reduce", watched)
     for forced, times in ((None, 0), ("reference", 1), ("native", 1), (None, 1)):
         with pc.backend(forced):
-            assert register.execute("linear_reduce", *ARGS)[0].tolist() == [180.0, 180.0]
+            assert call.call_unchecked("linear_reduce", *ARGS)[0].tolist() == [180.0, 180.0]
         assert len(ran) == times
-    assert register._settled("linear_reduce", "cpu") is picked()
-    assert register._settled("linear_order", "cpu") is None  # its arguments are asked
+    assert call._settled("linear_reduce", "cpu") is picked()
+    assert call._settled("linear_order", "cpu") is None  # its arguments are asked
 
 
 @needs_native
@@ -244,7 +244,7 @@ import torch, pycoherence as pc
 from pycoherence.ops.core import dispatch
 args = (torch.ones(2, 3, 4), torch.ones(2, 3, 5), None, None, 1)
 spec = pc.ops.specs["linear_reduce"]
-print("REFERENCE" if dispatch.pick(spec, "cpu", args) is spec.reference else "OTHER")
+print("REFERENCE" if dispatch.select(spec, "cpu", args).kernel is spec.reference else "OTHER")
 """
 
 

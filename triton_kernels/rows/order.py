@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pycoherence.ops.core.dispatch import chosen
+from pycoherence.ops.core.dispatch import fastest
 from pycoherence.ops.dense_order import SPEC
 from pycoherence.ops.family.order import BYTES_BESIDE, order_fake
 from pycoherence.triton_kernels.engine.factors import Factors, reduce
@@ -39,7 +39,7 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
     if means:
         groups, rule, k = int(k), "median", 0
     shares = shares_of(factors.g, groups)
-    aggregate = chosen(SPEC, out.device.type, (factors.g, rule, k, drop))
+    aggregate = fastest(SPEC, out.device.type, (factors.g, rule, k, drop)).kernel
     beside = BYTES_BESIDE if aggregate is SPEC.reference else 0
     for part in row_parts(factors, groups * (out.itemsize + beside)):
         rows = rows_of(factors, part)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,19 @@ BACKENDS = ("native", "triton", "reference")
 """In order of preference: what is native on CUDA is what Triton cannot do as well."""
 
 NATIVE_NAMESPACE = "pycoherence_native"
+
+
+class Backend(NamedTuple):
+    """An implementation of an op.
+
+    Attributes:
+        name: Its backend.
+        kernel: The function, which takes what the schema says.
+    """
+
+    name: str
+    kernel: Callable[..., Any]
+
 
 _PACKAGE = Path(__file__).parents[2]
 
@@ -149,13 +162,12 @@ def unavailable(op: str, name: str, device: str) -> str | None:
     return None
 
 
-def reasons(spec: OpSpec, device: str, args: tuple[Any, ...]) -> dict[str, str | None]:
+def explain(spec: OpSpec, device: str, args: tuple[Any, ...]) -> dict[str, str | None]:
     """For each backend, why it cannot run `spec` on these arguments, or `None` if it can."""
-    return {name: reason(spec, name, device, args) for name in BACKENDS}
+    return {name: _reason(spec, name, device, args) for name in BACKENDS}
 
 
-def reason(spec: OpSpec, name: str, device: str, args: tuple[Any, ...]) -> str | None:
-    """Why backend `name` cannot run `spec` on these arguments, or `None` if it can."""
+def _reason(spec: OpSpec, name: str, device: str, args: tuple[Any, ...]) -> str | None:
     found = unavailable(spec.name, name, device)
     if found is None and name == "triton" and interpreted():
         found = _interpreter_reason(args)
@@ -164,12 +176,48 @@ def reason(spec: OpSpec, name: str, device: str, args: tuple[Any, ...]) -> str |
     return found
 
 
-def choice(spec: OpSpec, device: str, args: tuple[Any, ...]) -> str:
-    """The backend that runs if none is forced: the first that accepts the arguments."""
-    for name in _fast_backends(spec.name, device):
+def fastest(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Backend:
+    """The first backend that accepts the arguments, whatever is forced.
+
+    A kernel that leaves a part of its work to another op takes this one: the forced backend need
+    not have that op too.
+    """
+    for name in fast_backends(spec.name, device):
         if name not in spec.supports or spec.supports[name](*args) is None:
-            return name
-    return "reference"
+            return Backend(name, kernel_of(spec.name, name))
+    return Backend("reference", spec.reference)
+
+
+def select(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Backend:
+    """The implementation to run: the forced backend's, or the fastest.
+
+    Raises:
+        RuntimeError: The forced backend cannot run the call; it names the reason.
+    """
+    if _forced is None:
+        found = fastest(spec, device, args)
+        if found.name == "reference" and device in ("cpu", "cuda"):
+            missing = load_native(device)
+            if missing is not None:
+                _report_missing_library(device, missing)
+        return found
+    if _forced == "reference":
+        return Backend("reference", spec.reference)
+    reason = _reason(spec, _forced, device, args)
+    if reason is None:
+        return Backend(_forced, kernel_of(spec.name, _forced))
+    raise RuntimeError(
+        f"{spec.name}: backend {_forced!r} was asked for but cannot run this call: "
+        f"{reason}. Use pc.backend(None) to let the library choose."
+    )
+
+
+@functools.cache
+def fast_backends(op: str, device: str) -> list[str]:
+    """The backends beside the reference that have the op on the device, the fastest first."""
+    names = [name for name in BACKENDS[:-1] if unavailable(op, name, device) is None]
+    # The interpreter is for debugging: it runs what was asked for by name.
+    return [name for name in names if name != "triton" or not interpreted()]
 
 
 @functools.cache
@@ -182,45 +230,9 @@ def _report_missing_library(device: str, reason: str) -> None:
     )
 
 
-def pick(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """The implementation to run: of the forced backend, or of `choice`."""
-    if _forced == "reference":
-        return spec.reference
-    if _forced is not None:
-        found = reason(spec, _forced, device, args)
-        if found is None:
-            return _kernel(spec.name, _forced)
-        raise RuntimeError(
-            f"{spec.name}: backend {_forced!r} was asked for but cannot run this call: "
-            f"{found}. Use pc.backend(None) to let the library choose."
-        )
-    found = chosen(spec, device, args)
-    missing = None
-    if found is spec.reference and device in ("cpu", "cuda"):
-        missing = load_native(device)
-    if missing is not None:
-        _report_missing_library(device, missing)
-    return found
-
-
-def chosen(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """The implementation of `choice`, for kernels that leave a part of their work to another op.
-
-    A backend that is forced need not have that op too.
-    """
-    name = choice(spec, device, args)
-    return spec.reference if name == "reference" else _kernel(spec.name, name)
-
-
 @functools.cache
-def _fast_backends(op: str, device: str) -> list[str]:
-    names = [name for name in BACKENDS[:-1] if unavailable(op, name, device) is None]
-    # The interpreter is for debugging: it runs what was asked for by name.
-    return [name for name in names if name != "triton" or not interpreted()]
-
-
-@functools.cache
-def _kernel(op: str, name: str) -> Callable[..., Any]:
+def kernel_of(op: str, name: str) -> Callable[..., Any]:
+    """The function of a backend that has the op."""
     if name == "native":
         return getattr(getattr(torch.ops, NATIVE_NAMESPACE), op).default
     return getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)

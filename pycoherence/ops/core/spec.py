@@ -51,6 +51,12 @@ def tensors_of(args: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_of(arg)
 
 
+def device_type(args: tuple[Any, ...]) -> str:
+    """The kind of device of the first tensor, which is an op's first argument or in it."""
+    first = args[0]
+    return (first if isinstance(first, Tensor) else first[0]).device.type
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype in which a statistic of `dtype` inputs is summed and returned."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks, row_slices
-from pycoherence.ops.core.register import invoke
 from pycoherence.ops.core.spec import OpSpec, accumulate_dtype
 from pycoherence.ops.core.workspace import workspace
 from pycoherence.ops.family.rules import RULES, aggregate, check_rule
@@ -32,7 +32,7 @@ def order(op: str, *head: Any, rule: str, k: float, nonfinite: str) -> Tensor:
     """
     if nonfinite not in ("nan", "drop"):
         raise ValueError(f"{op}: expected nonfinite to be 'nan' or 'drop', got {nonfinite!r}")
-    return invoke(op, *head, rule, k, nonfinite == "drop")
+    return call(op, *head, rule, k, nonfinite == "drop")
 
 
 def order_reference(
