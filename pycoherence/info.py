@@ -1,9 +1,11 @@
 """Prints what is installed, what was built, and which backend runs each op."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -21,10 +23,17 @@ from pycoherence.ops.core.spec import OpSpec
 
 PACKAGES = ("torch", "triton", "numpy")
 
+# By package, what it serves, and the command that adds it.
+EXTRAS = {
+    "triton": ("GPU kernels", "pip install triton"),
+    "matplotlib": ("plots", 'pip install "pycoherence[plot]"'),
+    "sklearn": ("demo and studies", 'pip install "pycoherence[studies]"'),
+}
+
 
 def report() -> str:
     """The text of `python -m pycoherence info`."""
-    return "\n".join([*_versions(), "", *_hardware(), "", *_libraries(), "", *_ops()])
+    return "\n".join([*_versions(), "", *_hardware(), "", *_libraries(), *_missing(), "", *_ops()])
 
 
 def _version(package: str) -> str:
@@ -59,6 +68,19 @@ def _libraries() -> Iterator[str]:
         built = "built, but " if record.get(device, {}).get("built") else ""
         reason = load_native(device)
         yield f"_C_{device:<9} {'loaded' if reason is None else built + reason}"
+
+
+def _missing() -> Iterator[str]:
+    """What is not here that this machine could use, and the command that adds it."""
+    root, record = Path(__file__).parents[1], build_record()
+    folder = f"-e {root}" if (root / "setup.py").exists() else ". in the source folder"
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        if not record.get(device, {}).get("built"):
+            install = "pip install --no-deps --force-reinstall --no-build-isolation"
+            yield f"to add       {device} kernels: PYCOHERENCE_BUILD={device} {install} {folder}"
+    for package, (use, command) in EXTRAS.items():
+        if importlib.util.find_spec(package) is None:
+            yield f"to add       {use}: {command}"
 
 
 def _ops() -> Iterator[str]:

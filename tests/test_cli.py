@@ -9,6 +9,7 @@ import torch
 from backends import backends_of
 
 import pycoherence as pc
+from pycoherence import info
 from pycoherence.cli import main
 from pycoherence.ops.core import dispatch
 
@@ -33,6 +34,14 @@ def test_info_says_why_the_native_library_is_missing(
     text = capsys.readouterr().out
     assert missing_library in text.partition("\n_C_cpu")[2].splitlines()[0]
     assert f"not native: {missing_library}" in text
+
+
+def test_info_names_the_command_that_adds_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info, "build_record", dict)
+    monkeypatch.setitem(info.EXTRAS, "no_such_package", ("wonders", "pip install wonders"))
+    text = info.report()
+    assert "cpu kernels: PYCOHERENCE_BUILD=cpu pip install" in text
+    assert "wonders: pip install wonders" in text
 
 
 def test_selftest_passes_with_a_line_for_each_op_and_backend(

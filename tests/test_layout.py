@@ -76,6 +76,13 @@ def test_every_op_is_a_public_function_with_type_hints(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_every_op_has_its_types_shown_to_checkers(op: str) -> None:
+    line = f"    from pycoherence.ops.{op} import {op} as {op}"
+    text = (PACKAGE / "ops/__init__.py").read_text()
+    assert line in text.splitlines(), f"add it to pycoherence/ops/__init__.py: {line}"
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_every_op_documents_itself(op: str) -> None:
     text = inspect.getdoc(getattr(pc.ops, op))
     assert text

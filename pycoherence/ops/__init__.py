@@ -7,8 +7,7 @@ what the ops of a family share.
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pycoherence.ops.core.dispatch import BACKENDS, backend
 from pycoherence.ops.core.register import specs
@@ -22,6 +21,21 @@ for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         globals()[_name] = getattr(importlib.import_module(f"{__name__}.{_name}"), _name)
         __all__ += [_name]
 
+# Checkers of types do not run the loop.
 if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Callable[..., Any]: ...
+    from pycoherence.ops.affine_reduce import affine_reduce as affine_reduce
+    from pycoherence.ops.conv_gram import conv_gram as conv_gram
+    from pycoherence.ops.conv_order import conv_order as conv_order
+    from pycoherence.ops.conv_reduce import conv_reduce as conv_reduce
+    from pycoherence.ops.dense_gram import dense_gram as dense_gram
+    from pycoherence.ops.dense_order import dense_order as dense_order
+    from pycoherence.ops.embedding_gram import embedding_gram as embedding_gram
+    from pycoherence.ops.embedding_order import embedding_order as embedding_order
+    from pycoherence.ops.embedding_reduce import embedding_reduce as embedding_reduce
+    from pycoherence.ops.gram_filter import gram_filter as gram_filter
+    from pycoherence.ops.gram_median import gram_median as gram_median
+    from pycoherence.ops.identity import identity as identity
+    from pycoherence.ops.linear_gram import linear_gram as linear_gram
+    from pycoherence.ops.linear_order import linear_order as linear_order
+    from pycoherence.ops.linear_reduce import linear_reduce as linear_reduce
+    from pycoherence.ops.row_sq_norms import row_sq_norms as row_sq_norms
