@@ -209,6 +209,10 @@ struct TapsFirst {
 template <typename T>
 void reduce_conv(const Patches<T>& patches, const Reduction<T>& to);
 
+// What the tile engine makes of them, a parameter with its taps first.
+template <typename T>
+void run_conv(const Patches<T>& patches, const Reduction<T>& to);
+
 // gram [B1, B2]: the dot products of the gradients of two batches.
 template <typename T>
 void gram_conv(const Patches<T>& a, const Patches<T>& b, T* gram);

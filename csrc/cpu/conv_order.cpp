@@ -6,7 +6,6 @@
 #include "conv_op.h"
 #include "depthwise.h"
 #include "order.h"
-#include "tile_engine.h"
 
 namespace {
 
@@ -41,7 +40,7 @@ void median_of_means(const Patches<T>& patches, const Order& order, T* out) {
   to.coef = shares.data();
   to.order = &median;
   to.aggregate = out;
-  pc::run_engine(groups, to);
+  pc::run_conv(groups, to);
 }
 
 template <typename T>
@@ -50,7 +49,7 @@ void order_dense(const Patches<T>& patches, const Order& order, T* out) {
   pc::Reduction<T> to;
   to.order = &order;
   to.aggregate = out;
-  pc::run_engine(patches, to);
+  pc::run_conv(patches, to);
 }
 
 // Of a parameter in torch's order, as reduce_conv has it.

@@ -125,6 +125,11 @@ void pc::reduce_conv(const Patches<T>& patches, const Reduction<T>& to) {
 }
 
 template <typename T>
+void pc::run_conv(const Patches<T>& patches, const Reduction<T>& to) {
+  run_engine(patches, to);
+}
+
+template <typename T>
 void pc::gram_conv(const Patches<T>& a, const Patches<T>& b, T* gram) {
   if (a.depthwise()) return gram_depthwise(a, b, gram);
   const bool room = Unfolded<T>::bytes(a) + Unfolded<T>::bytes(b) <= workspace() / 2;
@@ -139,6 +144,8 @@ void pc::gram_conv(const Patches<T>& a, const Patches<T>& b, T* gram) {
 
 template void pc::reduce_conv(const Patches<float>&, const Reduction<float>&);
 template void pc::reduce_conv(const Patches<double>&, const Reduction<double>&);
+template void pc::run_conv(const Patches<float>&, const Reduction<float>&);
+template void pc::run_conv(const Patches<double>&, const Reduction<double>&);
 template void pc::gram_conv(const Patches<float>&, const Patches<float>&, float*);
 template void pc::gram_conv(const Patches<double>&, const Patches<double>&, double*);
 

@@ -6,7 +6,6 @@
 #include "columns.h"
 #include "linear.h"
 #include "reduce_op.h"
-#include "tile_engine.h"
 
 namespace {
 
@@ -15,43 +14,17 @@ using pc::Linear;
 using pc::Order;
 using pc::Tensor;
 
-// Groups of examples, each as one segment of the tile engine.
-template <typename T>
-struct Groups : Linear<T> {
-  Groups(const Linear<T>& linear, int64_t groups) : Linear<T>(linear), batch(linear.segments) {
-    this->segments = groups;
-  }
-
-  // Where a group starts, in examples.
-  int64_t start(int64_t s) const { return pc::group_start(s, this->segments, batch); }
-  int64_t positions(int64_t s) const { return (start(s + 1) - start(s)) * this->length; }
-
-  PC_INLINE void pack_x(int64_t, int64_t s, int64_t first, int64_t used, T* to) const {
-    const T* from = this->x + start(s) * this->length * this->in + first;
-    const auto row = [&](int64_t t) PC_INLINED { return from + t * this->in; };
-    pc::pack_columns<pc::kLanes<T>>(row, positions(s), used, to);
-  }
-
-  PC_INLINE void pack_g(int64_t, int64_t s, int64_t first, int64_t used, T* to) const {
-    const T* from = this->g + start(s) * this->length * this->out + first;
-    const auto row = [&](int64_t t) PC_INLINED { return from + t * this->out; };
-    pc::pack_columns<pc::kPanel>(row, positions(s), used, to);
-  }
-
-  int64_t batch;
-};
-
 // The median of the means of groups, which take no more than the sum over all examples.
 template <typename T>
 void median_of_means(const Linear<T>& linear, const Order& order, T* out) {
-  const Groups<T> groups(linear, order.count());
+  const Linear<T> groups = linear.grouped(order.count());
   const Order median{pc::Rule::kMedian, 0, false};
-  const Buffer<T> shares = pc::group_shares<T>(groups.segments, groups.batch);
+  const Buffer<T> shares = pc::group_shares<T>(groups.segments, linear.segments);
   pc::Reduction<T> to;
   to.coef = shares.data();
   to.order = &median;
   to.aggregate = out;
-  pc::run_engine(groups, to);
+  pc::run_linear(groups, to);
 }
 
 // [columns, rows] from [rows, columns].
@@ -119,7 +92,7 @@ void order_linear(const Linear<T>& linear, const Order& order, T* out) {
   pc::Reduction<T> to;
   to.order = &order;
   to.aggregate = out;
-  pc::run_engine(linear, to);
+  pc::run_linear(linear, to);
 }
 
 template <typename T>

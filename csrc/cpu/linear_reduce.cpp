@@ -23,6 +23,11 @@ void pc::reduce_linear(const Linear<T>& linear, const Reduction<T>& to) {
 }
 
 template <typename T>
+void pc::run_linear(const Linear<T>& linear, const Reduction<T>& to) {
+  run_engine(linear, to);
+}
+
+template <typename T>
 void pc::gram_linear(const Linear<T>& a, const Linear<T>& b, T* gram) {
   if (cross_by_hadamard(a.segments, a.length, b.segments, b.length, a.in, a.out)) {
     std::fill_n(gram, a.segments * b.segments, T{0});
@@ -35,6 +40,8 @@ void pc::gram_linear(const Linear<T>& a, const Linear<T>& b, T* gram) {
 
 template void pc::reduce_linear(const Linear<float>&, const Reduction<float>&);
 template void pc::reduce_linear(const Linear<double>&, const Reduction<double>&);
+template void pc::run_linear(const Linear<float>&, const Reduction<float>&);
+template void pc::run_linear(const Linear<double>&, const Reduction<double>&);
 template void pc::gram_linear(const Linear<float>&, const Linear<float>&, float*);
 template void pc::gram_linear(const Linear<double>&, const Linear<double>&, double*);
 
