@@ -3,7 +3,9 @@
 # torch's stubs do not export the operations on lists.
 # pyright: reportPrivateImportUsage=false
 
+import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ClassVar, overload
 
 import torch
@@ -12,7 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 
 
 class Rolling(Optimizer):
-    """The part that RM3, M3 and RA3 share; only how three gradients become one step is theirs.
+    """The constructor and the step of RM3, M3 and RA3; each says how three gradients become one.
 
     Each parameter counts the gradients of its own: one that was added late, or had none for a
     while, waits for three.
@@ -34,6 +36,22 @@ class Rolling(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
+        r"""An optimizer with the state of no parameter yet.
+
+        Args:
+            params: Parameters or groups of them, as any torch optimizer takes.
+            lr: Learning rate :math:`\eta`.
+            momentum: Refused unless it is 0: it causes instability with RM3, and M3 and RA3 are to
+                be compared with that.
+            weight_decay: :math:`\lambda` of an L2 penalty, which joins each gradient before the
+                three are combined.
+            maximize: Go up instead of down.
+            foreach: Update all parameters together by `torch._foreach_*`; torch decides if `None`.
+
+        Raises:
+            ValueError: `lr` or `weight_decay` is negative, or there is a momentum.
+            TypeError: A parameter is complex.
+        """
         # No default: OneCycleLR and its kin would cycle a momentum that they find there.
         self._refuse_momentum(momentum)
         defaults = {
@@ -43,6 +61,17 @@ class Rolling(Optimizer):
             "foreach": foreach,
         }
         super().__init__(params, defaults)
+
+    def __init_subclass__(cls) -> None:
+        """Give the class a constructor of its own name, which Python's errors about it show."""
+        shared = Rolling.__init__
+        code = shared.__code__
+        if getattr(cls.__init__, "__code__", None) is not code:  # a user's class has another one
+            return
+        own = FunctionType(code, shared.__globals__, "__init__", closure=shared.__closure__)
+        functools.update_wrapper(own, shared)
+        own.__kwdefaults__, own.__qualname__ = shared.__kwdefaults__, f"{cls.__name__}.__init__"
+        cls.__init__ = own
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """The direction of a step, a new tensor, from three gradients of one parameter."""

@@ -2,9 +2,6 @@
 
 from typing import ClassVar
 
-from torch import Tensor
-from torch.optim.optimizer import ParamsT
-
 from pycoherence.optim.rm3 import RM3
 
 
@@ -19,19 +16,7 @@ class M3(RM3):
     coordinate by coordinate: one large batch in three parts, whose three gradients, unlike those of
     `RM3`, belong to the same weights. It needs three backward passes for each step.
 
-    Everything else is as in `RM3`.
-
-    Args:
-        params: Parameters or groups of them, as any torch optimizer takes.
-        lr: Learning rate :math:`\eta`.
-        momentum: Refused unless it is 0: it causes instability, as with RM3.
-        weight_decay: :math:`\lambda`, of an L2 penalty, which joins the gradient before the median.
-        maximize: Go up instead of down.
-        foreach: Update all parameters together by `torch._foreach_*`; as torch decides if `None`.
-
-    Raises:
-        ValueError: `lr` or `weight_decay` is negative, or there is a momentum.
-        TypeError: A parameter is complex.
+    Everything else is as in `RM3`; the constructor, which they share, describes the arguments.
 
     Cost: Memory of two gradients between steps; a few reads of them.
 
@@ -49,22 +34,3 @@ class M3(RM3):
     """
 
     rolls: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-        )

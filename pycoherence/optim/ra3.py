@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from pycoherence.optim._rolling import Rolling
 
@@ -21,19 +20,7 @@ class RA3(Rolling):
 
     A run beside `RM3` tells what the median does from what the larger batch behind each step does.
 
-    Everything else is as in `RM3`.
-
-    Args:
-        params: Parameters or groups of them, as any torch optimizer takes.
-        lr: Learning rate :math:`\eta`.
-        momentum: Refused unless it is 0, so that it compares with RM3.
-        weight_decay: :math:`\lambda`, of an L2 penalty, which joins the gradient first.
-        maximize: Go up instead of down.
-        foreach: Update all parameters together by `torch._foreach_*`; as torch decides if `None`.
-
-    Raises:
-        ValueError: `lr` or `weight_decay` is negative, or there is a momentum.
-        TypeError: A parameter is complex.
+    Everything else is as in `RM3`; the constructor, which they share, describes the arguments.
 
     Cost: Memory of two gradients; a few reads of them.
 
@@ -51,25 +38,6 @@ class RA3(Rolling):
     """
 
     rolls: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-        )
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """See `Rolling.combine`."""

@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from pycoherence.optim._median import foreach_median3, median3
 from pycoherence.optim._rolling import Rolling
@@ -16,23 +15,13 @@ class RM3(Rolling):
         d_t = \nabla f_t(w_t) + \lambda w_t, \qquad
         w_{t+1} = w_t - \eta \, \mathrm{median}(d_t, d_{t-1}, d_{t-2})
 
-    coordinate by coordinate. What only one of three mini-batches asks for, as examples with wrong
-    labels do, moves nothing; so it resists memorization, at the price of plain SGD and with no
-    per-example gradients. There is no step until a parameter has its third gradient.
+    coordinate by coordinate. A direction that only one of three mini-batches asks for, as examples
+    with wrong labels do, moves nothing. So it resists memorization, at the price of plain SGD and
+    without per-example gradients. A parameter makes no step until it has its third gradient.
 
     The median is one of the three numbers exactly. NaN in any of them makes it NaN.
 
-    Args:
-        params: Parameters or groups of them, as any torch optimizer takes.
-        lr: Learning rate :math:`\eta`.
-        momentum: Refused unless it is 0: it causes instability with RM3.
-        weight_decay: :math:`\lambda`, of an L2 penalty, which joins the gradient before the median.
-        maximize: Go up instead of down.
-        foreach: Update all parameters together by `torch._foreach_*`; as torch decides if `None`.
-
-    Raises:
-        ValueError: `lr` or `weight_decay` is negative, or there is a momentum.
-        TypeError: A parameter is complex.
+    The constructor, which M3 and RA3 share, describes the arguments and the errors.
 
     Cost: Memory of two gradients; a few reads of them.
 
@@ -50,25 +39,6 @@ class RM3(Rolling):
     """
 
     rolls: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor,
-        *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        foreach: bool | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-        )
 
     def combine(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         """See `Rolling.combine`."""
