@@ -192,6 +192,24 @@ def test_there_are_no_import_circles() -> None:
         walk(name, ())
 
 
+def test_no_twelve_lines_stand_in_two_files() -> None:
+    """Code and docstrings; blank lines and imports do not count."""
+    seen: dict[tuple[str, ...], Path] = {}
+    for path in MODULES:
+        text = path.read_text()
+        imported = {
+            row
+            for node in top_level(ast.parse(text).body)
+            for row in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        numbered = enumerate(map(str.strip, text.splitlines()), 1)
+        lines = [line for row, line in numbered if line and row not in imported]
+        for start in range(len(lines) - 11):
+            window = tuple(lines[start : start + 12])
+            other = seen.setdefault(window, path)
+            assert other == path, f"{short(other)} and {short(path)} share {window[0]!r} and on"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
