@@ -1,14 +1,14 @@
 """Formulas on gradient statistics: pure functions of floats or tensors.
 
-Three numbers describe a sample of gradients ``g_1 .. g_n`` and carry the same names everywhere:
+Three numbers describe a sample of gradients `g_1 .. g_n` and carry the same names everywhere:
 
-- ``sum_sq_norm``: S, the squared norm of their sum;
-- ``total_sq_norm``: Q, the sum of their squared norms;
-- ``n``: how many there are.
+- `sum_sq_norm`: S, the squared norm of their sum;
+- `total_sq_norm`: Q, the sum of their squared norms;
+- `n`: how many there are.
 
-Metrics of single examples take ``dots`` (with the mean gradient) and ``sq_norms``; those of pairs
-``gram``, all dot products with each other; those of single coordinates ``first_moment`` and
-``second_moment``, means over the examples, or ``sign_sum``.
+Metrics of single examples take `dots` (with the mean gradient) and `sq_norms`; those of pairs
+`gram`, all dot products with each other; those of single coordinates `first_moment` and
+`second_moment`, means over the examples, or `sign_sum`.
 
 S and Q may be floats, or tensors of one shape (one entry per layer or per step, say); floats give
 floats, tensors give tensors. Both add up over layers. A ratio of nothing to nothing is nan.

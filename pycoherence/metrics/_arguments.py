@@ -15,7 +15,7 @@ EXAMPLES = "the number of examples behind the sums"
 
 
 def to_tensor(caller: str, name: str, value: float | Tensor) -> Tensor:
-    """Return ``value`` as a tensor of float32 or better; a Python number becomes float64."""
+    """`value` as a tensor of float32 or better; a Python number becomes float64."""
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(
@@ -32,7 +32,7 @@ def to_tensor(caller: str, name: str, value: float | Tensor) -> Tensor:
 
 
 def to_tensors(caller: str, **values: float | Tensor) -> list[Tensor]:
-    """Return the values as tensors after checking that they share one shape and device."""
+    """The values as tensors after checking that they share one shape and device."""
     tensors = [to_tensor(caller, name, value) for name, value in values.items()]
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = {name: list(tensor.shape) for name, tensor in zip(values, tensors, strict=True)}
@@ -45,7 +45,7 @@ def to_tensors(caller: str, **values: float | Tensor) -> list[Tensor]:
 
 
 def check_devices(caller: str, *values: float | Tensor) -> None:
-    """Raise unless all tensors among ``values`` are on one device."""
+    """Raise unless all tensors among `values` are on one device."""
     devices = {str(value.device) for value in values if isinstance(value, Tensor)}
     if len(devices) > 1:
         raise TypeError(
@@ -57,7 +57,7 @@ def check_devices(caller: str, *values: float | Tensor) -> None:
 def stack(
     caller: str, name: str, values: float | Tensor | Sequence[float] | Sequence[Tensor]
 ) -> Tensor:
-    """Return a sequence of numbers or tensors as one tensor, stacked along its first dimension."""
+    """A sequence of numbers or tensors as one tensor, stacked along its first dimension."""
     if not isinstance(values, Sequence):
         return to_tensor(caller, name, values)
     tensors = [to_tensor(caller, name, value) for value in values]
@@ -70,21 +70,21 @@ def stack(
 
 
 def has_tensor(values: float | Tensor | Sequence[float] | Sequence[Tensor]) -> bool:
-    """Return whether ``values`` is a tensor or a sequence that holds one."""
+    """Whether `values` is a tensor or a sequence that holds one."""
     if isinstance(values, Sequence):
         return any(isinstance(value, Tensor) for value in values)
     return isinstance(values, Tensor)
 
 
 def like(result: Tensor, *sources: Number) -> Number:
-    """Return ``result`` as a float when no source is a tensor, as it is otherwise."""
+    """`result` as a float when no source is a tensor, as it is otherwise."""
     if any(isinstance(source, Tensor) for source in sources):
         return cast(Number, result)
     return cast(Number, result.item())
 
 
 def to_count(caller: str, name: str, value: Any, minimum: int, meaning: str) -> int:
-    """Return ``value`` as an int that is at least ``minimum``."""
+    """`value` as an int that is at least `minimum`."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -98,7 +98,7 @@ def to_count(caller: str, name: str, value: Any, minimum: int, meaning: str) -> 
 
 
 def to_scale(caller: str, name: str, value: float) -> float:
-    """Return ``value`` as a float that is not negative and not NaN."""
+    """`value` as a float that is not negative and not NaN."""
     if not value >= 0:
         raise ValueError(f"{caller}: expected {name} >= 0, got {value}; pass a non-negative number")
     return float(value)

@@ -11,7 +11,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_indices(caller: str, name: str, value: Any, device: torch.device) -> None:
-    """Raise unless ``value`` is an integer tensor on ``device``."""
+    """Raise unless `value` is an integer tensor on `device`."""
     dtype = getattr(value, "dtype", type(value).__name__)
     if dtype not in _INTEGERS:
         raise TypeError(
@@ -25,7 +25,7 @@ def check_indices(caller: str, name: str, value: Any, device: torch.device) -> N
 
 
 def to_members(caller: str, name: str, labels: Tensor, count: int | None, like: Tensor) -> Tensor:
-    """Return one mask per group, ``[K, B]``, for labels of the last dimension of ``like``."""
+    """One mask per group, `[K, B]`, for labels of the last dimension of `like`."""
     if isinstance(labels, Tensor) and labels.dtype == torch.bool:
         labels, count = labels.long(), 2 if count is None else count
     check_indices(caller, name, labels, like.device)
@@ -47,7 +47,7 @@ def to_members(caller: str, name: str, labels: Tensor, count: int | None, like: 
 
 
 def sum_by_group(values: Tensor, members: Tensor) -> Tensor:
-    """Return the sums of ``values`` ``[..., B]`` over each group, ``[..., K]``."""
+    """The sums of `values` `[..., B]` over each group, `[..., K]`."""
     # A product with the masks would carry one example's NaN into every group.
     sums = [torch.where(mask, values, 0.0).sum(dim=-1) for mask in members]
     return torch.stack(sums, dim=-1) if sums else values.new_zeros(*values.shape[:-1], 0)

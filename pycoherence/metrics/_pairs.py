@@ -1,4 +1,4 @@
-"""Pairs of gradients: what is asked of a Gram matrix, and similarity made of it."""
+"""Pairs of gradients: checks of a Gram matrix, and similarities computed from it."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ Similarity = Literal["cos", "dot", "sign"]
 
 
 def to_gram(caller: str, gram: Tensor) -> Tensor:
-    """Return ``gram`` in float32 or better after checking that it is square."""
+    """`gram` in float32 or better after checking that it is square."""
     square = to_tensor(caller, "gram", gram)
     if square.dim() != 2 or square.shape[0] != square.shape[1]:
         raise ValueError(
@@ -24,7 +24,7 @@ def to_gram(caller: str, gram: Tensor) -> Tensor:
 def similarity(
     caller: str, gram: Tensor, kind: Similarity, kinds: tuple[Similarity, ...]
 ) -> Tensor:
-    """Return the similarity of each pair, ``[B, B]``, for a kind among ``kinds``."""
+    """The similarity of each pair, `[B, B]`, for a kind among `kinds`."""
     square = to_gram(caller, gram)
     if kind not in kinds:
         raise ValueError(f"{caller}: expected kind to be one of {kinds}, got {kind!r}; pass one")
@@ -35,16 +35,16 @@ def similarity(
 
 
 def signs(values: Tensor) -> Tensor:
-    """Return the signs, with nan where a value is nan (``Tensor.sign`` makes it 0)."""
+    """The signs, with nan where a value is nan (`Tensor.sign` makes it 0)."""
     return torch.where(values.isnan(), values, values.sign())
 
 
 def divide_by_norms(gram: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``gram`` ``[B1, B2]`` divided by both norms, ``[B1]`` and ``[B2]``: the cosines."""
+    """`gram` `[B1, B2]` divided by both norms, `[B1]` and `[B2]`: the cosines."""
     return gram / (rows.unsqueeze(1) * columns)
 
 
 def off_diagonal_mean(pairs: Tensor) -> Tensor:
-    """Return the mean over all pairs of different examples; nan when there are none."""
+    """The mean over all pairs of different examples; nan when there are none."""
     n = len(pairs)
     return pairs.clone().fill_diagonal_(0).sum() / (n * (n - 1))

@@ -1,31 +1,20 @@
-"""How large a mini-batch is worth its cost: gradient diversity and the gradient noise scale."""
+"""The size up to which a mini-batch is worth its cost: gradient diversity and noise scale."""
 
 from pycoherence.metrics._arguments import EXAMPLES, Number, like, to_count, to_tensors
+from pycoherence.metrics._docs import documented
 
 
+@documented()
 def gradient_diversity(sum_sq_norm: Number, total_sq_norm: Number) -> Number:
-    r"""Return the gradient diversity, the reciprocal of m-coherence.
+    r"""The gradient diversity, the reciprocal of m-coherence.
 
     .. math::
         \Delta = \frac{\sum_i \lVert g_i \rVert^2}{\lVert \sum_i g_i \rVert^2} = \frac{1}{M}
 
-    Range: [1/n, inf]; ``1/n`` when the gradients are equal, 1 when they are orthogonal, inf when
+    Range: [1/n, inf]; `1/n` when the gradients are equal, 1 when they are orthogonal, inf when
     they cancel, nan when they all vanish.
 
     Scaling: unchanged when all gradients are multiplied by one constant.
-
-    Args:
-        sum_sq_norm: Squared norm of the sum of the gradients, a float or a tensor of any shape.
-        total_sq_norm: Sum of their squared norms, same shape as ``sum_sq_norm``.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
 
     Source: Yin et al. 2018, arXiv:1706.05699.
 
@@ -37,8 +26,9 @@ def gradient_diversity(sum_sq_norm: Number, total_sq_norm: Number) -> Number:
     return like(q / s, sum_sq_norm, total_sq_norm)
 
 
+@documented()
 def batch_size_bound(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
-    r"""Return the batch size up to which mini-batch SGD keeps pace with single-example SGD.
+    r"""The batch size up to which mini-batch SGD keeps pace with single-example SGD.
 
     .. math::
         B_S = n \, \Delta = \frac{1}{\alpha}
@@ -47,20 +37,6 @@ def batch_size_bound(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Numb
     cancel, nan when they all vanish.
 
     Scaling: unchanged when all gradients are multiplied by one constant.
-
-    Args:
-        sum_sq_norm: Squared norm of the sum of the gradients, a float or a tensor of any shape.
-        total_sq_norm: Sum of their squared norms, same shape as ``sum_sq_norm``.
-        n: Number of gradients, at least 1.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 1, or the shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
 
     Source: Yin et al. 2018, arXiv:1706.05699.
 
@@ -73,8 +49,9 @@ def batch_size_bound(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Numb
     return like(n * (q / s), sum_sq_norm, total_sq_norm)
 
 
+@documented(n="Number of gradients, at least 2.")
 def noise_scale(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
-    r"""Return the simple gradient noise scale, estimated from one batch.
+    r"""The simple gradient noise scale, estimated from one batch.
 
     .. math::
         B_{\text{simple}} = \frac{\operatorname{tr} \Sigma}{\lVert G \rVert^2}
@@ -82,29 +59,15 @@ def noise_scale(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
                    {\lVert \sum_i g_i \rVert^2 - \sum_i \lVert g_i \rVert^2}
             = \frac{n - M}{M - 1}
 
-    The ratio of the unbiased :func:`gradient_variance` to the unbiased :func:`gradient_sq_norm`.
+    The ratio of the unbiased `gradient_variance` to the unbiased `gradient_sq_norm`.
     The ratio itself is biased and noisy: over several batches of one size, average
-    ``sum_sq_norm`` and ``total_sq_norm`` first and take the ratio once.
+    `sum_sq_norm` and `total_sq_norm` first and take the ratio once.
 
-    Range: [0, inf] when the gradients are aligned (``M >= 1``), 0 when they are equal; negative
-    when they cancel (``M < 1``), which says that ``n`` is too small to see the mean gradient; nan
+    Range: [0, inf] when the gradients are aligned (`M >= 1`), 0 when they are equal; negative
+    when they cancel (`M < 1`), which says that `n` is too small to see the mean gradient; nan
     when they all vanish.
 
     Scaling: unchanged when all gradients are multiplied by one constant.
-
-    Args:
-        sum_sq_norm: Squared norm of the sum of the gradients, a float or a tensor of any shape.
-        total_sq_norm: Sum of their squared norms, same shape as ``sum_sq_norm``.
-        n: Number of gradients, at least 2.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 2, or the shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162.
 
@@ -117,10 +80,11 @@ def noise_scale(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
     return like((n * q - s) / (s - q), sum_sq_norm, total_sq_norm)
 
 
+@documented()
 def noise_scale_two_batch(
     small_sq_norm: Number, big_sq_norm: Number, small_size: int, big_size: int
 ) -> Number:
-    r"""Return the simple gradient noise scale from mean gradients of two batch sizes.
+    r"""The simple gradient noise scale from mean gradients of two batch sizes.
 
     .. math::
         B_{\text{simple}} = \frac{\operatorname{tr} \Sigma}{\lVert G \rVert^2}, \quad
@@ -129,8 +93,8 @@ def noise_scale_two_batch(
         \operatorname{tr} \Sigma
             = \frac{\lVert G_s \rVert^2 - \lVert G_b \rVert^2}{1 / B_s - 1 / B_b}
 
-    Equal to :func:`noise_scale` when ``small_sq_norm`` is the mean squared norm of the ``n``
-    examples (``small_size=1``) and ``big_sq_norm`` that of their mean (``big_size=n``). A single
+    Equal to `noise_scale` when `small_sq_norm` is the mean squared norm of the `n`
+    examples (`small_size=1`) and `big_sq_norm` that of their mean (`big_size=n`). A single
     pair of batches is very noisy: average the squared norms over many steps, then call this once.
 
     Range: any real number or inf; a negative value is an estimate drowned in noise; nan when both
@@ -141,18 +105,9 @@ def noise_scale_two_batch(
     Args:
         small_sq_norm: Squared norm of the mean gradient of a small batch (or the average over
             such batches), a float or a tensor of any shape.
-        big_sq_norm: The same for a big batch, same shape as ``small_sq_norm``.
+        big_sq_norm: The same for a big batch, same shape as `small_sq_norm`.
         small_size: Examples in a small batch, at least 1.
-        big_size: Examples in a big batch, more than ``small_size``.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: The sizes are not ``1 <= small_size < big_size``, or the shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
+        big_size: Examples in a big batch, more than `small_size`.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.metrics._arguments import has_tensor, stack, to_count, to_scale
+from pycoherence.metrics._docs import documented
 
 
 @overload
@@ -31,6 +32,7 @@ def generalization_bound(
 ) -> Tensor: ...
 
 
+@documented()
 def generalization_bound(
     alphas: Tensor | Sequence[float] | Sequence[Tensor],
     learning_rates: float | Tensor | Sequence[float],
@@ -39,37 +41,33 @@ def generalization_bound(
     lipschitz: float = 1.0,
     smoothness: float,
 ) -> float | Tensor:
-    r"""Return the coherence bound on the generalisation gap, a diagnostic and no certificate.
+    r"""The coherence bound on the generalisation gap, a diagnostic and no certificate.
 
     .. math::
         |\text{gap}| \le \frac{L^2}{n} \sum_{t=1}^{T}
             \Bigl[ \prod_{k=t+1}^{T} (1 + \eta_k \beta) \Bigr]
             \eta_t \sqrt{2 \, (1 - \alpha(w_{t-1}))}
 
-    for T steps of (stochastic) gradient descent on ``n`` examples and a loss that is L-Lipschitz
+    for T steps of (stochastic) gradient descent on `n` examples and a loss that is L-Lipschitz
     and beta-smooth in the weights. Both constants are unknown for a real network and the product
-    grows exponentially, so compare runs of equal length, ``n`` and step sizes by it, and read
+    grows exponentially, so compare runs of equal length, `n` and step sizes by it, and read
     nothing into its value. Coherence early in the run counts most.
 
     Range: [0, inf]; 0 when alpha is 1 at every step. An undefined alpha (nan) gives nan.
 
-    Scaling: with ``lipschitz**2``; the alphas do not depend on the gradients' scale.
+    Scaling: with `lipschitz**2`; the alphas do not depend on the gradients' scale.
 
     Args:
-        alphas: Coherence before each step, ``[T]``, a tensor or a sequence of floats or of
+        alphas: Coherence before each step, `[T]`, a tensor or a sequence of floats or of
             scalar tensors. The theorem means the population's alpha: pass
-            :func:`unbiased_alpha`. Estimates outside [0, 1] count as the nearer end.
-        learning_rates: Step size of each step, ``[T]``, or one float for all.
+            `unbiased_alpha`. Estimates outside [0, 1] count as the nearer end.
+        learning_rates: Step size of each step, `[T]`, or one float for all.
         n: Number of training examples, at least 1.
         lipschitz: L, the largest norm a per-example gradient can have.
         smoothness: beta, the largest change of a per-example gradient per unit of weight change.
 
     Returns:
-        A float for a sequence of floats, else a tensor ``[]``, float32 or better.
-
-    Raises:
-        ValueError: The lengths differ, or ``n``, ``lipschitz`` or ``smoothness`` is out of range.
-        TypeError: A tensor is not floating point.
+        A float for a sequence of floats, else a tensor `[]`, float32 or better.
 
     Cost: O(T).
 
@@ -93,7 +91,7 @@ def generalization_bound(
 
 
 def _product_of_later(factors: Tensor) -> Tensor:
-    """Return for each step the product of the factors of the steps after it."""
+    """For each step the product of the factors of the steps after it."""
     later = torch.cat([factors[1:], factors.new_ones(1)])[: len(factors)]
     return later.flip(0).cumprod(0).flip(0)
 

@@ -1,10 +1,12 @@
 """Coherence of a sample of gradients, from the sum's squared norm and the sum of squared norms."""
 
 from pycoherence.metrics._arguments import Number, like, to_count, to_tensors
+from pycoherence.metrics._docs import documented
 
 
+@documented()
 def alpha(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
-    r"""Return the coherence of ``n`` gradients: how far they point the same way, from 0 to 1.
+    r"""The coherence of `n` gradients: how far they point the same way, from 0 to 1.
 
     .. math::
         \alpha = \frac{\lVert \sum_i g_i \rVert^2}{n \sum_i \lVert g_i \rVert^2}
@@ -12,26 +14,12 @@ def alpha(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
     To first order this is the loss decrease of a step along the mean gradient over the mean
     decrease were each example free to take its own step.
 
-    Range: [0, 1]; 0 when the gradients cancel, ``1/n`` when they are orthogonal, 1 when they are
+    Range: [0, 1]; 0 when the gradients cancel, `1/n` when they are orthogonal, 1 when they are
     equal, nan when they all vanish.
 
     Scaling: unchanged when all gradients are multiplied by one constant, so mean and sum losses
-    agree. A sample of ``n`` over-estimates the population's value by about ``(1 - alpha) / n``;
-    see :func:`unbiased_alpha`.
-
-    Args:
-        sum_sq_norm: Squared norm of the sum of the gradients, a float or a tensor of any shape.
-        total_sq_norm: Sum of their squared norms, same shape as ``sum_sq_norm``.
-        n: Number of gradients, at least 1.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 1, or the shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
+    agree. A sample of `n` over-estimates the population's value by about `(1 - alpha) / n`;
+    see `unbiased_alpha`.
 
     Source: Chatterjee and Zielinski 2020, arXiv:2008.01217; 2022, arXiv:2203.10036.
 
@@ -44,13 +32,14 @@ def alpha(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
     return like(s / q / n, sum_sq_norm, total_sq_norm)
 
 
+@documented()
 def m_coherence(sum_sq_norm: Number, total_sq_norm: Number) -> Number:
-    r"""Return m-coherence: how many examples of the sample one example's step helps.
+    r"""M-coherence: how many examples of the sample one example's step helps.
 
     .. math::
         M = \frac{\lVert \sum_i g_i \rVert^2}{\sum_i \lVert g_i \rVert^2} = n \, \alpha
 
-    The count includes the example itself; ``M - 1`` counts the others.
+    The count includes the example itself; `M - 1` counts the others.
 
     Range: [0, n]; below 1 when gradients cancel, 1 when they are pairwise orthogonal (whatever
     their norms), k for k copies of each of several orthogonal vectors, n when they are equal, nan
@@ -58,19 +47,6 @@ def m_coherence(sum_sq_norm: Number, total_sq_norm: Number) -> Number:
 
     Scaling: unchanged when all gradients are multiplied by one constant; it grows with the sample,
     so compare samples of one size.
-
-    Args:
-        sum_sq_norm: Squared norm of the sum of the gradients, a float or a tensor of any shape.
-        total_sq_norm: Sum of their squared norms, same shape as ``sum_sq_norm``.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
 
     Source: Chatterjee and Zielinski 2020, arXiv:2008.01217.
 
@@ -82,8 +58,9 @@ def m_coherence(sum_sq_norm: Number, total_sq_norm: Number) -> Number:
     return like(s / q, sum_sq_norm, total_sq_norm)
 
 
+@documented(n="Number of gradients, at least 2.")
 def unbiased_alpha(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number:
-    r"""Return an estimate of the population's alpha that leaves out each gradient's own square.
+    r"""An estimate of the population's alpha that leaves out each gradient's own square.
 
     .. math::
         \hat\alpha = \frac{\frac{1}{n(n-1)} \sum_{i \ne j} g_i \cdot g_j}
@@ -97,20 +74,6 @@ def unbiased_alpha(sum_sq_norm: Number, total_sq_norm: Number, n: int) -> Number
     all vanish. Estimates of a small coherence can be negative.
 
     Scaling: unchanged when all gradients are multiplied by one constant.
-
-    Args:
-        sum_sq_norm: Squared norm of the sum of the gradients, a float or a tensor of any shape.
-        total_sq_norm: Sum of their squared norms, same shape as ``sum_sq_norm``.
-        n: Number of gradients, at least 2.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 2, or the shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
 
     Source: bias correction of this library for the alpha of arXiv:2008.01217.
 

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from pycoherence.metrics._arguments import Number, like, to_count, to_scale, to_tensor
+from pycoherence.metrics._docs import documented
 from pycoherence.metrics._groups import check_indices
 
 
+@documented()
 def grand(sq_norms: Tensor) -> Tensor:
-    r"""Return the GraNd score of each example: its gradient's norm, averaged over runs.
+    r"""The GraNd score of each example: its gradient's norm, averaged over runs.
 
     .. math::
         \text{GraNd}_b = \mathbb{E}_w \lVert g_b(w) \rVert
@@ -17,18 +19,14 @@ def grand(sq_norms: Tensor) -> Tensor:
 
     Range: [0, inf).
 
-    Scaling: with the gradients; ``g_b`` is the gradient of example b's own loss, not of its share
+    Scaling: with the gradients; `g_b` is the gradient of example b's own loss, not of its share
     of a mean.
 
     Args:
-        sq_norms: Squared gradient norms ``[B]``, or ``[R, B]`` for R runs over the same examples.
+        sq_norms: Squared gradient norms `[B]`, or `[R, B]` for R runs over the same examples.
 
     Returns:
-        ``[B]``, float32 or better.
-
-    Raises:
-        ValueError: ``sq_norms`` is neither ``[B]`` nor ``[R, B]``.
-        TypeError: ``sq_norms`` is not floating point.
+        `[B]`, float32 or better.
 
     Cost: O(R B).
 
@@ -48,7 +46,7 @@ def grand(sq_norms: Tensor) -> Tensor:
 
 
 def el2n(logits: Tensor, targets: Tensor) -> Tensor:
-    r"""Return the EL2N score of each example: how far its prediction is from its label.
+    r"""The EL2N score of each example: how far its prediction is from its label.
 
     .. math::
         \text{EL2N}_b = \mathbb{E}_w \lVert \operatorname{softmax}(f_w(x_b)) - e_{y_b} \rVert
@@ -58,15 +56,15 @@ def el2n(logits: Tensor, targets: Tensor) -> Tensor:
     Scaling: does not depend on the loss; shifting all logits of an example changes nothing.
 
     Args:
-        logits: Scores before the softmax, ``[B, C]``, or ``[R, B, C]`` for R runs.
-        targets: Class of each example, ``[B]``, an integer tensor with values in [0, C).
+        logits: Scores before the softmax, `[B, C]`, or `[R, B, C]` for R runs.
+        targets: Class of each example, `[B]`, an integer tensor with values in [0, C).
 
     Returns:
-        ``[B]``, averaged over runs, float32 or better.
+        `[B]`, averaged over runs, float32 or better.
 
     Raises:
         ValueError: The shapes disagree, or a target is not a class.
-        TypeError: ``logits`` is not floating point, ``targets`` is not integer, or the
+        TypeError: `logits` is not floating point, `targets` is not integer, or the
             devices differ.
 
     Cost: O(R B C).
@@ -96,19 +94,20 @@ def el2n(logits: Tensor, targets: Tensor) -> Tensor:
     return norms.mean(dim=0) if norms.dim() == 2 else norms
 
 
+@documented()
 def clip_coefficients(sq_norms: Number, max_norm: float) -> Number:
-    r"""Return the factor that clips each gradient to a norm of at most ``max_norm``.
+    r"""The factor that clips each gradient to a norm of at most `max_norm`.
 
     .. math::
         c_b = \min \Bigl( 1, \frac{C}{\lVert g_b \rVert + 10^{-6}} \Bigr)
 
-    The sum of ``c_b g_b`` is the clipped sum of private training, before noise. The paper divides
-    by ``max(1, norm / C)``; the added 1e-6, usual in practice, avoids dividing by zero and keeps
-    the clipped norm strictly below ``max_norm``.
+    The sum of `c_b g_b` is the clipped sum of private training, before noise. The paper divides
+    by `max(1, norm / C)`; the added 1e-6, usual in practice, avoids dividing by zero and keeps
+    the clipped norm strictly below `max_norm`.
 
     Range: [0, 1].
 
-    Scaling: depends on the gradients' scale relative to ``max_norm``; the norm is over all
+    Scaling: depends on the gradients' scale relative to `max_norm`; the norm is over all
     parameters together.
 
     Args:
@@ -118,12 +117,6 @@ def clip_coefficients(sq_norms: Number, max_norm: float) -> Number:
     Returns:
         A float for a float, else a tensor of the same shape, float32 or better. A nan norm gives
         nan.
-
-    Raises:
-        ValueError: ``max_norm`` is negative or nan.
-        TypeError: ``sq_norms`` is not floating point.
-
-    Cost: elementwise.
 
     Source: Abadi et al. 2016, arXiv:1607.00133.
 
@@ -136,14 +129,15 @@ def clip_coefficients(sq_norms: Number, max_norm: float) -> Number:
     return like((bound / (norms + 1e-6)).clamp(max=1.0), sq_norms)
 
 
+@documented()
 def cge_coefficients(sq_norms: Tensor, f: int) -> Tensor:
-    r"""Return the weights that average the ``n - f`` gradients of smallest norm.
+    r"""The weights that average the `n - f` gradients of smallest norm.
 
     .. math::
         c_b = \frac{1}{n - f} \text{ if } \lVert g_b \rVert \text{ is among the } n - f
         \text{ smallest norms, else } 0
 
-    The sum of ``c_b g_b`` is comparative gradient elimination.
+    The sum of `c_b g_b` is comparative gradient elimination.
 
     Range: [0, 1], summing to 1. Equal norms are kept in the order of the examples; nan counts as
     the largest norm.
@@ -151,15 +145,11 @@ def cge_coefficients(sq_norms: Tensor, f: int) -> Tensor:
     Scaling: unchanged when all gradients are multiplied by one constant.
 
     Args:
-        sq_norms: Squared gradient norms, ``[n]``.
-        f: Gradients to drop, ``0 <= f < n``. The guarantees of the source need f well below n/2.
+        sq_norms: Squared gradient norms, `[n]`.
+        f: Gradients to drop, `0 <= f < n`. The guarantees of the source need f well below n/2.
 
     Returns:
-        ``[n]``, float32 or better.
-
-    Raises:
-        ValueError: ``sq_norms`` is not one-dimensional, or ``f`` is out of range.
-        TypeError: ``sq_norms`` is not floating point, or ``f`` is no integer.
+        `[n]`, float32 or better.
 
     Cost: O(n log n).
 

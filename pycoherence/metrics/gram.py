@@ -6,32 +6,27 @@ import torch
 from torch import Tensor
 
 from pycoherence.metrics._arguments import check_devices, to_tensor
+from pycoherence.metrics._docs import documented
 from pycoherence.metrics._pairs import divide_by_norms, off_diagonal_mean, similarity, to_gram
 
 
+@documented()
 def gram_sums(gram: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the two sums that the metrics of a whole sample take, S and Q, from its Gram matrix.
+    r"""The two sums that the metrics of a whole sample take, S and Q, from its Gram matrix.
 
     .. math::
         S = \sum_{i,j} g_i \cdot g_j = \Bigl\lVert \sum_i g_i \Bigr\rVert^2, \qquad
         Q = \sum_i g_i \cdot g_i
 
-    ``m_coherence(*gram_sums(gram))`` and ``alpha(*gram_sums(gram), n=len(gram))`` then are the
+    `m_coherence(*gram_sums(gram))` and `alpha(*gram_sums(gram), n=len(gram))` then are the
     coherence; a block of the Gram matrix gives that of a part of the sample.
 
     Range: both in [0, inf), up to rounding.
 
     Scaling: with the square of the gradients.
 
-    Args:
-        gram: Dot products of the gradients with each other, ``[B, B]``.
-
     Returns:
-        ``sum_sq_norm`` and ``total_sq_norm``, both ``[]``, float32 or better.
-
-    Raises:
-        ValueError: ``gram`` is not square.
-        TypeError: ``gram`` is not floating point.
+        `sum_sq_norm` and `total_sq_norm`, both `[]`, float32 or better.
 
     Cost: O(B^2).
 
@@ -45,8 +40,9 @@ def gram_sums(gram: Tensor) -> tuple[Tensor, Tensor]:
     return square.sum(), square.diagonal().sum()
 
 
+@documented()
 def cosines(gram: Tensor, sq_norms: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    r"""Return the cosine of the angle between the gradients of each pair.
+    r"""The cosine of the angle between the gradients of each pair.
 
     .. math::
         \cos(g_i, g_j) = \frac{g_i \cdot g_j}{\lVert g_i \rVert \, \lVert g_j \rVert}
@@ -56,17 +52,13 @@ def cosines(gram: Tensor, sq_norms: tuple[Tensor, Tensor] | None = None) -> Tens
     Scaling: unchanged when any gradient is multiplied by a positive constant.
 
     Args:
-        gram: Dot products of the gradients with each other, ``[B, B]``; or, with ``sq_norms``,
-            those of one sample with those of another, ``[B1, B2]``.
-        sq_norms: Squared norms of the gradients of the rows, ``[B1]``, and of the columns,
-            ``[B2]``; the diagonal of ``gram`` unless given.
+        gram: Dot products of the gradients with each other, `[B, B]`; or, with `sq_norms`,
+            those of one sample with those of another, `[B1, B2]`.
+        sq_norms: Squared norms of the gradients of the rows, `[B1]`, and of the columns,
+            `[B2]`; the diagonal of `gram` unless given.
 
     Returns:
-        ``[B, B]`` or ``[B1, B2]``, float32 or better.
-
-    Raises:
-        ValueError: The shapes disagree, or ``gram`` is not square and ``sq_norms`` not given.
-        TypeError: A tensor is not floating point, or the devices differ.
+        `[B, B]` or `[B1, B2]`, float32 or better.
 
     Cost: O(B1 B2).
 
@@ -91,15 +83,16 @@ def cosines(gram: Tensor, sq_norms: tuple[Tensor, Tensor] | None = None) -> Tens
     return divide_by_norms(cross, rows.sqrt(), columns.sqrt())
 
 
+@documented(kind='`"cos"` or `"dot"`.')
 def confusion(gram: Tensor, kind: Literal["cos", "dot"] = "cos") -> Tensor:
-    r"""Return gradient confusion: how strongly the worst pair of gradients conflicts.
+    r"""Gradient confusion: how strongly the worst pair of gradients conflicts.
 
     .. math::
         \hat\eta = -\min_{i \ne j} \cos(g_i, g_j)
         \qquad\text{or}\qquad
         \eta = -\min_{i \ne j} \, g_i \cdot g_j
 
-    The dot products are those of the theory, whose bound asks for ``eta >= 0`` (clamp a negative
+    The dot products are those of the theory, whose bound asks for `eta >= 0` (clamp a negative
     one); the cosines are what the source's experiments measure, over pairs of mini-batches. An
     extreme of noisy numbers: it grows with the number of pairs, so compare samples of one size.
 
@@ -110,16 +103,8 @@ def confusion(gram: Tensor, kind: Literal["cos", "dot"] = "cos") -> Tensor:
     Scaling: cosines are unchanged when any gradient is multiplied by a positive constant; dot
     products go with the square of the gradients.
 
-    Args:
-        gram: Dot products of the gradients with each other, ``[B, B]``.
-        kind: ``"cos"`` or ``"dot"``.
-
     Returns:
-        ``[]``, float32 or better.
-
-    Raises:
-        ValueError: ``gram`` is not square, or ``kind`` is another.
-        TypeError: ``gram`` is not floating point.
+        `[]`, float32 or better.
 
     Cost: O(B^2).
 
@@ -135,8 +120,9 @@ def confusion(gram: Tensor, kind: Literal["cos", "dot"] = "cos") -> Tensor:
     return -pairs.clone().fill_diagonal_(torch.inf).amin()
 
 
+@documented()
 def disparity(gram: Tensor) -> Tensor:
-    r"""Return gradient disparity: the mean distance between two gradients.
+    r"""Gradient disparity: the mean distance between two gradients.
 
     .. math::
         \bar D = \frac{1}{B (B - 1)} \sum_{i \ne j} \lVert g_i - g_j \rVert, \qquad
@@ -149,15 +135,8 @@ def disparity(gram: Tensor) -> Tensor:
 
     Scaling: with the gradients; those of larger mini-batches are closer to each other.
 
-    Args:
-        gram: Dot products of the gradients with each other, ``[B, B]``.
-
     Returns:
-        ``[]``, float32 or better.
-
-    Raises:
-        ValueError: ``gram`` is not square.
-        TypeError: ``gram`` is not floating point.
+        `[]`, float32 or better.
 
     Cost: O(B^2).
 

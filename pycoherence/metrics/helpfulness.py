@@ -3,39 +3,30 @@
 from torch import Tensor
 
 from pycoherence.metrics._arguments import to_tensor, to_tensors
+from pycoherence.metrics._docs import documented
 from pycoherence.metrics._groups import sum_by_group, to_members
 
 
+@documented()
 def helpfulness(dots: Tensor, sq_norms: Tensor) -> Tensor:
-    r"""Return how many examples of the sample a small step along each one's gradient helps.
+    r"""The number of examples that a small step along each one's gradient helps.
 
     .. math::
         h_b = \frac{g_b \cdot \sum_c g_c}{\lVert g_b \rVert^2}
             = \frac{n \, g_b \cdot \bar g}{\lVert g_b \rVert^2}
 
     To first order, the decrease of the whole sample's loss by a step along example b's gradient,
-    in units of b's own decrease. The count includes the example itself; ``h_b - 1`` counts the
-    others. The mean over examples, weighted by their squared norms, is :func:`m_coherence`.
+    in units of b's own decrease. The count includes the example itself; `h_b - 1` counts the
+    others. The mean over examples, weighted by their squared norms, is `m_coherence`.
 
     Range: any real number; 1 when the gradient is orthogonal to all others, n when all are equal,
     negative when the step harms the sample on balance, nan for a gradient that vanishes.
 
-    Scaling: unchanged when all gradients are multiplied by one constant. ``dots`` are with the
+    Scaling: unchanged when all gradients are multiplied by one constant. `dots` are with the
     *mean* gradient of the same examples; divide dots with their sum by n first.
 
-    Args:
-        dots: Dot products of the gradients with their mean, ``[..., n]``; the last dimension is
-            the whole sample, others may hold layers or steps.
-        sq_norms: Their squared norms, same shape as ``dots``.
-
     Returns:
-        ``[..., n]``, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ, or there is no dimension of examples.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
+        `[..., n]`, float32 or better.
 
     Source: per-example form, ours, of the m-coherence of arXiv:2008.01217.
 
@@ -49,33 +40,24 @@ def helpfulness(dots: Tensor, sq_norms: Tensor) -> Tensor:
     return d.shape[-1] * (d / q)
 
 
+@documented()
 def share(dots: Tensor) -> Tensor:
-    r"""Return each example's share of the squared norm of the mean gradient.
+    r"""Each example's share of the squared norm of the mean gradient.
 
     .. math::
         s_b = \frac{g_b \cdot \sum_c g_c}{\lVert \sum_c g_c \rVert^2}
 
     To first order, the part of the loss decrease of a step along the mean gradient that the
-    gradient of example b brings about: :func:`group_share` of one example.
+    gradient of example b brings about: `group_share` of one example.
 
     Range: any real number, summing to 1 over the sample; negative for an example that holds the
-    step back, ``1/n`` each when all gradients are equal, nan when all dots are 0.
+    step back, `1/n` each when all gradients are equal, nan when all dots are 0.
 
-    Scaling: unchanged when ``dots`` are multiplied by one constant, so dots with the mean or with
+    Scaling: unchanged when `dots` are multiplied by one constant, so dots with the mean or with
     the sum of the gradients of the same examples give the same.
 
-    Args:
-        dots: Dot products of the gradients with their mean, ``[..., n]``; the last dimension is
-            the whole sample, others may hold layers or steps.
-
     Returns:
-        ``[..., n]``, float32 or better.
-
-    Raises:
-        ValueError: There is no dimension of examples.
-        TypeError: ``dots`` is not floating point.
-
-    Cost: elementwise.
+        `[..., n]`, float32 or better.
 
     Source: Chatterjee 2020, arXiv:2002.10657, for groups of one.
 
@@ -90,7 +72,7 @@ def share(dots: Tensor) -> Tensor:
 
 
 def group_share(dots: Tensor, groups: Tensor, num_groups: int | None = None) -> Tensor:
-    r"""Return each group's share of the squared norm of the mean gradient, such as the corrupt's.
+    r"""Each group's share of the squared norm of the mean gradient, such as the corrupt's.
 
     .. math::
         f^A = \frac{\langle g, g^A \rangle}{\langle g, g \rangle}, \qquad
@@ -101,23 +83,23 @@ def group_share(dots: Tensor, groups: Tensor, num_groups: int | None = None) -> 
     Range: any real number, summing to 1 over the groups; 0 for a group without members; nan when
     all dots are 0.
 
-    Scaling: unchanged when ``dots`` are multiplied by one constant, so dots with the mean or with
+    Scaling: unchanged when `dots` are multiplied by one constant, so dots with the mean or with
     the sum of the gradients of the same examples give the same. A share grows with its group's
     size: compare it with the group's share of the examples.
 
     Args:
-        dots: Dot products of the gradients with their mean, ``[..., n]``; the last dimension is
+        dots: Dot products of the gradients with their mean, `[..., n]`; the last dimension is
             the whole sample, others may hold layers or steps.
-        groups: Group of each example, ``[n]``: an integer tensor with values in [0, K), or a mask
+        groups: Group of each example, `[n]`: an integer tensor with values in [0, K), or a mask
             for two groups, False being the first.
         num_groups: K; one more than the largest value (2 for a mask) unless given.
 
     Returns:
-        ``[..., K]``, float32 or better.
+        `[..., K]`, float32 or better.
 
     Raises:
         ValueError: The shapes disagree, or a value is not a group.
-        TypeError: ``dots`` is not floating point, ``groups`` is not integer or a mask, or the
+        TypeError: `dots` is not floating point, `groups` is not integer or a mask, or the
             devices differ.
 
     Cost: O(n K).

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pycoherence.metrics._arguments import Number, like, stack, to_tensor
+from pycoherence.metrics._docs import documented
 
 
+@documented()
 def loss_change(dots: Number, learning_rate: float) -> Number:
-    r"""Return the change of each example's loss by one gradient step, to first order.
+    r"""The change of each example's loss by one gradient step, to first order.
 
     .. math::
         \ell_b(w - \eta v) - \ell_b(w) \approx -\eta \, g_b \cdot v
@@ -17,20 +19,15 @@ def loss_change(dots: Number, learning_rate: float) -> Number:
 
     Range: any real number; negative when the step lowers the example's loss.
 
-    Scaling: with the gradients, v and the step size. ``g_b`` is the gradient of example b's own
+    Scaling: with the gradients, v and the step size. `g_b` is the gradient of example b's own
     loss, not of its share of a mean.
 
     Args:
         dots: Dot products of the gradients with the direction v, a float or a tensor of any shape.
-        learning_rate: Step size, eta; the step is ``-learning_rate * v``.
-
-    Returns:
-        A float for a float, else a tensor of the same shape, float32 or better.
+        learning_rate: Step size, eta; the step is `-learning_rate * v`.
 
     Raises:
-        TypeError: ``dots`` is not floating point.
-
-    Cost: elementwise.
+        TypeError: `dots` is not floating point.
 
     Source: the first-order expansion of Chatterjee and Zielinski 2020, arXiv:2008.01217.
 
@@ -41,17 +38,18 @@ def loss_change(dots: Number, learning_rate: float) -> Number:
     return like(-learning_rate * to_tensor("loss_change", "dots", dots), dots)
 
 
+@documented()
 def tracin(
     dots: Tensor | Sequence[Tensor], learning_rates: float | Tensor | Sequence[float]
 ) -> Tensor:
-    r"""Return TracIn influences: how far training on one example lowered the loss of another.
+    r"""TracIn influences: how far training on one example lowered the loss of another.
 
     .. math::
         \text{TracInCP}(z, z') = \sum_t \eta_t \, g_z(w_t) \cdot g_{z'}(w_t)
 
-    over T checkpoints. What ``dots`` hold decides between whom: cross Grams ``[T, B1, B2]`` give
-    the influence of each example on each other one; dots ``[T, B]`` with the mean gradient of a
-    validation set that on the mean validation loss; squared norms ``[T, B]`` self-influence.
+    over T checkpoints. What `dots` hold decides between whom: cross Grams `[T, B1, B2]` give
+    the influence of each example on each other one; dots `[T, B]` with the mean gradient of a
+    validation set that on the mean validation loss; squared norms `[T, B]` self-influence.
 
     Range: any real number; positive for a proponent, negative for an opponent, not negative for
     self-influence.
@@ -60,16 +58,12 @@ def tracin(
     the examples' own losses, not of their shares of a mean.
 
     Args:
-        dots: Dot products at each checkpoint, ``[T, ...]``, a tensor or a sequence of tensors of
-            one shape.
-        learning_rates: Step size at each checkpoint, ``[T]``, or one number for all.
+        dots: Dot products at each checkpoint, `[T, ...]` with T at least 1, a tensor or a
+            sequence of tensors of one shape.
+        learning_rates: Step size at each checkpoint, `[T]`, or one number for all.
 
     Returns:
-        ``[...]``, float32 or better.
-
-    Raises:
-        ValueError: The shapes disagree, or there is no checkpoint.
-        TypeError: A tensor is not floating point.
+        `[...]`, float32 or better.
 
     Cost: O(T) per element.
 

@@ -1,4 +1,4 @@
-"""How sure a coherence is: what it would have been without each of the examples in turn."""
+"""The uncertainty of a coherence, from leaving out each of the examples in turn."""
 
 from statistics import NormalDist
 from typing import NamedTuple
@@ -7,16 +7,23 @@ import torch
 from torch import Tensor
 
 from pycoherence.metrics._arguments import to_tensors
+from pycoherence.metrics._docs import documented
+
+_ARGS = {
+    "dots": "Dot products of the gradients with their mean, `[..., n]`, n at least 3; the last "
+    "dimension is the whole sample, others may hold layers or steps.",
+    "level": "Share of the samples whose interval should hold the population's value, in (0, 1).",
+}
 
 
 class Interval(NamedTuple):
-    """A value and how sure it is; what the intervals of coherence give.
+    """A coherence and its uncertainty, as the two intervals give them.
 
     Attributes:
-        value: ``[...]``, of the whole sample.
-        error: ``[...]``, its standard error.
-        low: ``[...]``, lower end of the interval.
-        high: ``[...]``, upper end.
+        value: `[...]`, the metric of the whole sample.
+        error: `[...]`, its standard error.
+        low: `[...]`, lower end of the interval.
+        high: `[...]`, upper end.
     """
 
     value: Tensor
@@ -25,8 +32,9 @@ class Interval(NamedTuple):
     high: Tensor
 
 
+@documented(**_ARGS)
 def alpha_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) -> Interval:
-    r"""Return :func:`unbiased_alpha` with its jackknife error, from leaving out each example.
+    r"""`unbiased_alpha` with its jackknife error, from leaving out each example.
 
     .. math::
         \hat\alpha_{-i} = \frac{S_{-i} - Q_{-i}}{(n - 2) \, Q_{-i}}, \quad
@@ -44,26 +52,15 @@ def alpha_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) -> Inter
     hold most of Q, alpha itself is too large and the interval too narrow: with log-normal norms
     of sigma 1.5 and n = 200, 95% intervals held the truth 6 to 7 times of 10 in a simulation.
 
-    Range: the error is at least 0; the interval may leave that of :func:`unbiased_alpha`. All nan
+    Range: the error is at least 0; the interval may leave that of `unbiased_alpha`. All nan
     when all gradients vanish; error and ends nan when all but one do.
 
-    Scaling: unchanged when all gradients are multiplied by one constant. ``dots`` are with the
+    Scaling: unchanged when all gradients are multiplied by one constant. `dots` are with the
     *mean* gradient of the same examples; divide dots with their sum by n first. S is n times their
     sum, so that both agree to the last digit; all is added up in float64.
 
-    Args:
-        dots: Dot products of the gradients with their mean, ``[..., n]``, n at least 3; the last
-            dimension is the whole sample, others may hold layers or steps.
-        sq_norms: Their squared norms, same shape as ``dots``.
-        level: Share of the samples whose interval should hold the population's alpha, in (0, 1).
-
     Returns:
-        An :class:`Interval` of ``[...]``, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ, there are fewer than 3 examples, or ``level`` is out of
-            range.
-        TypeError: A tensor is not floating point, or the devices differ.
+        An `Interval` of `[...]`, float32 or better.
 
     Cost: O(n).
 
@@ -79,8 +76,9 @@ def alpha_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) -> Inter
     return _interval("alpha_interval", dots, sq_norms, level)
 
 
+@documented(**_ARGS)
 def m_coherence_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) -> Interval:
-    r"""Return :func:`m_coherence` with its jackknife error, that of :func:`alpha_interval`.
+    r"""`m_coherence` with its jackknife error, that of `alpha_interval`.
 
     .. math::
         M = 1 + (n - 1) \, \hat\alpha, \qquad \text{error}_M = (n - 1) \, \text{error}_{\hat\alpha}
@@ -93,22 +91,11 @@ def m_coherence_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) ->
     Range: the error is at least 0; the interval may leave [0, n]. All nan when all gradients
     vanish; error and ends nan when all but one do.
 
-    Scaling: unchanged when all gradients are multiplied by one constant. ``dots`` are with the
+    Scaling: unchanged when all gradients are multiplied by one constant. `dots` are with the
     *mean* gradient of the same examples; divide dots with their sum by n first.
 
-    Args:
-        dots: Dot products of the gradients with their mean, ``[..., n]``, n at least 3; the last
-            dimension is the whole sample, others may hold layers or steps.
-        sq_norms: Their squared norms, same shape as ``dots``.
-        level: Share of the samples whose interval should hold the population's value, in (0, 1).
-
     Returns:
-        An :class:`Interval` of ``[...]``, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ, there are fewer than 3 examples, or ``level`` is out of
-            range.
-        TypeError: A tensor is not floating point, or the devices differ.
+        An `Interval` of `[...]`, float32 or better.
 
     Cost: O(n).
 

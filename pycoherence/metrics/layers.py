@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.metrics._arguments import has_tensor, stack, to_tensors
+from pycoherence.metrics._docs import documented
 
 
 @overload
@@ -19,18 +20,19 @@ def combine(
 ) -> Tensor: ...
 
 
+@documented()
 def combine(
     values: Tensor | Sequence[float] | Sequence[Tensor],
     total_sq_norms: Tensor | Sequence[float] | Sequence[Tensor],
 ) -> float | Tensor:
-    r"""Return the whole network's coherence from its layers', weighted by their squared norms.
+    r"""The whole network's coherence from its layers', weighted by their squared norms.
 
     .. math::
         \alpha = \sum_l f_l \alpha_l, \qquad
         f_l = \frac{\sum_i \lVert g_{i,l} \rVert^2}{\sum_{l'} \sum_i \lVert g_{i,l'} \rVert^2}
 
-    Exact for any split of the parameters into disjoint groups, and for :func:`alpha`,
-    :func:`m_coherence` and :func:`unbiased_alpha` alike. Ratios with the sum's norm below the line
+    Exact for any split of the parameters into disjoint groups, and for `alpha`,
+    `m_coherence` and `unbiased_alpha` alike. Ratios with the sum's norm below the line
     (noise scale, diversity) do not combine so: add both sums over the layers first.
 
     Range: between the smallest and the largest value. A layer whose gradients all vanish carries
@@ -39,16 +41,12 @@ def combine(
     Scaling: unchanged when all gradients are multiplied by one constant.
 
     Args:
-        values: A metric of each layer: a sequence of floats or of tensors of one shape, or a
-            tensor ``[L, ...]`` with the layers along its first dimension.
+        values: A metric of each layer, one or more: a sequence of floats or of tensors of one
+            shape, or a tensor `[L, ...]` with the layers along its first dimension.
         total_sq_norms: Sum of squared gradient norms in each layer, of the same form.
 
     Returns:
-        A float for floats, else a tensor of shape ``[...]``, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ, or there is no layer.
-        TypeError: A tensor is not floating point, or the devices differ.
+        A float for floats, else a tensor of shape `[...]`, float32 or better.
 
     Cost: O(L) per element.
 

@@ -1,38 +1,27 @@
 """Signal and noise of each coordinate of the gradient, from its first two moments."""
 
 from pycoherence.metrics._arguments import Number, like, to_count, to_tensors
+from pycoherence.metrics._docs import documented
 
 
+@documented()
 def gsnr(first_moment: Number, second_moment: Number) -> Number:
-    r"""Return the signal-to-noise ratio of each coordinate of the gradient.
+    r"""The signal-to-noise ratio of each coordinate of the gradient.
 
     .. math::
         r_j = \frac{\mathbb{E}[g_j]^2}{\operatorname{Var}[g_j]}
             = \frac{m_j^2}{v_j - m_j^2}
 
-    with the moments ``m_j`` and ``v_j`` of the sample. The variance is that of the sample itself
-    (biased); for the variance that divides by ``n - 1``, multiply the ratio by ``(n - 1) / n``.
+    with the moments `m_j` and `v_j` of the sample. The variance is that of the sample itself
+    (biased); for the variance that divides by `n - 1`, multiply the ratio by `(n - 1) / n`.
     The mean over coordinates, often reported, is ruled by a few large ratios: look at the median
     too.
 
     Range: [0, inf]; inf where all examples agree, nan where all vanish, as behind a ReLU that is
-    off for all: use ``nanmean`` and ``nanmedian``.
+    off for all: use `nanmean` and `nanmedian`.
 
     Scaling: unchanged when all gradients are multiplied by one constant. Over a sample of n, pure
-    noise reads about ``1/n``, not 0.
-
-    Args:
-        first_moment: Mean of the gradients, a float or a tensor of any shape (a parameter's).
-        second_moment: Mean of their squares, coordinate by coordinate, same shape.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
+    noise reads about `1/n`, not 0.
 
     Source: Liu et al. 2020, arXiv:2001.07384.
 
@@ -44,33 +33,21 @@ def gsnr(first_moment: Number, second_moment: Number) -> Number:
     return like(m**2 / (v - m**2).clamp(min=0), first_moment, second_moment)
 
 
+@documented()
 def coordinate_alpha(first_moment: Number, second_moment: Number) -> Number:
-    r"""Return the coherence of each coordinate of the gradient, from 0 to 1.
+    r"""The coherence of each coordinate of the gradient, from 0 to 1.
 
     .. math::
         \alpha_j = \frac{\mathbb{E}[g_j]^2}{\mathbb{E}[g_j^2]} = \frac{r_j}{1 + r_j}
 
-    with the signal-to-noise ratio ``r_j`` of :func:`gsnr`. Weighted by ``second_moment`` as in
-    :func:`combine`, the coordinates give the :func:`alpha` of the whole gradient.
+    with the signal-to-noise ratio `r_j` of `gsnr`. Weighted by `second_moment` as in
+    `combine`, the coordinates give the `alpha` of the whole gradient.
 
     Range: [0, 1]; 0 where the examples cancel, 1 where they agree, nan where all vanish (use
-    ``nanmean``).
+    `nanmean`).
 
     Scaling: unchanged when all gradients are multiplied by one constant. Over a sample of n, pure
-    noise reads about ``1/n``, not 0.
-
-    Args:
-        first_moment: Mean of the gradients, a float or a tensor of any shape (a parameter's).
-        second_moment: Mean of their squares, coordinate by coordinate, same shape.
-
-    Returns:
-        A float for floats, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: The shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
-
-    Cost: elementwise.
+    noise reads about `1/n`, not 0.
 
     Source: Chatterjee and Zielinski 2020, arXiv:2008.01217, for single coordinates.
 
@@ -82,18 +59,19 @@ def coordinate_alpha(first_moment: Number, second_moment: Number) -> Number:
     return like(m**2 / v, first_moment, second_moment)
 
 
+@documented()
 def osgr(first_moment: Number, second_moment: Number, n: int) -> Number:
-    r"""Return the one-step generalisation ratio: how much of a step's gain carries over.
+    r"""The one-step generalisation ratio: how much of a step's gain carries over.
 
     .. math::
         R = \frac{\mathbb{E}[\Delta L_{\text{test}}]}{\mathbb{E}[\Delta L_{\text{train}}]}
           = 1 - \frac1n \sum_j \frac{W_j}{r_j + 1/n}, \qquad
         W_j = \frac{m_j^2 + \rho_j^2 / n}{\sum_k (m_k^2 + \rho_k^2 / n)}
 
-    for a small step along the mean gradient of ``n`` training examples, with the signal-to-noise
-    ratios ``r_j`` of :func:`gsnr`, the moments ``m_j`` and the variances ``rho_j^2`` of the sample
-    (biased). Equal to ``minibatch_alpha(alpha, k=n)``, which needs no moments; an
-    :func:`unbiased_alpha` there takes out the noise that a small sample leaves in ``m_j``.
+    for a small step along the mean gradient of `n` training examples, with the signal-to-noise
+    ratios `r_j` of `gsnr`, the moments `m_j` and the variances `rho_j^2` of the sample
+    (biased). Equal to `minibatch_alpha(alpha, k=n)`, which needs no moments; an
+    `unbiased_alpha` there takes out the noise that a small sample leaves in `m_j`.
 
     Range: [0, 1]; 1 when all examples agree, 0 when they cancel, nan when all gradients vanish.
 
@@ -106,11 +84,7 @@ def osgr(first_moment: Number, second_moment: Number, n: int) -> Number:
         n: Number of training examples behind a step, at least 1; the moments may come from fewer.
 
     Returns:
-        A float for floats, else a tensor ``[]``, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 1, or the shapes differ.
-        TypeError: A tensor is not floating point, or the devices differ.
+        A float for floats, else a tensor `[]`, float32 or better.
 
     Cost: O(P).
 

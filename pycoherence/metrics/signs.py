@@ -3,11 +3,13 @@
 from torch import Tensor
 
 from pycoherence.metrics._arguments import EXAMPLES, Number, like, to_count, to_tensor
+from pycoherence.metrics._docs import documented
 from pycoherence.metrics._pairs import signs
 
 
+@documented()
 def sign_agreement(sign_sum: Number, n: int) -> Number:
-    r"""Return how far the signs of the gradients agree, for each coordinate.
+    r"""The agreement of the signs of the gradients, for each coordinate.
 
     .. math::
         a_j = \Bigl\lvert \frac1n \sum_b \operatorname{sign}(g_{b,j}) \Bigr\rvert
@@ -18,21 +20,7 @@ def sign_agreement(sign_sum: Number, n: int) -> Number:
     Range: [0, 1]; 0 when as many signs are positive as negative, 1 when all are the same.
 
     Scaling: unchanged when any gradient is multiplied by a positive constant. Over a sample of n,
-    signs drawn at random read about ``0.8 / sqrt(n)``, not 0.
-
-    Args:
-        sign_sum: Sum of the signs of the gradients, a float or a tensor of any shape (a
-            parameter's).
-        n: Number of gradients, at least 1.
-
-    Returns:
-        A float for a float, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 1.
-        TypeError: ``sign_sum`` is not floating point, or ``n`` is no integer.
-
-    Cost: elementwise.
+    signs drawn at random read about `0.8 / sqrt(n)`, not 0.
 
     Source: Parascandolo et al. 2020, arXiv:2009.00329.
 
@@ -43,33 +31,20 @@ def sign_agreement(sign_sum: Number, n: int) -> Number:
     return like(_agreement("sign_agreement", sign_sum, n), sign_sum)
 
 
+@documented()
 def same_sign_share(sign_sum: Number, n: int) -> Number:
-    r"""Return the share of the examples whose gradient has the majority's sign, by coordinate.
+    r"""The share of the examples whose gradient has the majority's sign, by coordinate.
 
     .. math::
         p_j = \frac{1 + a_j}{2}
 
-    with the agreement ``a_j`` of :func:`sign_agreement`. A gradient of 0 counts half for either
-    sign. Its mean over coordinates follows the ``p_same_sign`` of the source.
+    with the agreement `a_j` of `sign_agreement`. A gradient of 0 counts half for either
+    sign. Its mean over coordinates follows the `p_same_sign` of the source.
 
     Range: [1/2, 1]; 1/2 when as many signs are positive as negative, 1 when all are the same.
 
     Scaling: unchanged when any gradient is multiplied by a positive constant. Over a sample of n,
-    signs drawn at random read about ``1/2 + 0.4 / sqrt(n)``.
-
-    Args:
-        sign_sum: Sum of the signs of the gradients, a float or a tensor of any shape (a
-            parameter's).
-        n: Number of gradients, at least 1.
-
-    Returns:
-        A float for a float, else a tensor of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``n`` is below 1.
-        TypeError: ``sign_sum`` is not floating point, or ``n`` is no integer.
-
-    Cost: elementwise.
+    signs drawn at random read about `1/2 + 0.4 / sqrt(n)`.
 
     Source: Liu et al. 2020, arXiv:2001.07384.
 
@@ -80,8 +55,9 @@ def same_sign_share(sign_sum: Number, n: int) -> Number:
     return like((1 + _agreement("same_sign_share", sign_sum, n)) / 2, sign_sum)
 
 
+@documented()
 def sign_vote(sign_sum: Number) -> Number:
-    r"""Return the sign that the majority of the gradients has, for each coordinate.
+    r"""The sign that the majority of the gradients has, for each coordinate.
 
     .. math::
         \operatorname{sign} \Bigl( \sum_b \operatorname{sign}(g_{b,j}) \Bigr)
@@ -90,17 +66,11 @@ def sign_vote(sign_sum: Number) -> Number:
 
     Scaling: unchanged when any gradient is multiplied by a positive constant.
 
-    Args:
-        sign_sum: Sum of the signs of the gradients, a float or a tensor of any shape (a
-            parameter's).
-
     Returns:
         A float for a float, else a tensor of the same shape, float32 or better; nan stays nan.
 
     Raises:
-        TypeError: ``sign_sum`` is not floating point.
-
-    Cost: elementwise.
+        TypeError: `sign_sum` is not floating point.
 
     Source: Bernstein et al. 2018, arXiv:1810.05291.
 
