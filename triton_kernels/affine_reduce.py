@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.triton_kernels.launch.device import device_of, launch
-from pycoherence.triton_kernels.launch.finish import PARTS, Completed, Finish, Total
+from pycoherence.triton_kernels.launch.finish import PARTS, Completed, Finish, SumRequest
 from pycoherence.triton_kernels.launch.host import cdiv, power_of_two
 
 
@@ -25,7 +25,7 @@ def affine_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
     """The outputs of `affine_reduce`, as its schema says, which `finish` completes.
@@ -35,7 +35,7 @@ def affine_reduce(
     """
     alone = x is None and g.shape[1] == 1
     rows = g if alone else _sums(g, x, mean, rstd)
-    return finish.rows(rows, g, coef, direction, want, total)
+    return finish.rows(rows, g, coef, direction, want, request)
 
 
 class Plan(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from pycoherence.ops.conv_reduce import like
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.engine.outputs import reduced
-from pycoherence.triton_kernels.launch.finish import GRAM, Completed, Finish, Total
+from pycoherence.triton_kernels.launch.finish import GRAM, Completed, Finish, SumRequest
 from pycoherence.triton_kernels.rows.materialised import gram_of_tiles
 
 
@@ -27,7 +27,7 @@ def conv_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
     """The outputs of `conv_reduce`, as its schema says, which `finish` completes.
@@ -41,7 +41,7 @@ def conv_reduce(
     shape = like(x, g, *options)[1]
     out = [
         each.view(shape) if each is not None and each.shape == factors.shape else each
-        for each in reduced(factors, coef, direction, want, total, finish)
+        for each in reduced(factors, coef, direction, want, request, finish)
     ]
     if want & GRAM:
         out[-1] = gram_of_tiles(factors)

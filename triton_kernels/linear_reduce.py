@@ -14,7 +14,7 @@ from pycoherence.triton_kernels.engine.outputs import one_pass, with_sum_dots
 from pycoherence.triton_kernels.engine.tiles import kind_of
 from pycoherence.triton_kernels.ghost.norms import ghost_sq_norms
 from pycoherence.triton_kernels.launch.device import precision
-from pycoherence.triton_kernels.launch.finish import Completed, Finish, Total
+from pycoherence.triton_kernels.launch.finish import Completed, Finish, SumRequest
 from pycoherence.triton_kernels.linear_gram import linear_gram
 from pycoherence.triton_kernels.matmul.outer_sums import sum_of_products
 from pycoherence.triton_kernels.matmul.row_dots import row_dots
@@ -28,7 +28,7 @@ def linear_reduce(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
     """The op of this name.
@@ -39,14 +39,14 @@ def linear_reduce(
         coef: `[B]` or `None`.
         direction: `[O, I]` or `None`.
         want: Mask of wanted outputs.
-        total: How the sum is wanted.
+        request: How the weighted sum is wanted.
         finish: Completes the outputs.
     """
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     if not x.numel() or not g.numel():
         return reduce_zeros(g, (g.shape[2], x.shape[2]), want)
     run = partial(_without_sum, x, g)
-    found = with_sum_dots(run, wanted - {"gram"}, coef, direction, total, finish)
+    found = with_sum_dots(run, wanted - {"gram"}, coef, direction, request, finish)
     if "gram" in wanted:
         found["gram"] = linear_gram(x, g, None, None)
     return tuple(found[name] if name in wanted else None for name in Reduced._fields)
@@ -58,7 +58,7 @@ def _without_sum(
     wanted: Set[str],
     coef: Tensor | None,
     direction: Tensor | None,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> dict[str, Tensor]:
     """The outputs for which the sum need not be known, each the way that costs least."""
@@ -68,19 +68,19 @@ def _without_sum(
     chosen = from_engine(b, t, i, o, kind, frozenset(wanted), coef is not None, wide)
     found: dict[str, Tensor] = {}
     if chosen:
-        found = one_pass(_readable(x, g), chosen, coef, direction, total, finish)
+        found = one_pass(_readable(x, g), chosen, coef, direction, request, finish)
     for name in wanted - chosen:
         if name == "sq_norms":
             found[name] = sq_norms_of_rank_one(x, g) if t == 1 else ghost_sq_norms(x, g, finish)
         elif name == "dots" and direction is not None:
             found[name] = row_dots(x, g, direction.to(accumulate_dtype(x.dtype)))
         else:
-            found[name] = _sum(name, x, g, coef, total, finish)
+            found[name] = _sum(name, x, g, coef, request, finish)
     return found
 
 
 def _sum(
-    name: str, x: Tensor, g: Tensor, coef: Tensor | None, total: Total, finish: Finish
+    name: str, x: Tensor, g: Tensor, coef: Tensor | None, request: SumRequest, finish: Finish
 ) -> Tensor:
     """The sum of a transform of the products of all positions, of all examples in a row.
 
@@ -90,8 +90,8 @@ def _sum(
     if name != "weighted_sum":
         return sum_of_products(*rows, finish, _TRANSFORM[name])
     if coef is None:
-        return sum_of_products(*rows, finish, total=total)
-    return sum_of_products(*rows, finish, "scale", coef.repeat_interleave(x.shape[1]), total)
+        return sum_of_products(*rows, finish, request=request)
+    return sum_of_products(*rows, finish, "scale", coef.repeat_interleave(x.shape[1]), request)
 
 
 _TRANSFORM = {"second_moment": "square", "sign_sum": "sign"}

@@ -21,7 +21,7 @@ void median_of_sums(const Patches<T>& patches, const Order& order, T* out) {
   Buffer<T> sums(groups * size);
   for (int64_t j = 0; j < groups; ++j) {
     pc::Reduction<T> to;
-    to.sum = sums.data() + j * size;
+    to.weighted_sum = sums.data() + j * size;
     const int64_t first = pc::group_start(j, groups, patches.batch);
     pc::reduce_conv(patches.part(first, pc::group_start(j + 1, groups, patches.batch)), to);
   }
@@ -55,12 +55,12 @@ void order_dense(const Patches<T>& patches, const Order& order, T* out) {
 // Of a parameter in torch's order, as reduce_conv has it.
 template <typename T>
 void sign_agreement(const Patches<T>& patches, const Order& order, T* out) {
-  Buffer<T> signs(patches.groups * patches.out * patches.in);
+  Buffer<T> sign_sum(patches.groups * patches.out * patches.in);
   pc::Reduction<T> to;
-  to.sum = out;
-  to.sign = signs.data();
+  to.weighted_sum = out;
+  to.sign_sum = sign_sum.data();
   pc::reduce_conv(patches, to);
-  pc::keep_agreed(patches.batch, order.k, signs, out);
+  pc::keep_agreed(patches.batch, order.k, sign_sum, out);
 }
 
 // Of a parameter in torch's order.

@@ -79,17 +79,17 @@ void reduce(const Patches<T>& patches, const Reduction<T>& to) {
   pc::Plan plan =
       pc::make_plan(patches.batch, positions, patches.in, patches.out, patches.groups, to);
   const bool room = Unfolded<T>::bytes(patches) <= pc::workspace() / 2;
-  const bool as_rows = positions == 1 || plan.hadamard_gram || plan.plain_dots;
+  const bool as_rows = positions == 1 || plan.ghost_gram || plan.plain_dots;
   if (patches.groups == 1 && room && as_rows) {
     return pc::reduce_linear(Unfolded<T>(patches).linear(), to);
   }
-  plan.hadamard_gram = plan.plain_dots = false;
+  plan.ghost_gram = plan.plain_dots = false;
   plan.plain_sum &= to.coef == nullptr;
-  if (plan.hadamard_norms) patch_sq_norms(patches, to.sq_norms);
+  if (plan.ghost_norms) patch_sq_norms(patches, to.sq_norms);
   if (plan.plain_sum) {
     const int64_t together = std::max<int64_t>(1, pc::kBlock / positions);
     Reduction<T> sum;
-    sum.sum = to.sum;
+    sum.weighted_sum = to.weighted_sum;
     pc::run_engine(patches.grouped((patches.batch + together - 1) / together), sum);
   }
   const Reduction<T> rest = pc::left_over(plan, to);
@@ -105,16 +105,17 @@ void reduce_in_order(const Patches<T>& patches, const Reduction<T>& to) {
   const auto buffer = [&](const T* wanted) { return Buffer<T>(wanted ? layout.size() : 0); };
   const auto data = [](auto& values) { return values.empty() ? nullptr : values.data(); };
   const Buffer<T> along = layout.from_parameter(to.direction);
-  Buffer<T> sum = buffer(to.sum), moment = buffer(to.moment), sign = buffer(to.sign);
+  Buffer<T> weighted_sum = buffer(to.weighted_sum), second_moment = buffer(to.second_moment),
+            sign_sum = buffer(to.sign_sum);
   Reduction<T> inner = to;
   inner.direction = data(along);
-  inner.sum = data(sum);
-  inner.moment = data(moment);
-  inner.sign = data(sign);
+  inner.weighted_sum = data(weighted_sum);
+  inner.second_moment = data(second_moment);
+  inner.sign_sum = data(sign_sum);
   reduce(patches, inner);
-  layout.to_parameter(sum, to.sum);
-  layout.to_parameter(moment, to.moment);
-  layout.to_parameter(sign, to.sign);
+  layout.to_parameter(weighted_sum, to.weighted_sum);
+  layout.to_parameter(second_moment, to.second_moment);
+  layout.to_parameter(sign_sum, to.sign_sum);
 }
 
 }  // namespace
@@ -134,7 +135,7 @@ void pc::gram_conv(const Patches<T>& a, const Patches<T>& b, T* gram) {
   if (a.depthwise()) return gram_depthwise(a, b, gram);
   const bool room = Unfolded<T>::bytes(a) + Unfolded<T>::bytes(b) <= workspace() / 2;
   if (a.groups == 1 && room &&
-      cross_by_hadamard(a.batch, a.window.positions, b.batch, b.window.positions, a.in, a.out)) {
+      cross_by_ghost(a.batch, a.window.positions, b.batch, b.window.positions, a.in, a.out)) {
     return gram_linear(Unfolded<T>(a).linear(), Unfolded<T>(b).linear(), gram);
   }
   Reduction<T> to;

@@ -80,11 +80,11 @@ class Dense {
   // Columns of the parameter from `first`: reductions over examples are set, the others added to.
   void add(const Rows<T>& rows, int64_t first, int64_t size) {
     Reduction<T> to = to_;
-    for (T** output : {&to.sum, &to.moment, &to.sign}) {
+    for (T** output : {&to.weighted_sum, &to.second_moment, &to.sign_sum}) {
       if (*output) *output += first;
     }
-    Buffer<T> own(to.sum_dots && !to.sum ? size : 0);
-    if (!own.empty()) to.sum = own.data();
+    Buffer<T> own(to.sum_dots && !to.weighted_sum ? size : 0);
+    if (!own.empty()) to.weighted_sum = own.data();
     reduce_columns(rows, size, to);
     const int64_t grain = kGrain / size + 1;
     torch::stable::parallel_for(0, batch_, grain, [&](int64_t begin, int64_t end) {
@@ -94,7 +94,7 @@ class Dense {
           if (to.sq_norms) sq_norms_[b] += dot<Machine>(rows(b), rows(b), size);
           if (to.dots) dots_[b] += dot<Machine>(rows(b), to.direction + first, size);
           if (to.sum_dots)
-            sum_dots_[b] += dot<Machine>(rows(b), static_cast<const T*>(to.sum), size);
+            sum_dots_[b] += dot<Machine>(rows(b), static_cast<const T*>(to.weighted_sum), size);
         }
       });
     });
@@ -110,7 +110,7 @@ class Dense {
 
  private:
   void reduce_columns(const Rows<T>& rows, int64_t size, const Reduction<T>& to) const {
-    if (!to.sum && !to.moment && !to.sign) return;
+    if (!to.weighted_sum && !to.second_moment && !to.sign_sum) return;
     const int64_t tasks = (size + kColumns - 1) / kColumns;
     const int64_t grain = kGrain / (batch_ * std::min(size, kColumns)) + 1;
     torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
@@ -133,16 +133,17 @@ class Dense {
       });
     };
     if (to.coef == nullptr) {
-      sum(to.sum, [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return value; }; });
+      sum(to.weighted_sum,
+          [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return value; }; });
     } else {
-      sum(to.sum, [&](int64_t b) PC_INLINED {
+      sum(to.weighted_sum, [&](int64_t b) PC_INLINED {
         return [coef = to.coef[b]](auto value)
                    PC_INLINED { return coef == 0 ? decltype(value){} : coef * value; };
       });
     }
-    sum(to.moment,
+    sum(to.second_moment,
         [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return value * value; }; });
-    sum(to.sign,
+    sum(to.sign_sum,
         [](int64_t) PC_INLINED { return [](auto value) PC_INLINED { return signs(value); }; });
   }
 

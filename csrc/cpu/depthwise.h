@@ -116,8 +116,9 @@ void reduce_depthwise(const Patches<T>& patches, const Reduction<T>& to) {
   const int64_t taps = patches.window.taps, batch = patches.batch, all = patches.groups;
   const int64_t step = channels_at_once(patches, batch);
   Reduction<T> inner = to;
-  Buffer<T> along(to.direction ? all * taps : 0), sum(to.sum ? all * taps : 0);
-  Buffer<T> moment(to.moment ? all * taps : 0), sign(to.sign ? all * taps : 0);
+  Buffer<T> along(to.direction ? all * taps : 0), weighted_sum(to.weighted_sum ? all * taps : 0);
+  Buffer<T> second_moment(to.second_moment ? all * taps : 0),
+      sign_sum(to.sign_sum ? all * taps : 0);
   const auto each = [&](const auto& use) {
     for (int64_t first = 0; first < all; first += step) {
       const int64_t count = std::min(step, all - first);
@@ -130,9 +131,9 @@ void reduce_depthwise(const Patches<T>& patches, const Reduction<T>& to) {
   };
   if (to.direction) each([&](int64_t i, int64_t j) { along[i] = to.direction[j]; });
   inner.direction = to.direction ? along.data() : nullptr;
-  inner.sum = to.sum ? sum.data() : nullptr;
-  inner.moment = to.moment ? moment.data() : nullptr;
-  inner.sign = to.sign ? sign.data() : nullptr;
+  inner.weighted_sum = to.weighted_sum ? weighted_sum.data() : nullptr;
+  inner.second_moment = to.second_moment ? second_moment.data() : nullptr;
+  inner.sign_sum = to.sign_sum ? sign_sum.data() : nullptr;
   Dense<T> dense(batch, inner);
   for (int64_t first = 0; first < all; first += step) {
     const int64_t last = std::min(first + step, all), size = (last - first) * taps;
@@ -140,9 +141,9 @@ void reduce_depthwise(const Patches<T>& patches, const Reduction<T>& to) {
     dense.add({rows.data(), batch, size}, first * taps, size);
   }
   dense.finish();
-  if (to.sum) each([&](int64_t i, int64_t j) { to.sum[j] = sum[i]; });
-  if (to.moment) each([&](int64_t i, int64_t j) { to.moment[j] = moment[i]; });
-  if (to.sign) each([&](int64_t i, int64_t j) { to.sign[j] = sign[i]; });
+  if (to.weighted_sum) each([&](int64_t i, int64_t j) { to.weighted_sum[j] = weighted_sum[i]; });
+  if (to.second_moment) each([&](int64_t i, int64_t j) { to.second_moment[j] = second_moment[i]; });
+  if (to.sign_sum) each([&](int64_t i, int64_t j) { to.sign_sum[j] = sign_sum[i]; });
 }
 
 // gram [B1, B2] of two batches.

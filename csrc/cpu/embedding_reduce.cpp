@@ -100,7 +100,7 @@ class Rows {
         to_(to),
         columns_(rows < 32 ? kColumns / 4 : kColumns),
         chunks_((width + columns_ - 1) / columns_),
-        meet_(to.sum || to.moment || to.sign || to.sum_dots),
+        meet_(to.weighted_sum || to.second_moment || to.sign_sum || to.sum_dots),
         sq_norms_(to.sq_norms, chunks_, lookups),
         dots_(to.dots, chunks_, lookups),
         sum_dots_(to.sum_dots, chunks_, lookups) {}
@@ -133,15 +133,15 @@ class Rows {
     const int64_t first = chunk * columns_, size = std::min(columns_, width_ - first);
     const int64_t place = lookups_[begin].id * width_ + first;
     T own[kColumns];
-    T* sum = to_.sum ? to_.sum + place : own;
-    if (to_.sum || to_.sum_dots) {
+    T* weighted_sum = to_.weighted_sum ? to_.weighted_sum + place : own;
+    if (to_.weighted_sum || to_.sum_dots) {
       const auto weight = [&](int64_t i) PC_INLINED {
         return to_.coef ? to_.coef[lookups_.example(i)] : T{1};
       };
-      pc::add_up<Machine>(lookups_, begin, end, g_ + first, width_, size, weight, sum);
+      pc::add_up<Machine>(lookups_, begin, end, g_ + first, width_, size, weight, weighted_sum);
     }
-    if (!(to_.sq_norms || to_.dots || to_.sum_dots || to_.moment || to_.sign)) return;
-    Total<T> moment, sign;
+    if (!(to_.sq_norms || to_.dots || to_.sum_dots || to_.second_moment || to_.sign_sum)) return;
+    Total<T> second_moment, sign_sum;
     T scratch[kColumns];
     for (int64_t i = begin; i < end;) {
       const int64_t next = meet_ ? lookups_.end_of(i, true) : end, at = lookups_[i].at;
@@ -153,13 +153,15 @@ class Rows {
       }
       if (to_.sq_norms) sq_norms_(chunk, at) = pc::dot<Machine>(row, row, size);
       if (to_.dots) dots_(chunk, at) = pc::dot<Machine>(row, to_.direction + place, size);
-      if (to_.sum_dots) sum_dots_(chunk, at) = pc::dot<Machine, T>(row, sum, size);
-      if (to_.moment) moment.add(size, [&](int64_t d) PC_INLINED { return row[d] * row[d]; });
-      if (to_.sign) sign.add(size, [&](int64_t d) PC_INLINED { return pc::sign_of(row[d]); });
+      if (to_.sum_dots) sum_dots_(chunk, at) = pc::dot<Machine, T>(row, weighted_sum, size);
+      if (to_.second_moment)
+        second_moment.add(size, [&](int64_t d) PC_INLINED { return row[d] * row[d]; });
+      if (to_.sign_sum)
+        sign_sum.add(size, [&](int64_t d) PC_INLINED { return pc::sign_of(row[d]); });
       i = next;
     }
-    if (to_.moment) moment.finish(size, to_.moment + place);
-    if (to_.sign) sign.finish(size, to_.sign + place);
+    if (to_.second_moment) second_moment.finish(size, to_.second_moment + place);
+    if (to_.sign_sum) sign_sum.finish(size, to_.sign_sum + place);
   }
 
   const Lookups& lookups_;
@@ -255,14 +257,15 @@ Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddi
   const Tensor rows = pc::prepare<T>(g);
   const T* g_rows = pc::read<T>(rows);
   const Reduction<T> to = op.pointers();
-  const bool meet = to.sum || to.moment || to.sign || to.meet();
+  const bool meet = to.weighted_sum || to.second_moment || to.sign_sum || to.meet();
   if (!meet && (positions == 1 || !to.sq_norms)) {
     reduce_lookups(found, g_rows, batch, positions, width, padding_idx, to);
     return op.outputs;
   }
   const Lookups lookups(found, batch, positions, padding_idx, high);
   Rows<T>(lookups, g_rows, num_embeddings, width, to).run();
-  for (T* table : {to.sum, to.moment, to.sign}) clear_others(lookups, num_embeddings, width, table);
+  for (T* table : {to.weighted_sum, to.second_moment, to.sign_sum})
+    clear_others(lookups, num_embeddings, width, table);
   if (to.gram) {
     pc::LookupRows<T> rows_of(lookups, g_rows, width);
     pc::lookup_gram(rows_of, rows_of, true, to.gram);

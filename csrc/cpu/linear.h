@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "hadamard.h"
+#include "ghost.h"
 #include "panels.h"
 #include "reduction.h"
 

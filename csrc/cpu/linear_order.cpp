@@ -76,12 +76,12 @@ void order_rank_one(const Linear<T>& linear, const Order& order, T* out) {
 
 template <typename T>
 void sign_agreement(const Linear<T>& linear, const Order& order, T* out) {
-  Buffer<T> signs(linear.in * linear.out);
+  Buffer<T> sign_sum(linear.in * linear.out);
   pc::Reduction<T> to;
-  to.sum = out;
-  to.sign = signs.data();
+  to.weighted_sum = out;
+  to.sign_sum = sign_sum.data();
   pc::reduce_linear(linear, to);
-  pc::keep_agreed(linear.segments, order.k, signs, out);
+  pc::keep_agreed(linear.segments, order.k, sign_sum, out);
 }
 
 template <typename T>

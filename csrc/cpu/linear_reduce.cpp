@@ -14,9 +14,9 @@ void pc::reduce_linear(const Linear<T>& linear, const Reduction<T>& to) {
   const int64_t batch = linear.segments, positions = linear.length;
   if (positions == 1) return reduce_rank_one(linear, to);
   const Plan plan = make_plan(batch, positions, linear.in, linear.out, 1, to);
-  if (plan.hadamard_gram) hadamard_reduce(linear.factors(), positions, to);
-  if (plan.hadamard_norms) hadamard_sq_norms(linear.factors(), positions, to.sq_norms);
-  if (plan.plain_sum) sum_rows(linear, to.coef, to.sum);
+  if (plan.ghost_gram) ghost_reduce(linear.factors(), positions, to);
+  if (plan.ghost_norms) ghost_sq_norms(linear.factors(), positions, to.sq_norms);
+  if (plan.plain_sum) sum_rows(linear, to.coef, to.weighted_sum);
   if (plan.plain_dots) dots_by_rows(linear, to.direction, to.dots);
   const Reduction<T> rest = left_over(plan, to);
   if (rest.any()) run_engine(linear, rest);
@@ -29,9 +29,9 @@ void pc::run_linear(const Linear<T>& linear, const Reduction<T>& to) {
 
 template <typename T>
 void pc::gram_linear(const Linear<T>& a, const Linear<T>& b, T* gram) {
-  if (cross_by_hadamard(a.segments, a.length, b.segments, b.length, a.in, a.out)) {
+  if (cross_by_ghost(a.segments, a.length, b.segments, b.length, a.in, a.out)) {
     std::fill_n(gram, a.segments * b.segments, T{0});
-    return hadamard_gram(a.factors(), b.factors(), a.length, b.length, false, gram);
+    return ghost_gram(a.factors(), b.factors(), a.length, b.length, false, gram);
   }
   Reduction<T> to;
   to.gram = gram;

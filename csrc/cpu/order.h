@@ -19,16 +19,17 @@ void order_columns(const Rows<T>& rows, int64_t size, const T* coef, const Order
 template <typename T>
 void order_rows(const Rows<T>& rows, int64_t size, const T* coef, const Order& order, T* out);
 
-// Turns sums over `batch` examples into what kSignAgreement makes of them, from the sums of signs.
+// Turns sums over `batch` examples into what kSignAgreement makes of them, from sign_sum.
 template <typename T>
-void keep_agreed(int64_t batch, double threshold, const Buffer<T>& signs, T* sum) {
+void keep_agreed(int64_t batch, double threshold, const Buffer<T>& sign_sum, T* weighted_sum) {
   const T count = static_cast<T>(batch), least = static_cast<T>(threshold);
-  torch::stable::parallel_for(0, signs.size(), 1 << 14, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, sign_sum.size(), 1 << 14, [&](int64_t begin, int64_t end) {
     vectorized([&](auto) PC_INLINED {
       for (int64_t i = begin; i < end; ++i) {
-        const T sign = signs[i] < 0 ? -signs[i] : signs[i];
+        const T size = sign_sum[i] < 0 ? -sign_sum[i] : sign_sum[i];
         // A sum that is not finite times zero is NaN.
-        sum[i] = (sign / count >= least ? sum[i] / count : T{0}) + sum[i] * T{0};
+        weighted_sum[i] =
+            (size / count >= least ? weighted_sum[i] / count : T{0}) + weighted_sum[i] * T{0};
       }
     });
   });

@@ -15,18 +15,18 @@ namespace pc {
 constexpr double kDotEnd = 800;
 
 struct Plan {
-  bool hadamard_norms = false;  // squared norms by products of Grams
-  bool hadamard_gram = false;   // the Gram, and dots with the sum, likewise
-  bool plain_sum = false;       // the sum as one product of matrices, past example boundaries
-  bool plain_dots = false;      // dots with a direction from its products with the rows of x
+  bool ghost_norms = false;  // squared norms by products of Grams
+  bool ghost_gram = false;   // the Gram, and dots with the sum, likewise
+  bool plain_sum = false;    // the sum as one product of matrices, past example boundaries
+  bool plain_dots = false;   // dots with a direction from its products with the rows of x
 };
 
 // What of `to` the tile engine is left with.
 template <typename T>
 Reduction<T> left_over(const Plan& plan, Reduction<T> to) {
-  if (plan.hadamard_norms) to.sq_norms = nullptr;
-  if (plan.hadamard_gram) to.gram = to.sum_dots = nullptr;
-  if (plan.plain_sum) to.sum = nullptr;
+  if (plan.ghost_norms) to.sq_norms = nullptr;
+  if (plan.ghost_gram) to.gram = to.sum_dots = nullptr;
+  if (plan.plain_sum) to.weighted_sum = nullptr;
   if (plan.plain_dots) to.dots = nullptr;
   return to;
 }
@@ -39,9 +39,9 @@ double engine_cost(double batch, double positions, double numbers, const Reducti
   double epilogue = 6;
   epilogue += to.sq_norms ? 1 : 0;
   epilogue += to.dots ? 2 : 0;
-  epilogue += to.sum ? 3 : 0;
-  epilogue += to.moment ? 3 : 0;
-  epilogue += to.sign ? 6 : 0;
+  epilogue += to.weighted_sum ? 3 : 0;
+  epilogue += to.second_moment ? 3 : 0;
+  epilogue += to.sign_sum ? 6 : 0;
   epilogue += to.meet() ? 4 : 0;
   epilogue += to.sum_dots ? 4 : 0;
   epilogue += to.gram ? 0.65 * batch : 0;
@@ -60,7 +60,8 @@ template <typename T>
 bool rank_one_gram_is_cheap(int64_t batch, int64_t in, int64_t out, const Reduction<T>& to) {
   const double gram =
       0.5 * static_cast<double>(batch) * (1.2 * static_cast<double>(in + out) + kDotEnd);
-  const double dots = static_cast<double>(in) * static_cast<double>(out) * (to.sum ? 1.1 : 2.1);
+  const double dots =
+      static_cast<double>(in) * static_cast<double>(out) * (to.weighted_sum ? 1.1 : 2.1);
   return to.gram || (to.sum_dots && gram < dots && has_room_for_gram<T>(batch));
 }
 
@@ -75,11 +76,11 @@ Plan make_plan(int64_t batch, int64_t positions, int64_t in, int64_t out, int64_
   double least = std::numeric_limits<double>::infinity();
   const bool may_gram = to.gram || (to.sum_dots && has_room_for_gram<T>(batch));
   for (int choice = 0; choice < 16; ++choice) {
-    const Plan plan{(choice & 1) && to.sq_norms, (choice & 2) && may_gram, (choice & 4) && to.sum,
-                    (choice & 8) && to.dots && groups == 1};
+    const Plan plan{(choice & 1) && to.sq_norms, (choice & 2) && may_gram,
+                    (choice & 4) && to.weighted_sum, (choice & 8) && to.dots && groups == 1};
     double cost = engine_cost(b, t, numbers, left_over(plan, to));
-    if (plan.hadamard_norms) cost += b * (t * (t + std::min(t, 64.0)) / 2 * pair + 1000);
-    if (plan.hadamard_gram) cost += b * (b + std::min(b, 64 / t + 1)) / 2 * t * t * pair;
+    if (plan.ghost_norms) cost += b * (t * (t + std::min(t, 64.0)) / 2 * pair + 1000);
+    if (plan.ghost_gram) cost += b * (b + std::min(b, 64 / t + 1)) / 2 * t * t * pair;
     if (plan.plain_sum) cost += b * numbers * (t + 0.05);
     if (plan.plain_dots) cost += b * t * (1.1 * numbers + kDotEnd * static_cast<double>(out));
     if (cost < least) {
@@ -92,8 +93,8 @@ Plan make_plan(int64_t batch, int64_t positions, int64_t in, int64_t out, int64_
 
 // Whether dot products of two batches are cheaper as products of Grams than from tiles of all
 // gradients of both.
-inline bool cross_by_hadamard(int64_t batch_a, int64_t positions_a, int64_t batch_b,
-                              int64_t positions_b, int64_t in, int64_t out) {
+inline bool cross_by_ghost(int64_t batch_a, int64_t positions_a, int64_t batch_b,
+                           int64_t positions_b, int64_t in, int64_t out) {
   const double a = static_cast<double>(batch_a), b = static_cast<double>(batch_b);
   const double s = static_cast<double>(positions_a), t = static_cast<double>(positions_b);
   const double numbers = static_cast<double>(in) * static_cast<double>(out);

@@ -83,7 +83,7 @@ void multiply_rows(const Linear<T>& linear, T* sum) {
   all.length = kBlock;
   all.segments = (linear.rows + kBlock - 1) / kBlock;
   Reduction<T> to;
-  to.sum = sum;
+  to.weighted_sum = sum;
   run_engine(all, to);
 }
 
@@ -199,23 +199,23 @@ void dots_by_rows(const Linear<T>& linear, const T* direction, T* dots) {
 template <typename T>
 void reduce_rank_one(const Linear<T>& linear, const Reduction<T>& to) {
   if (to.sq_norms) rank_one_sq_norms(linear, to.sq_norms);
-  if (to.sum) sum_rows(linear, to.coef, to.sum);
-  if (to.moment) multiply_powers(linear, Power::kSecond, to.moment);
+  if (to.weighted_sum) sum_rows(linear, to.coef, to.weighted_sum);
+  if (to.second_moment) multiply_powers(linear, Power::kSecond, to.second_moment);
   if (to.dots) dots_by_rows(linear, to.direction, to.dots);
-  const bool exact = to.sign && finite(linear.x, linear.rows * linear.in) &&
+  const bool exact = to.sign_sum && finite(linear.x, linear.rows * linear.in) &&
                      finite(linear.g, linear.rows * linear.out);
-  if (to.sign && exact) multiply_powers(linear, Power::kSign, to.sign);
-  if (to.sign && !exact) {
+  if (to.sign_sum && exact) multiply_powers(linear, Power::kSign, to.sign_sum);
+  if (to.sign_sum && !exact) {
     Reduction<T> signs;
-    signs.sign = to.sign;
+    signs.sign_sum = to.sign_sum;
     run_engine(linear, signs);
   }
   if (rank_one_gram_is_cheap(linear.rows, linear.in, linear.out, to)) {
-    hadamard_reduce(linear.factors(), 1, to);
+    ghost_reduce(linear.factors(), 1, to);
   } else if (to.sum_dots) {
-    Buffer<T> own(to.sum ? 0 : linear.in * linear.out);
-    if (!to.sum) sum_rows(linear, to.coef, own.data());
-    dots_by_rows(linear, to.sum ? to.sum : own.data(), to.sum_dots);
+    Buffer<T> own(to.weighted_sum ? 0 : linear.in * linear.out);
+    if (!to.weighted_sum) sum_rows(linear, to.coef, own.data());
+    dots_by_rows(linear, to.weighted_sum ? to.weighted_sum : own.data(), to.sum_dots);
   }
 }
 

@@ -28,10 +28,10 @@ struct ReduceOp {
     const auto write = [&](const Tensor& to, int64_t flag) {
       return want & flag ? to.mutable_data_ptr<T>() : nullptr;
     };
-    return {weights ? read<T>(*weights) : nullptr, along ? read<T>(*along) : nullptr,
-            write(std::get<0>(outputs), kSqNorms), write(std::get<1>(outputs), kDots),
-            write(std::get<2>(outputs), kSum),     write(std::get<3>(outputs), kMoment),
-            write(std::get<4>(outputs), kSign),    write(std::get<5>(outputs), kSumDots),
+    return {weights ? read<T>(*weights) : nullptr,     along ? read<T>(*along) : nullptr,
+            write(std::get<0>(outputs), kSqNorms),     write(std::get<1>(outputs), kDots),
+            write(std::get<2>(outputs), kWeightedSum), write(std::get<3>(outputs), kSecondMoment),
+            write(std::get<4>(outputs), kSignSum),     write(std::get<5>(outputs), kSumDots),
             write(std::get<6>(outputs), kGram)};
   }
 

@@ -12,13 +12,13 @@ struct Order;
 // Null where not wanted; B examples, a parameter of P numbers.
 template <typename T>
 struct Reduction {
-  const T* coef = nullptr;       // [B], of sum; null for ones
+  const T* coef = nullptr;       // [B], of weighted_sum; null for ones
   const T* direction = nullptr;  // [P], of dots
   T* sq_norms = nullptr;         // [B]
   T* dots = nullptr;             // [B]
-  T* sum = nullptr;              // [P]
-  T* moment = nullptr;           // [P]
-  T* sign = nullptr;             // [P]
+  T* weighted_sum = nullptr;     // [P]
+  T* second_moment = nullptr;    // [P]
+  T* sign_sum = nullptr;         // [P]
   T* sum_dots = nullptr;         // [B]
   T* gram = nullptr;             // [B, B]
   const Order* order = nullptr;  // of aggregate
@@ -26,7 +26,9 @@ struct Reduction {
 
   // Whether all examples are needed at one place of the parameter.
   bool meet() const { return sum_dots || gram || aggregate; }
-  bool any() const { return sq_norms || dots || sum || moment || sign || meet(); }
+  bool any() const {
+    return sq_norms || dots || weighted_sum || second_moment || sign_sum || meet();
+  }
 };
 
 // NaN for NaN.

@@ -132,13 +132,13 @@ struct Epilogue {
   bool fresh;  // whether this is the first segment of a block
   bool norms;  // whether squared norms are wanted
   Place<const T> direction = {};
-  Place<T> sum = {}, moment = {}, sign = {}, row = {};
+  Place<T> weighted_sum = {}, second_moment = {}, sign_sum = {}, row = {};
   V sq_norms = {}, dots = {};
 
   // Whether all there is to do is a sum.
   PC_INLINE bool only_sum() const {
-    return sum.data && coef == 1 && !norms && !direction.data && !moment.data && !sign.data &&
-           !row.data;
+    return weighted_sum.data && coef == 1 && !norms && !direction.data && !second_moment.data &&
+           !sign_sum.data && !row.data;
   }
 
   // values [rows, kLanes] of G_b, from row `first` of the tile.
@@ -155,16 +155,16 @@ struct Epilogue {
       });
       dots += dot;
     }
-    if (sum.data && coef == 0) {
-      add(values, sum, first, rows, [](V) PC_INLINED { return V{}; });
-    } else if (sum.data) {
-      add(values, sum, first, rows, [&](V value) PC_INLINED { return coef * value; });
+    if (weighted_sum.data && coef == 0) {
+      add(values, weighted_sum, first, rows, [](V) PC_INLINED { return V{}; });
+    } else if (weighted_sum.data) {
+      add(values, weighted_sum, first, rows, [&](V value) PC_INLINED { return coef * value; });
     }
-    if (moment.data) {
-      add(values, moment, first, rows, [](V value) PC_INLINED { return value * value; });
+    if (second_moment.data) {
+      add(values, second_moment, first, rows, [](V value) PC_INLINED { return value * value; });
     }
-    if (sign.data) {
-      add(values, sign, first, rows, [](V value) PC_INLINED { return signs(value); });
+    if (sign_sum.data) {
+      add(values, sign_sum, first, rows, [](V value) PC_INLINED { return signs(value); });
     }
     if (row.data) {
       each(values, rows, [&](V value, int64_t r, int64_t i) PC_INLINED {

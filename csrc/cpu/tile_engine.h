@@ -44,15 +44,15 @@ struct Job {
     if (to.sq_norms) sq_norms.assign(lanes * batch, 0);
     if (to.dots) dots.assign(lanes * batch, 0);
     if (to.sum_dots) sum_dots.assign(lanes * batch, 0);
-    if (to.sum) sums.resize((ranges - 1) * size);
-    if (to.moment) moments.resize((ranges - 1) * size);
-    if (to.sign) signs.resize((ranges - 1) * size);
+    if (to.weighted_sum) weighted_sums.resize((ranges - 1) * size);
+    if (to.second_moment) second_moments.resize((ranges - 1) * size);
+    if (to.sign_sum) sign_sums.resize((ranges - 1) * size);
   }
 
   // What the L2 cache holds of a tile: the rows of all examples, or the outputs and the direction.
   int64_t area() const {
     constexpr int64_t cached = (512 << 10) / sizeof(T);
-    const int64_t outputs = !!to.direction + !!to.sum + !!to.moment + !!to.sign;
+    const int64_t outputs = !!to.direction + !!to.weighted_sum + !!to.second_moment + !!to.sign_sum;
     const int64_t copies = (to.meet() ? source.segments : 0) + std::max<int64_t>(outputs, 1);
     return cached / copies;
   }
@@ -75,7 +75,7 @@ struct Job {
   Grid<T> grid;
   int64_t ranges = 1, parts, lanes;
   Buffer<double> sq_norms, dots, sum_dots;
-  Buffer<T> gram, sums, moments, signs;
+  Buffer<T> gram, weighted_sums, second_moments, sign_sums;
 };
 
 // Adds <a_i, b_j> to gram; if b is a only where j >= i, and below in its blocks.
@@ -144,9 +144,11 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
   const Tile<T> tile(job.grid, part / job.ranges % tiles);
   const TileInput<T> direction(
       tile, job.to.direction ? job.to.direction + group * source.out * source.in : nullptr);
-  TileOutput<T> sum(tile, job.at(job.to.sum, job.sums, range, group), last - first);
-  TileOutput<T> moment(tile, job.at(job.to.moment, job.moments, range, group), last - first);
-  TileOutput<T> sign(tile, job.at(job.to.sign, job.signs, range, group), last - first);
+  TileOutput<T> weighted_sum(tile, job.at(job.to.weighted_sum, job.weighted_sums, range, group),
+                             last - first);
+  TileOutput<T> second_moment(tile, job.at(job.to.second_moment, job.second_moments, range, group),
+                              last - first);
+  TileOutput<T> sign_sum(tile, job.at(job.to.sign_sum, job.sign_sums, range, group), last - first);
   // A step that is no power of two keeps the rows from the same lines of the cache.
   const int64_t size = tile.rows * tile.width, step = size + kLanes<T>;
   Buffer<T> rows(job.to.meet() ? segments * step : 0), own_x, own_g;
@@ -164,16 +166,17 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
                                   job.to.sq_norms != nullptr};
     for (int64_t i = 0; i < tile.used; i += kLanes<T>) {
       epilogue.direction = direction.place(i);
-      epilogue.sum = sum.place(i);
-      epilogue.moment = moment.place(i);
-      epilogue.sign = sign.place(i);
+      epilogue.weighted_sum = weighted_sum.place(i);
+      epilogue.second_moment = second_moment.place(i);
+      epilogue.sign_sum = sign_sum.place(i);
       if (!rows.empty()) epilogue.row = {rows.data() + s * step + i, tile.width};
       const bool only_sum = epilogue.only_sum();
       for (int64_t o = 0; o < tile.rows; o += kPanel) {
         const T *panel_x = x + i * positions, *panel_g = g + o * positions;
         if (only_sum && o + kPanel <= tile.rows && i + kLanes<T> <= tile.used) {
           multiply_panels<Machine>(panel_x, panel_g, positions, epilogue.fresh,
-                                   [&](int64_t r) PC_INLINED { return epilogue.sum.at(o + r); });
+                                   [&](int64_t r)
+                                       PC_INLINED { return epilogue.weighted_sum.at(o + r); });
           continue;
         }
         alignas(64) T values[kPanel * kLanes<T>];
@@ -190,9 +193,9 @@ PC_INLINE void reduce_tile(Job<T, Source>& job, const Packed<T, Source>* packed,
     if (job.to.dots) job.dots[lane * segments + s] += total(epilogue.dots);
     if ((s - first) % kBlock == kBlock - 1 || s == last - 1) {
       const bool block = s - first < kBlock;
-      sum.flush(block);
-      moment.flush(block);
-      sign.flush(block);
+      weighted_sum.flush(block);
+      second_moment.flush(block);
+      sign_sum.flush(block);
     }
   }
   if (job.to.meet()) {
@@ -224,11 +227,11 @@ void run_engine(const Source& one, const Reduction<T>& to, const Source* two = n
 template <typename T, typename Source>
 void run_twice(const Source& source, const Reduction<T>& to) {
   Reduction<T> first = to, second;
-  Buffer<T> own(to.sum ? 0 : source.groups * source.out * source.in);
+  Buffer<T> own(to.weighted_sum ? 0 : source.groups * source.out * source.in);
   first.sum_dots = nullptr;
-  if (!to.sum) first.sum = own.data();
+  if (!to.weighted_sum) first.weighted_sum = own.data();
   run_engine(source, first);
-  second.direction = first.sum;
+  second.direction = first.weighted_sum;
   second.dots = to.sum_dots;
   run_engine(source, second);
 }
@@ -257,9 +260,9 @@ void run_engine(const Source& one, const Reduction<T>& to, const Source* two) {
     });
   });
   const int64_t segments = source.segments, size = source.groups * source.out * source.in;
-  add_ranges(job.sums, size, to.sum);
-  add_ranges(job.moments, size, to.moment);
-  add_ranges(job.signs, size, to.sign);
+  add_ranges(job.weighted_sums, size, to.weighted_sum);
+  add_ranges(job.second_moments, size, to.second_moment);
+  add_ranges(job.sign_sums, size, to.sign_sum);
   if (to.sq_norms) sum_parts(job.sq_norms, job.lanes, to.sq_norms, segments);
   if (to.dots) sum_parts(job.dots, job.lanes, to.dots, segments);
   if (to.sum_dots) sum_parts(job.sum_dots, job.lanes, to.sum_dots, segments);

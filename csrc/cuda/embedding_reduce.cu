@@ -49,16 +49,16 @@ Outputs embedding_reduce(const Tensor& ids, const Tensor& g, int64_t num_embeddi
     if (want & flag) to = torch::stable::zero_(to);
     return output(to, flag);
   };
-  auto& [sq_norms, dots, sum, moment, sign, sum_dots, gram] = outputs;
+  auto& [sq_norms, dots, weighted_sum, second_moment, sign_sum, sum_dots, gram] = outputs;
   const pc::TableReduction<T> to = {num_embeddings,
                                     padding_idx,
                                     weights ? pc::read<T>(*weights) : nullptr,
                                     along ? pc::read<T>(*along) : nullptr,
                                     output(sq_norms, pc::kSqNorms),
                                     output(dots, pc::kDots),
-                                    table(sum, pc::kSum),
-                                    table(moment, pc::kMoment),
-                                    table(sign, pc::kSign),
+                                    table(weighted_sum, pc::kWeightedSum),
+                                    table(second_moment, pc::kSecondMoment),
+                                    table(sign_sum, pc::kSignSum),
                                     output(sum_dots, pc::kSumDots)};
   if (to.any()) reduce<scalar_t>(ids, g, to, gpu.stream());
   if (want & pc::kGram) {

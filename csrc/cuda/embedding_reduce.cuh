@@ -21,13 +21,13 @@ struct TableReduction {
   const T* direction;     // [V, D]
   T* sq_norms;            // [B]
   T* dots;                // [B]
-  T* sum;                 // [V, D], zeros in rows that are not looked up, as the next two
-  T* moment;              // [V, D]
-  T* sign;                // [V, D]
+  T* weighted_sum;        // [V, D], zeros in rows that are not looked up, as the next two
+  T* second_moment;       // [V, D]
+  T* sign_sum;            // [V, D]
   T* sum_dots;            // [B]
 
   // Whether examples meet in the rows of the table.
-  bool meet() const { return sum || moment || sign || sum_dots; }
+  bool meet() const { return weighted_sum || second_moment || sign_sum || sum_dots; }
   bool any() const { return meet() || sq_norms || dots; }
 
   int64_t per_example() const {
@@ -38,16 +38,16 @@ struct TableReduction {
 // Sums over examples of a row of the table.
 template <typename T, int owned>
 struct Totals {
-  Blocked<T> sum[owned], moment[owned], sign[owned];
+  Blocked<T> weighted_sum[owned], second_moment[owned], sign_sum[owned];
   int64_t count;
 
   PC_DEVICE void add(const Columns<T, owned>& one, T coef) {
     PC_UNROLL
     for (int c = 0; c < owned; ++c) {
       const T value = one.of[c];
-      sum[c].add(count, coef == 0 ? T(0) : coef * value);
-      moment[c].add(count, value * value);
-      sign[c].add(count, value != value ? value : T(value > 0) - T(value < 0));
+      weighted_sum[c].add(count, coef == 0 ? T(0) : coef * value);
+      second_moment[c].add(count, value * value);
+      sign_sum[c].add(count, value != value ? value : T(value > 0) - T(value < 0));
     }
     ++count;
   }
@@ -136,9 +136,9 @@ PC_KERNEL void embedding_runs_kernel(Lookups<scalar_t> in, TableReduction<T> to,
     return finish_row<owned>(table, id, tile, in.width,
                              [&](int c) { return sums[c].get(totals.count); });
   };
-  const Columns<T, owned> row = finish(to.sum, totals.sum);
-  if (to.moment) finish(to.moment, totals.moment);
-  if (to.sign) finish(to.sign, totals.sign);
+  const Columns<T, owned> row = finish(to.weighted_sum, totals.weighted_sum);
+  if (to.second_moment) finish(to.second_moment, totals.second_moment);
+  if (to.sign_sum) finish(to.sign_sum, totals.sign_sum);
   if (to.sum_dots) dot_part<owned>(in, to, i, end, tile, row);
 }
 
@@ -173,9 +173,9 @@ PC_KERNEL void embedding_long_runs_kernel(Lookups<scalar_t> in, TableReduction<T
   PC_UNROLL
   for (int c = 0; c < owned; ++c) {
     double* own = shared + warp * kSize + lane * owned + c;
-    own[0] = totals.sum[c].total + totals.sum[c].block;
-    own[kLongWarps * kSize] = totals.moment[c].total + totals.moment[c].block;
-    own[2 * kLongWarps * kSize] = totals.sign[c].total + totals.sign[c].block;
+    own[0] = totals.weighted_sum[c].total + totals.weighted_sum[c].block;
+    own[kLongWarps * kSize] = totals.second_moment[c].total + totals.second_moment[c].block;
+    own[2 * kLongWarps * kSize] = totals.sign_sum[c].total + totals.sign_sum[c].block;
   }
   sync();
   const auto finish = [&](T* table, int kind) {
@@ -186,9 +186,9 @@ PC_KERNEL void embedding_long_runs_kernel(Lookups<scalar_t> in, TableReduction<T
       return static_cast<T>(sum);
     });
   };
-  if (warp == 1 && to.moment) finish(to.moment, 1);
-  if (warp == 2 && to.sign) finish(to.sign, 2);
-  const Columns<T, owned> row = finish(warp == 0 ? to.sum : nullptr, 0);
+  if (warp == 1 && to.second_moment) finish(to.second_moment, 1);
+  if (warp == 2 && to.sign_sum) finish(to.sign_sum, 2);
+  const Columns<T, owned> row = finish(warp == 0 ? to.weighted_sum : nullptr, 0);
   if (to.sum_dots) dot_part<owned>(in, to, first, last, tile, row);
 }
 

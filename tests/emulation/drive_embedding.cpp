@@ -23,16 +23,17 @@ struct Sample {
 void reduce(int64_t rows, int64_t batch, int64_t positions, int64_t width, bool meet) {
   const Sample sample(rows, batch, positions, width);
   std::vector<float> coef(batch, 1), direction(rows * width, 1), sq_norms(batch), dots(batch),
-      sum(rows * width), moment(rows * width), sign(rows * width), sum_dots(batch);
+      weighted_sum(rows * width), second_moment(rows * width), sign_sum(rows * width),
+      sum_dots(batch);
   const Lookups<float> in = {sample.ids.data(), sample.places.data(),
                              sample.g.data(),   batch * positions,
                              positions,         width};
   TableReduction<float> to = {rows,       -1, coef.data(), direction.data(), sq_norms.data(),
                               dots.data()};
   if (meet) {
-    to.sum = sum.data();
-    to.moment = moment.data();
-    to.sign = sign.data();
+    to.weighted_sum = weighted_sum.data();
+    to.second_moment = second_moment.data();
+    to.sign_sum = sign_sum.data();
     to.sum_dots = sum_dots.data();
   }
   std::vector<float> parts(parts_of(in, to));

@@ -21,7 +21,7 @@ from pycoherence.triton_kernels.engine.tiles import (
     tile_for,
 )
 from pycoherence.triton_kernels.launch.device import device_of, launch, precision
-from pycoherence.triton_kernels.launch.finish import Total
+from pycoherence.triton_kernels.launch.finish import SumRequest
 from pycoherence.triton_kernels.launch.host import cdiv
 
 # Outputs that share an input channel: with more of them a tile of the engine is worth it.
@@ -144,7 +144,7 @@ def reduce(
     coef: Tensor | None = None,
     direction: Tensor | None = None,
     *,
-    total: Total | None = None,
+    request: SumRequest | None = None,
     parts: int | None = None,
     tile: Tile | None = None,
 ) -> dict[str, Tensor]:
@@ -155,13 +155,14 @@ def reduce(
         wanted: Of `sq_norms`, `dots`, `weighted_sum`, `second_moment`, `sign_sum`, `gradients`.
         coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
         direction: Parameter-shaped, what `dots` are taken with.
-        total: The dtype of the sum of gradients and its norms, if there is one part.
+        request: How the weighted sum is wanted, if there is one part.
         parts: Among how many programs the examples are divided; chosen if `None`.
         tile: Of each program; chosen if `None`.
 
     Returns:
-        By name, in accumulation dtype but for `total`: `[tiles, B]` of norms and dots, `[parts, O,
-        K]` of sums, to be added up over their first dimension; `[B, O, K]` of gradients.
+        By name, in accumulation dtype but for the `request`: `[tiles, B]` of norms and dots,
+        `[parts, O, K]` of sums, to be added up over their first dimension; `[B, O, K]` of
+        gradients.
     """
     x, g = factors.x, factors.g
     batch, (o, k) = len(x), factors.shape
@@ -174,9 +175,9 @@ def reduce(
         room = workspace(x.device) // max(1, sum_bytes) if sums else batch
         each = seconds_of(kind_of(x.dtype, precision(x.dtype)), tile, g.shape[2])
         parts = parts_of(device_of(x), batch, tiles, min(room, 65535), each, sum_bytes)
-    total = total if parts == 1 and total is not None else Total()
+    request = request if parts == 1 and request is not None else SumRequest()
     out = {
-        name: total.empty(x, size) if name == "weighted_sum" else x.new_empty(size, dtype=acc)
+        name: request.empty(x, size) if name == "weighted_sum" else x.new_empty(size, dtype=acc)
         for name, size in {
             "sq_norms": (tiles, batch),
             "dots": (tiles, batch),
@@ -187,7 +188,7 @@ def reduce(
         }.items()
         if name in wanted
     }
-    norms = total.norms_of(x, tiles) if "weighted_sum" in wanted else None
+    norms = request.norms_of(x, tiles) if "weighted_sum" in wanted else None
     described = factors.described
     launch(
         reduce_tiles,

@@ -161,9 +161,9 @@ def reduce_tiles(
 
     acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
     whole = acc
-    total = acc
-    squares = acc
-    signs = acc
+    weighted_sum_acc = acc
+    second_moment_acc = acc
+    sign_sum_acc = acc
     step = 0
     for _ in range(examples * steps):
         if DESCRIBED:
@@ -209,13 +209,13 @@ def reduce_tiles(
             if weighted_sum is not None:
                 if COEF:
                     c = tl.load(coef + b)
-                    total += tl.where(c == 0.0, 0.0, c * grad)
+                    weighted_sum_acc += tl.where(c == 0.0, 0.0, c * grad)
                 else:
-                    total += grad
+                    weighted_sum_acc += grad
             if second_moment is not None:
-                squares += grad * grad
+                second_moment_acc += grad * grad
             if sign_sum is not None:
-                signs += tl.where(grad > 0.0, 1.0, tl.where(grad < 0.0, -1.0, grad))
+                sign_sum_acc += tl.where(grad > 0.0, 1.0, tl.where(grad < 0.0, -1.0, grad))
             if gradients is not None:
                 to, inside = _places(row, column, O, I, TAPS, BLOCK_O, BLOCK_K, OFFSET)
                 at_b = gradients + (b * all_rows + group * O) * K
@@ -232,12 +232,12 @@ def reduce_tiles(
     at_part = (part * all_rows + group * O) * K
     to, inside = _places(row, column, O, I, TAPS, BLOCK_O, BLOCK_K, OFFSET)
     if weighted_sum is not None:
-        tl.store(weighted_sum + at_part + to, total, mask=inside)
+        tl.store(weighted_sum + at_part + to, weighted_sum_acc, mask=inside)
         if sum_norms is not None:
             if EDGES:
-                total = tl.where(inside, total, 0.0)
-            tl.store(sum_norms + tile, norm_of(total))
+                weighted_sum_acc = tl.where(inside, weighted_sum_acc, 0.0)
+            tl.store(sum_norms + tile, norm_of(weighted_sum_acc))
     if second_moment is not None:
-        tl.store(second_moment + at_part + to, squares, mask=inside)
+        tl.store(second_moment + at_part + to, second_moment_acc, mask=inside)
     if sign_sum is not None:
-        tl.store(sign_sum + at_part + to, signs, mask=inside)
+        tl.store(sign_sum + at_part + to, sign_sum_acc, mask=inside)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.family.reduce import Reduced, reduce_zeros
 from pycoherence.triton_kernels.engine.factors import Factors, reduce
-from pycoherence.triton_kernels.launch.finish import GRAM, Finish, Total, finished
+from pycoherence.triton_kernels.launch.finish import GRAM, Finish, SumRequest, finished
 from pycoherence.triton_kernels.rows.depthwise import gradients_in_parts
 from pycoherence.triton_kernels.rows.materialised import row_parts, rows_of
 
@@ -21,7 +21,7 @@ def reduced(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> list[Tensor | None]:
     """All outputs but the Gram, in one pass over the factors, or two if `sum_dots` are wanted.
@@ -33,7 +33,7 @@ def reduced(
         coef: The weights of the sum, `[B]`, or `None`.
         direction: Parameter-shaped.
         want: Mask of wanted outputs.
-        total: How the sum is wanted.
+        request: How the weighted sum is wanted.
         finish: Completes them.
 
     Returns:
@@ -45,10 +45,10 @@ def reduced(
     if not want:
         return [None] * len(Reduced._fields)
     if factors.narrow:
-        return _of_rows(factors, coef, direction, want, total, finish)
+        return _of_rows(factors, coef, direction, want, request, finish)
     wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     run = partial(one_pass, factors)
-    found = with_sum_dots(run, wanted, coef, direction, total, finish)
+    found = with_sum_dots(run, wanted, coef, direction, request, finish)
     return [found[name] if name in wanted else None for name in Reduced._fields]
 
 
@@ -57,7 +57,7 @@ def with_sum_dots(
     wanted: Set[str],
     coef: Tensor | None,
     direction: Tensor | None,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> dict[str, Tensor]:
     """The outputs of a pass, of two if `sum_dots` are wanted; there may be a sum more.
@@ -67,15 +67,15 @@ def with_sum_dots(
         wanted: Outputs, but for `gram`.
         coef: The weights of the sum.
         direction: Parameter-shaped.
-        total: How the sum is wanted.
+        request: How the weighted sum is wanted.
         finish: Completes them.
     """
     first = wanted - {"sum_dots"}
     if "sum_dots" not in wanted:
-        return run(first, coef, direction, total, finish)
+        return run(first, coef, direction, request, finish)
     # Their direction is known only when the whole batch has been added up.
-    found = finished(run, first | {"weighted_sum"}, coef, direction, Total())
-    dots = run({"dots"}, None, found["weighted_sum"], total, finish)["dots"]
+    found = finished(run, first | {"weighted_sum"}, coef, direction, SumRequest())
+    dots = run({"dots"}, None, found["weighted_sum"], request, finish)["dots"]
     return found | {"sum_dots": dots}
 
 
@@ -84,7 +84,7 @@ def one_pass(
     wanted: Set[str],
     coef: Tensor | None,
     direction: Tensor | None,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> dict[str, Tensor]:
     """The outputs of one pass of the engine, whose partial results `finish` adds up.
@@ -94,16 +94,16 @@ def one_pass(
         wanted: Outputs, but for `sum_dots` and `gram`.
         coef: The weights of the sum.
         direction: Parameter-shaped.
-        total: How the sum is wanted.
+        request: How the weighted sum is wanted.
         finish: Completes them.
     """
-    partial = reduce(factors, frozenset(wanted), coef, direction, total=total)
+    partial = reduce(factors, frozenset(wanted), coef, direction, request=request)
     found: dict[str, Tensor] = {}
     for name, each in partial.items():
         if name not in _SUMS:
             found[name] = finish.numbers(each)
         elif name == "weighted_sum":
-            found[name] = each[0] if len(each) == 1 else finish.like_parameter(each, total)
+            found[name] = each[0] if len(each) == 1 else finish.like_parameter(each, request)
         else:
             found[name] = finish.like_parameter(each)
     return found
@@ -114,7 +114,7 @@ def _of_rows(
     coef: Tensor | None,
     direction: Tensor | None,
     want: int,
-    total: Total,
+    request: SumRequest,
     finish: Finish,
 ) -> list[Tensor | None]:
     """The outputs of `reduced`, from gradients that are rows, as many as the workspace holds."""
@@ -122,19 +122,19 @@ def _of_rows(
     along = None if direction is None else direction.reshape(factors.shape)
     parts = list(row_parts(factors, size))
 
-    def of_part(part: slice, total: Total, finish: Finish) -> tuple[Tensor | None, ...]:
+    def of_part(part: slice, request: SumRequest, finish: Finish) -> tuple[Tensor | None, ...]:
         rows = gradients_in_parts(rows_of(factors, part))
         v = None if along is None else along[part].flatten()
-        return finish.rows(rows, factors.g, coef, v, want, total)
+        return finish.rows(rows, factors.g, coef, v, want, request)
 
     if len(parts) == 1:
-        outputs = of_part(parts[0], total, finish)
+        outputs = of_part(parts[0], request, finish)
         return [
             x.view(factors.shape) if name in _SUMS and x is not None else x
             for name, x in zip(Reduced._fields, outputs, strict=True)
         ]
     # What is joined here must be complete.
-    found = [finished(of_part, part, Total()) for part in parts]
+    found = [finished(of_part, part, SumRequest()) for part in parts]
     out: list[Tensor | None] = []
     for name, each in zip(Reduced._fields, zip(*found, strict=True), strict=True):
         if each[0] is None:

@@ -15,7 +15,7 @@ from pycoherence.triton_kernels.launch.host import cdiv, power_of_two
 
 
 class Block(NamedTuple):
-    """The work of one step of a Hadamard kernel, and how it runs.
+    """The work of one step of a ghost kernel, and how it runs.
 
     Attributes:
         depth: Features of one step.

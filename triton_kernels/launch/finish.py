@@ -34,10 +34,10 @@ _TASKS = 8
 # sums of their parts.
 _FIRST, _SECOND, _THIRD, _LAST = range(4)
 
-_TOTAL, _SUM_DOTS, GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
+_WEIGHTED_SUM, _SUM_DOTS, GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
 
 
-class Total:
+class SumRequest:
     """How the sum of gradients is wanted, and what else is known of it.
 
     Attributes:
@@ -86,10 +86,10 @@ class _Rows(NamedTuple):
     direction: Tensor | None
     sq_norms: Tensor | None = None
     dots: Tensor | None = None
-    total: Tensor | None = None
+    weighted_sum: Tensor | None = None
     norms: Tensor | None = None
-    moment: Tensor | None = None
-    signs: Tensor | None = None
+    second_moment: Tensor | None = None
+    sign_sum: Tensor | None = None
 
 
 class Finish:
@@ -102,22 +102,22 @@ class Finish:
         """The sum of `[N, B]` over its first dimension."""
         return self._sum(partial, None, False)
 
-    def like_parameter(self, partial: Tensor, total: Total | None = None) -> Tensor:
+    def like_parameter(self, partial: Tensor, request: SumRequest | None = None) -> Tensor:
         """The sum of `[N, *S]`, which is contiguous, over its first dimension.
 
         Args:
             partial: The sums of parts.
-            total: If it is the sum of gradients.
+            request: How it is wanted, if it is the weighted sum.
         """
-        return self._sum(partial, total, True)
+        return self._sum(partial, request, True)
 
-    def _sum(self, partial: Tensor, total: Total | None, like_parameter: bool) -> Tensor:
-        plain = total is None or (total.dtype in (None, partial.dtype) and not total.wants_norms)
+    def _sum(self, partial: Tensor, request: SumRequest | None, like_parameter: bool) -> Tensor:
+        request = request or SumRequest()
+        plain = request.dtype in (None, partial.dtype) and not request.wants_norms
         if len(partial) == 1 and plain:
             return partial[0]
-        total = total or Total()
-        out = total.empty(partial, partial.shape[1:])
-        norms = total.norms_of(partial, cdiv(out.numel(), _WIDE))
+        out = request.empty(partial, partial.shape[1:])
+        norms = request.norms_of(partial, cdiv(out.numel(), _WIDE))
         self._rounds[_FIRST].append(_Sum(partial, out, norms, like_parameter))
         return out
 
@@ -128,7 +128,7 @@ class Finish:
         coef: Tensor | None,
         direction: Tensor | None,
         want: int,
-        total: Total | None = None,
+        request: SumRequest | None = None,
     ) -> tuple[Tensor | None, ...]:
         """The outputs of a `*_reduce` op whose gradients are rows.
 
@@ -138,24 +138,24 @@ class Finish:
             coef: `[B]` or `None`.
             direction: `[C]` or `None`.
             want: Mask of wanted outputs.
-            total: How the sum is wanted; in the accumulation dtype if `sum_dots` are.
+            request: How the sum is wanted; in the accumulation dtype if `sum_dots` are.
         """
-        acc, total = accumulate_dtype(g.dtype), total or Total()
+        acc, request = accumulate_dtype(g.dtype), request or SumRequest()
         if rows.shape[1] > PARTS or want & GRAM:
             rows = rows.sum(1, keepdim=True, dtype=acc)
         batch, _, channels = rows.shape
-        sq_norms, dots, _, moment, signs, sum_dots, gram = reduce_fake(
-            g, (channels,), want & ~_TOTAL
+        sq_norms, dots, _, second_moment, sign_sum, sum_dots, gram = reduce_fake(
+            g, (channels,), want & ~_WEIGHTED_SUM
         )
-        whole = total.empty(g, (channels,)) if want & (_TOTAL | _SUM_DOTS) else None
+        whole = request.empty(g, (channels,)) if want & (_WEIGHTED_SUM | _SUM_DOTS) else None
         long, many = cdiv(channels, _LONGEST), max(1, cdiv(batch, _MOST))
         one = many == 1 and whole is not None
-        norms = total.norms_of(g, cdiv(channels, _CHANNELS)) if one else None
+        norms = request.norms_of(g, cdiv(channels, _CHANNELS)) if one else None
         task = _Rows(
             *(rows, coef, direction),
             *(self._in_parts(out, long, acc, False, _SECOND) for out in (sq_norms, dots)),
-            *(self._in_parts(whole, many, acc, True, _SECOND, total), norms),
-            *(self._in_parts(out, many, acc, True, _SECOND) for out in (moment, signs)),
+            *(self._in_parts(whole, many, acc, True, _SECOND, request), norms),
+            *(self._in_parts(out, many, acc, True, _SECOND) for out in (second_moment, sign_sum)),
         )
         self._rounds[_FIRST].append(task)
         if sum_dots is not None:
@@ -163,7 +163,8 @@ class Finish:
             self._rounds[_THIRD].append(_Rows(rows, None, whole, dots=again))
         if gram is not None:
             gram.copy_(mirrored(products(rows, rows)))
-        return sq_norms, dots, whole if want & _TOTAL else None, moment, signs, sum_dots, gram
+        weighted_sum = whole if want & _WEIGHTED_SUM else None
+        return sq_norms, dots, weighted_sum, second_moment, sign_sum, sum_dots, gram
 
     def _in_parts(
         self,
@@ -172,7 +173,7 @@ class Finish:
         acc: torch.dtype,
         like_parameter: bool,
         when: int,
-        total: Total | None = None,
+        request: SumRequest | None = None,
     ) -> Tensor | None:
         """Memory for so many sums of an output, which a later round adds up; itself if it is one.
 
@@ -182,12 +183,12 @@ class Finish:
             acc: Their dtype.
             like_parameter: Whether it has the shape of the parameter.
             when: The round.
-            total: If it is the sum of gradients.
+            request: How it is wanted, if it is the weighted sum.
         """
         if out is None or parts == 1:
             return out
         partial = out.new_empty((parts, *out.shape), dtype=acc)
-        norms = None if total is None else total.norms_of(partial, cdiv(len(out), _WIDE))
+        norms = None if request is None else request.norms_of(partial, cdiv(len(out), _WIDE))
         self._rounds[when].append(_Sum(partial, out, norms, like_parameter))
         return partial
 
@@ -211,8 +212,8 @@ class Completed:
     """An op whose outputs are complete when it returns.
 
     Attributes:
-        begin: The same, which takes a `Total` and a `Finish` after the arguments of the op, and
-            whose outputs this `Finish` completes.
+        begin: The same, which takes a `SumRequest` and a `Finish` after the arguments of the op,
+            and whose outputs this `Finish` completes.
     """
 
     def __init__(self, begin: Callable[..., tuple[Tensor | None, ...]]) -> None:
@@ -224,7 +225,7 @@ class Completed:
         return taped(self._complete, args)
 
     def _complete(self, *args: Any) -> tuple[Tensor | None, ...]:
-        return finished(self.begin, *args, Total())
+        return finished(self.begin, *args, SumRequest())
 
 
 def _run(tasks: Sequence[_Sum | _Rows]) -> None:
@@ -243,7 +244,8 @@ def _run(tasks: Sequence[_Sum | _Rows]) -> None:
         batch, parts, channels = task.rows.shape
         wide = 1024 if channels > 128 else 128 if channels > 16 else 16
         by_row = task.sq_norms is not None or task.dots is not None
-        by_column = any(out is not None for out in (task.total, task.moment, task.signs))
+        columns = task.weighted_sum, task.second_moment, task.sign_sum
+        by_column = any(out is not None for out in columns)
         high = cdiv(channels, _LONGEST) * cdiv(batch, 1024 // wide) * by_row
         across = max(1, cdiv(batch, _MOST)) * cdiv(channels, _CHANNELS) * by_column
         numbers.append((programs, high, across, batch, parts))
@@ -393,36 +395,37 @@ def _by_row(task, block, B, parts, HIGH: tl.constexpr, WIDE: tl.constexpr, LONGE
 @triton.jit
 def _by_column(task, block, B, parts, HIGH: tl.constexpr, WIDE: tl.constexpr, MOST: tl.constexpr):
     """Sums of WIDE channels over up to MOST examples."""
-    rows, coef, total, norms, moment, signs = task[0], task[1], task[5], task[6], task[7], task[8]
+    rows, coef, weighted_sum, norms = task[0], task[1], task[5], task[6]
+    second_moment, sign_sum = task[7], task[8]
     C, strides, coef_stride = task[9], task[10], task[11]
     ACC: tl.constexpr = tl.float64 if rows.dtype.element_ty == tl.float64 else tl.float32
     blocks = (C + WIDE - 1) // WIDE
     c = block % blocks * WIDE + tl.arange(0, WIDE)
     first = block // blocks * MOST
-    sum_1 = tl.full((HIGH, WIDE), 0, ACC)
-    sum_2 = tl.full((HIGH, WIDE), 0, ACC)
-    count = tl.full((HIGH, WIDE), 0, ACC)
+    weighted_sum_acc = tl.full((HIGH, WIDE), 0, ACC)
+    second_moment_acc = tl.full((HIGH, WIDE), 0, ACC)
+    sign_sum_acc = tl.full((HIGH, WIDE), 0, ACC)
     for start in range(first, tl.minimum(first + MOST, B), HIGH):
         b = start + tl.arange(0, HIGH)
         value = _load(rows, b, c, (b < B)[:, None] & (c < C)[None, :], parts, strides, ACC)
-        if total is not None:
+        if weighted_sum is not None:
             if coef is None:
-                sum_1 += value
+                weighted_sum_acc += value
             else:
                 weight = tl.load(coef + b.to(tl.int64) * coef_stride, b < B, 0).to(ACC)[:, None]
-                sum_1 += tl.where(weight == 0, 0.0, weight * value)
-        if moment is not None:
-            sum_2 += value * value
-        if signs is not None:
+                weighted_sum_acc += tl.where(weight == 0, 0.0, weight * value)
+        if second_moment is not None:
+            second_moment_acc += value * value
+        if sign_sum is not None:
             sign = (value > 0).to(ACC) - (value < 0).to(ACC)
-            count += tl.where(value == value, sign, value)
+            sign_sum_acc += tl.where(value == value, sign, value)
     to = (block // blocks).to(tl.int64) * C + c
-    if total is not None:
-        whole = tl.sum(sum_1, 0)
-        tl.store(total + to, whole, c < C)
+    if weighted_sum is not None:
+        whole = tl.sum(weighted_sum_acc, 0)
+        tl.store(weighted_sum + to, whole, c < C)
         if norms is not None:
             tl.store(norms + block, norm_of(whole))
-    if moment is not None:
-        tl.store(moment + to, tl.sum(sum_2, 0), c < C)
-    if signs is not None:
-        tl.store(signs + to, tl.sum(count, 0), c < C)
+    if second_moment is not None:
+        tl.store(second_moment + to, tl.sum(second_moment_acc, 0), c < C)
+    if sign_sum is not None:
+        tl.store(sign_sum + to, tl.sum(sign_sum_acc, 0), c < C)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.triton_kernels.launch.finish import Completed, Finish, Total
+from pycoherence.triton_kernels.launch.finish import Completed, Finish, SumRequest
 from pycoherence.triton_kernels.launch.tape import taped
 
 Found = tuple[tuple[Tensor | None, ...], Tensor | None]
@@ -35,9 +35,10 @@ def _together(
     norms: bool,
 ) -> list[Found]:
     finish = Finish()
-    totals = [Total(dtype, norms) for dtype in dtypes]
+    requests = [SumRequest(dtype, norms) for dtype in dtypes]
     found = [
-        op.begin(*args, total, finish) for (op, args), total in zip(calls, totals, strict=True)
+        op.begin(*args, request, finish)
+        for (op, args), request in zip(calls, requests, strict=True)
     ]
     finish.run()
-    return [(outputs, total.norms) for outputs, total in zip(found, totals, strict=True)]
+    return [(outputs, request.norms) for outputs, request in zip(found, requests, strict=True)]

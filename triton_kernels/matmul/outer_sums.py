@@ -9,7 +9,7 @@ from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.core.workspace import workspace
 from pycoherence.triton_kernels.engine.tiles import LONG, kind_of, parts_of, seconds_of, tile_for
 from pycoherence.triton_kernels.launch.device import device_of, launch, precision
-from pycoherence.triton_kernels.launch.finish import Finish, Total, norm_of
+from pycoherence.triton_kernels.launch.finish import Finish, SumRequest, norm_of
 from pycoherence.triton_kernels.launch.host import cdiv
 
 
@@ -108,7 +108,7 @@ def sum_of_products(
     finish: Finish,
     transform: str = "plain",
     coef: Tensor | None = None,
-    total: Total | None = None,
+    request: SumRequest | None = None,
 ) -> Tensor:
     """`sum_n f(g_n) f(x_n)^T`, `[O, I]`.
 
@@ -119,7 +119,7 @@ def sum_of_products(
         transform: `"plain"`; `"scale"`, each term by its coefficient; `"square"` or `"sign"`, of
             both factors, which is that of each number of a term.
         coef: `[N]` for `"scale"`.
-        total: How it is wanted if it is the sum of gradients.
+        request: How it is wanted, if it is the weighted sum.
     """
     if transform == "square":
         coef = _between(x, g)
@@ -127,7 +127,7 @@ def sum_of_products(
     acc = accumulate_dtype(x.dtype)
     if not x.numel() or not g.numel():
         return x.new_zeros(o, i, dtype=acc)
-    total = total or Total()
+    request = request or SumRequest()
     # Scaled or squared, numbers of half precision have more digits than fit it.
     exact = transform in ("plain", "sign")
     dtype = x.dtype if exact else acc
@@ -144,7 +144,7 @@ def sum_of_products(
     each = seconds_of(kind_of(dtype, how), tile, tile.t)
     parts = parts_of(device, cdiv(n, tile.t), tiles, min(room, 65535), each, sum_bytes)
     if parts == 1:
-        out, norms = total.empty(x, (1, o, i)), total.norms_of(x, tiles)
+        out, norms = request.empty(x, (1, o, i)), request.norms_of(x, tiles)
     else:
         out, norms = x.new_empty(parts, o, i, dtype=acc), None
     launch(
@@ -163,7 +163,7 @@ def sum_of_products(
         warps=tile.warps,
         stages=tile.stages,
     )
-    return out[0] if parts == 1 else finish.like_parameter(out, total)
+    return out[0] if parts == 1 else finish.like_parameter(out, request)
 
 
 def _between(x: Tensor, g: Tensor) -> Tensor:

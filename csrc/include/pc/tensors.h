@@ -19,9 +19,9 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 enum Want : int64_t {
   kSqNorms = 1,
   kDots = 2,
-  kSum = 4,
-  kMoment = 8,
-  kSign = 16,
+  kWeightedSum = 4,
+  kSecondMoment = 8,
+  kSignSum = 16,
   kSumDots = 32,
   kGram = 64
 };
@@ -74,9 +74,9 @@ inline Outputs new_outputs(const Tensor& g, const std::vector<int64_t>& shape, i
   const std::vector<int64_t> batch = {g.size(0)};
   return {output(kSqNorms, batch),
           output(kDots, batch),
-          output(kSum, shape),
-          output(kMoment, shape),
-          output(kSign, shape),
+          output(kWeightedSum, shape),
+          output(kSecondMoment, shape),
+          output(kSignSum, shape),
           output(kSumDots, batch),
           output(kGram, {batch[0], batch[0]})};
 }

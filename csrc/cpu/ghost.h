@@ -108,8 +108,8 @@ PC_INLINE void multiply_grams(const Factors<T>& a, const Factors<T>& b, const Us
 // Adds <G_b, G_c> to gram [batch_a, batch_b]. The rows of a and b are examples of `length_a` and
 // `length_b` positions; if b is a, only the upper triangle of blocks is computed.
 template <typename T>
-void hadamard_gram(const Factors<T>& a, const Factors<T>& b, int64_t length_a, int64_t length_b,
-                   bool same, T* gram) {
+void ghost_gram(const Factors<T>& a, const Factors<T>& b, int64_t length_a, int64_t length_b,
+                bool same, T* gram) {
   constexpr int64_t rows = 64;
   const int64_t batch_a = a.x.count / length_a, batch_b = b.x.count / length_b;
   const int64_t step_a = std::max<int64_t>(1, rows / length_a);
@@ -148,12 +148,12 @@ void hadamard_gram(const Factors<T>& a, const Factors<T>& b, int64_t length_a, i
 
 // The Gram of examples of `length` positions, and dots with their sum, as far as wanted.
 template <typename T>
-void hadamard_reduce(const Factors<T>& factors, int64_t length, const Reduction<T>& to) {
+void ghost_reduce(const Factors<T>& factors, int64_t length, const Reduction<T>& to) {
   const int64_t batch = factors.x.count / length;
   Buffer<T> own(to.gram ? 0 : batch * batch);
   T* gram = to.gram ? to.gram : own.data();
   std::fill_n(gram, batch * batch, T{0});
-  hadamard_gram(factors, factors, length, length, true, gram);
+  ghost_gram(factors, factors, length, length, true, gram);
   mirror(gram, batch);
   if (to.sum_dots) weigh_rows(gram, batch, to.coef, to.sum_dots);
 }
@@ -179,7 +179,7 @@ PC_INLINE double sq_norm_of(const Factors<T>& factors) {
 
 // ||G_b||^2 of examples of `length` positions.
 template <typename T>
-void hadamard_sq_norms(const Factors<T>& factors, int64_t length, T* sq_norms) {
+void ghost_sq_norms(const Factors<T>& factors, int64_t length, T* sq_norms) {
   torch::stable::parallel_for(0, factors.x.count / length, 1, [&](int64_t begin, int64_t end) {
     vectorized([&](auto machine) PC_INLINED {
       for (int64_t b = begin; b < end; ++b) {
