@@ -5,7 +5,7 @@ from pycoherence.sites._joint import joint, of_rows
 from pycoherence.sites._site import FactoredSite, Site, norm_rows
 from pycoherence.sites._together import Wish, reduce_together
 from pycoherence.sites.affine import AffineSite
-from pycoherence.sites.conv import ConvSite
+from pycoherence.sites.conv import ConvSite, Window
 from pycoherence.sites.embedding import EmbeddingSite
 from pycoherence.sites.linear import LinearSite
 from pycoherence.sites.parts import Part, PartsSite
@@ -21,6 +21,7 @@ __all__ = [
     "PartsSite",
     "ShiftedSite",
     "Site",
+    "Window",
     "Wish",
     "joint",
     "made_of",

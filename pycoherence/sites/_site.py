@@ -127,13 +127,16 @@ class FactoredSite:
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """See `Site.order`."""
         op = f"{self.family}_order"
-        out = order(op, len(self.g), *self.head(), rule=rule, k=k, drop=drop)
-        return out if self.shape is None else out.view(tuple(self.shape))
+        return self.as_parameter(order(op, len(self.g), *self.head(), rule=rule, k=k, drop=drop))
 
     def rows(self) -> Tensor:
         """See `Site.rows`."""
         rows = self.chunks().joined()
-        return rows if self.shape is None else rows.view(len(rows), *self.shape)
+        return self.as_parameter(rows, len(rows))
+
+    def as_parameter(self, x: Tensor, *batch: int) -> Tensor:
+        """Give a tensor `[*batch, *op_shape]` the shape of the parameter, `[*batch, *shape]`."""
+        return x if self.shape is None else x.view((*batch, *self.shape))
 
     def reshaped(self: F, shape: Sequence[int]) -> F:
         """The same numbers as the gradients of a parameter of another shape."""

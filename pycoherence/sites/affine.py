@@ -48,7 +48,7 @@ class AffineSite(FactoredSite):
         """See `Site.order`, of rows `[B, C]`."""
         rows = self.chunks().joined()
         out = order("dense_order", len(rows), rows, rule=rule, k=k, drop=drop)
-        return out if self.shape is None else out.view(tuple(self.shape))
+        return self.as_parameter(out)
 
     def norm_rows(self) -> tuple[Tensor, ...]:
         """See `norm_rows` of all sites: a shift that sees one position."""

@@ -1,14 +1,42 @@
 """A weight that is convolved with the layer input."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from pycoherence.ops.conv_reduce import materialise
 from pycoherence.ops.core.chunks import Chunks
 from pycoherence.sites._site import FactoredSite
+
+
+class Window(NamedTuple):
+    """The options of a convolution, in the order in which the ops and `ConvSite` take them.
+
+    Attributes:
+        kernel_size: One number for each spatial dimension; so are the next three.
+        stride: Step between patches.
+        padding: Zeros on both sides.
+        dilation: Spacing of the kernel points.
+        groups: Groups of channels.
+    """
+
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def beside_examples(self) -> "Window":
+        """The same with one more spatial dimension, the first, whose positions never mix."""
+        return Window(
+            kernel_size=(1, *self.kernel_size),
+            stride=(1, *self.stride),
+            padding=(0, *self.padding),
+            dilation=(1, *self.dilation),
+            groups=self.groups,
+        )
 
 
 @dataclass(frozen=True)
@@ -18,7 +46,7 @@ class ConvSite(FactoredSite):
     Attributes:
         x: Layer input, `[B, I, *S]`.
         g: Gradient with respect to the layer output, `[B, O, *S_out]`.
-        kernel_size: One number for each spatial dimension; so are the other options.
+        kernel_size: See `Window`; so are the next four.
         stride: Step between patches.
         padding: Zeros on both sides.
         dilation: Spacing of the kernel points.
@@ -42,10 +70,15 @@ class ConvSite(FactoredSite):
         """See `FactoredSite.op_shape`."""
         return self.g.shape[1], self.x.shape[1] // self.groups, *self.kernel_size
 
+    @property
+    def window(self) -> Window:
+        """The options of the convolution."""
+        return Window(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+
     def head(self) -> tuple[Any, ...]:
         """See `FactoredSite.head`."""
-        options = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return (self.x, self.g, *map(list, options), self.groups)
+        *options, groups = self.window
+        return (self.x, self.g, *map(list, options), groups)
 
     def chunks(self) -> Chunks:
         """See `FactoredSite.chunks`."""
@@ -53,16 +86,8 @@ class ConvSite(FactoredSite):
 
     def grouped(self, n: int) -> "ConvSite":
         """See `Site.grouped`: the examples are one more spatial dimension, with a kernel of one."""
-        return replace(
-            self,
-            x=_stacked(self.x, n),
-            g=_stacked(self.g, n),
-            kernel_size=(1, *self.kernel_size),
-            stride=(1, *self.stride),
-            padding=(0, *self.padding),
-            dilation=(1, *self.dilation),
-            shape=self.parameter_shape,
-        )
+        x, g = _stacked(self.x, n), _stacked(self.g, n)
+        return ConvSite(x, g, *self.window.beside_examples(), self.parameter_shape)
 
     def with_others(self, others: Sequence["ConvSite"]) -> "ConvSite | None":
         """See `Site.with_others`: none, since images of several sizes have no common factors."""

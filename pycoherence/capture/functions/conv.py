@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,46 +12,46 @@ from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
 from pycoherence.ops.family.conv import per_dim, resolve_padding
-from pycoherence.sites import AffineSite, ConvSite, Site
+from pycoherence.sites import AffineSite, ConvSite, Site, Window
 
 Ints = int | Sequence[int]
 
 
 class Conv(LayerRule):
-    """A convolution; each image is a row."""
+    """A convolution; each image is a row.
 
-    def __init__(
-        self,
-        n: int,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> None:
+    Args:
+        window: The options of the convolution.
+        output_padding: One number for each dimension; only a transposed convolution has it.
+    """
+
+    transposed: ClassVar[bool] = False
+
+    def __init__(self, window: Window, output_padding: list[int] | None = None) -> None:
+        n = len(window.stride)
         self.features = n + 1
-        self._window = (stride, padding, dilation)
-        self._groups = groups
+        self.window, self.output_padding = window, output_padding or [0] * n
+        *steps, groups = window[1:]
+        self._options: tuple[Any, ...] = (*steps, self.transposed, self.output_padding, groups)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Kept]:
-        zeros = [0] * len(self._window[0])
-        output = torch.convolution(x, weight, bias, *self._window, False, zeros, self._groups)
-        return output, (x, weight)
+        return torch.convolution(x, weight, bias, *self._options), (x, weight)
 
     def input_grad(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        zeros = [0] * len(self._window[0])
-        return torch.ops.aten.convolution_backward(
-            *(g, x, weight, None, *self._window, False, zeros, self._groups, [True, False, False])
-        )[0]
+        mask = [True, False, False]
+        return torch.ops.aten.convolution_backward(g, x, weight, None, *self._options, mask)[0]
 
     def factors(
         self, rows: Rows, g: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Site | None, Site | None]:
         x, g = rows(x), rows(g)
+        return self.site(x, g), AffineSite(channels_behind(g))
+
+    def site(self, x: Tensor, g: Tensor) -> Site:
+        """The site of the weight, from images `[B, T, C, *S]`."""
         images = x.shape[1]
-        site = ConvSite(
-            x.flatten(0, 1), g.flatten(0, 1), weight.shape[2:], *self._window, self._groups
-        )
-        return site if images == 1 else site.grouped(images), AffineSite(channels_behind(g))
+        site = ConvSite(x.flatten(0, 1), g.flatten(0, 1), *self.window)
+        return site if images == 1 else site.grouped(images)
 
 
 def channels_behind(x: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ def _handler(n: int) -> Callable[..., Any]:
         strides, dilations = per_dim(stride, n, "stride"), per_dim(dilation, n, "dilation")
         with c.tracked() if isinstance(padding, str) else nullcontext():
             padded, pads = resolve_padding(input, weight.shape[2:], strides, padding, dilations)
-        return c.layer(Conv(n, strides, pads, dilations, groups), padded, weight, bias)
+        window = Window(weight.shape[2:], strides, pads, dilations, groups)
+        return c.layer(Conv(window), padded, weight, bias)
 
     return conv
 

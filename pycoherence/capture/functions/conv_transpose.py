@@ -1,61 +1,35 @@
 """`torch.nn.functional.conv_transpose1d`, `conv_transpose2d` and `conv_transpose3d`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pycoherence.capture.context import CallContext, register_function
-from pycoherence.capture.functions.conv import channels_behind, unbatched
-from pycoherence.capture.layer import Kept, LayerRule
+from pycoherence.capture.functions.conv import Conv, channels_behind, unbatched
 from pycoherence.capture.rows import Rows
 from pycoherence.ops.family.conv import per_dim
-from pycoherence.sites import AffineSite, ConvSite, Site
+from pycoherence.sites import AffineSite, Site, Window
 
 Ints = int | Sequence[int]
 
 
-class ConvTranspose(LayerRule):
+class ConvTranspose(Conv):
     """A transposed convolution; each image is a row."""
 
-    def __init__(
-        self,
-        n: int,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        more: list[int],
-        groups: int,
-    ) -> None:
-        self.features = n + 1
-        self._window = (stride, padding, dilation)
-        self._more, self._groups = more, groups
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Kept]:
-        window = (*self._window, True, self._more, self._groups)
-        return torch.convolution(x, weight, bias, *window), (x, weight)
-
-    def input_grad(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        window = (*self._window, True, self._more, self._groups)
-        mask = [True, False, False]
-        return torch.ops.aten.convolution_backward(g, x, weight, None, *window, mask)[0]
+    transposed: ClassVar[bool] = True
 
     def factors(
         self, rows: Rows, g: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Site | None, Site | None]:
         # It is the backward pass of a convolution whose output gradient is the input here; padding
         # of the output may give that more positions.
-        stride = self._window[0]
-        more = [added // step for added, step in zip(self._more, stride, strict=True)]
+        steps = zip(self.output_padding, self.window.stride, strict=True)
+        more = [added // step for added, step in steps]
         seen = F.pad(x, [n for extra in reversed(more) for n in (0, extra)])
         seen, g = rows(seen), rows(g)
-        images = g.shape[1]
-        site = ConvSite(
-            g.flatten(0, 1), seen.flatten(0, 1), weight.shape[2:], *self._window, self._groups
-        )
-        return site if images == 1 else site.grouped(images), AffineSite(channels_behind(g))
+        return self.site(g, seen), AffineSite(channels_behind(g))
 
 
 def _handler(n: int) -> Callable[..., Any]:
@@ -72,14 +46,10 @@ def _handler(n: int) -> Callable[..., Any]:
     ) -> Any:
         if input.dim() != n + 2:
             return unbatched(c, input, n)
-        rule = ConvTranspose(
-            n,
-            per_dim(stride, n, "stride"),
-            per_dim(padding, n, "padding"),
-            per_dim(dilation, n, "dilation"),
-            per_dim(output_padding, n, "output_padding"),
-            groups,
-        )
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        numbers = {name: per_dim(value, n, name) for name, value in options.items()}
+        window = Window(weight.shape[2:], groups=groups, **numbers)
+        rule = ConvTranspose(window, per_dim(output_padding, n, "output_padding"))
         return c.layer(rule, input, weight, bias)
 
     return conv_transpose

@@ -27,7 +27,7 @@ from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
 from pycoherence.capture.spread import spread
 from pycoherence.capture.torch_internals import untracked_views
-from pycoherence.sites import AffineSite, ConvSite, LinearSite, Site
+from pycoherence.sites import AffineSite, ConvSite, LinearSite, Site, Window
 
 
 class Product(LayerRule):
@@ -79,7 +79,7 @@ class Product(LayerRule):
         n = prod(sizes[c] for c in self._groups)
         x = x.reshape(batch, positions, n * n_in).mT
         g = g.reshape(batch, positions, n * n_out).mT
-        window = ((1,), (1,), (0,), (1,), n)
+        window = Window((1,), (1,), (0,), (1,), n)
         if self._p == self._groups + self._outer + self._inner:
             return (ConvSite(x, g, *window, shape),)
         return (ConvSite(g, x, *window, shape),)
