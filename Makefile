@@ -50,9 +50,9 @@ lint: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BENCH)
-	$(BIN)/python bench/run.py
-	$(BIN)/python bench/training.py
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench ops
+	$(BIN)/python -m bench training
+	$(BIN)/python -m bench report
 
 clean:
 	rm -rf .venv build dist *.egg-info pycoherence/*.so pycoherence/_build.json

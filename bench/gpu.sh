@@ -86,12 +86,12 @@ cp "$SCRATCH/step" "$OUT/info.txt"
 if [[ $DRY == --dry-run ]]; then
     step "kernels" 900 "$PYTHON" tests/aot.py --out "$OUT/kernels.jsonl"
     step "launchers" 300 "$PYTHON" tests/launchers.py
-    step "host" 120 "$PYTHON" bench/host.py --out "$OUT/host.jsonl"
+    step "host" 120 "$PYTHON" -m bench host --out "$OUT/host.jsonl"
     step "tests, collected" 120 "$PYTHON" -m pytest -q -m gpu --collect-only
-    step "headline figures" 120 "$PYTHON" bench/headline.py --device cpu --quick --out "$OUT/headline.jsonl"
-    step "graphs" 120 "$PYTHON" bench/graphed.py --device cpu --quick --out "$OUT/graphed.jsonl"
-    step "training" 300 "$PYTHON" bench/training.py --quick --rounds 1 --out "$OUT/training.json"
-    step "ops" 600 "$PYTHON" bench/run.py --quick --seconds 0 --out "$OUT/ops.jsonl"
+    step "headline figures" 120 "$PYTHON" -m bench headline --device cpu --quick --out "$OUT/headline.jsonl"
+    step "steps" 120 "$PYTHON" -m bench steps --device cpu --quick --out "$OUT/steps.jsonl"
+    step "training" 300 "$PYTHON" -m bench training --quick --rounds 1 --out "$OUT/training.json"
+    step "ops" 600 "$PYTHON" -m bench ops --quick --seconds 0 --out "$OUT/ops.jsonl"
     exit $FAILED
 fi
 
@@ -101,11 +101,11 @@ TESTS=("$PYTHON" -m pytest -q -m gpu --no-header --tb=short -p no:cacheprovider 
 "$PYTHON" -c 'import xdist' 2>/dev/null && TESTS+=(-n "$(($(nproc) < 16 ? $(nproc) : 16))")
 
 # 1. Whether the engine is right and how fast: what every other figure stands on.
-step "headline figures" 100 "$PYTHON" bench/headline.py --device cuda --out "$OUT/headline.jsonl"
+step "headline figures" 100 "$PYTHON" -m bench headline --device cuda --out "$OUT/headline.jsonl"
 if command -v ncu >/dev/null; then
     step "profile of the engine" 30 ncu --clock-control none --kernel-name regex:reduce_tiles \
         --launch-skip 2 --launch-count 1 --section SpeedOfLight --section WarpStateStats \
-        "$PYTHON" bench/headline.py --device cuda --first 1
+        "$PYTHON" -m bench headline --device cuda --first 1
     cp "$SCRATCH/step" "$OUT/profile.txt"
 fi
 # 2. Whether all kernels are right, on their smallest shapes.
@@ -115,11 +115,11 @@ else
     step "selftest" 60 "$PYTHON" -m pycoherence selftest
 fi
 # 3. Whole steps: the host and the GPU apart, then beside other libraries.
-step "GPT-2, host and GPU" 60 "$PYTHON" bench/graphed.py --out "$OUT/graphed.jsonl"
-step "training, norms" 90 "$PYTHON" bench/training.py --device cuda --models GPT-2 ResNet-18 \
+step "GPT-2, host and GPU" 60 "$PYTHON" -m bench steps --out "$OUT/steps.jsonl"
+step "training, norms" 90 "$PYTHON" -m bench training --device cuda --models GPT-2 ResNet-18 \
     --cases plain SqNorms "Opacus ghost" "vmap(grad) norms" --rounds 9 \
     --out "$OUT/training-norms.json"
-step "training, order statistics" 45 "$PYTHON" bench/training.py --device cuda --models MLP CNN \
+step "training, order statistics" 45 "$PYTHON" -m bench training --device cuda --models MLP CNN \
     --batch 256 --cases plain "Winsorized(2)" "MedianOfMeans(3)" --rounds 9 \
     --out "$OUT/training-orders.json"
 # 4. All tests, then what reads memory.
@@ -131,6 +131,6 @@ if command -v compute-sanitizer >/dev/null; then
     step "racecheck" 45 compute-sanitizer --tool racecheck --error-exitcode 1 "${SMALL[@]}" \
         tests/gpu/test_cuda_gpu.py
 fi
-step "ops" 90 "$PYTHON" bench/run.py --device cuda --seconds 0.02 --out "$OUT/ops.jsonl"
-"$PYTHON" bench/expected.py "$OUT" | tee "$OUT/table.md"
+step "ops" 90 "$PYTHON" -m bench ops --device cuda --seconds 0.02 --out "$OUT/ops.jsonl"
+"$PYTHON" -m bench table "$OUT" | tee "$OUT/table.md"
 exit $FAILED

@@ -8,22 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import expected
-import graphed
-import headline
-import networks
-import predicted
 import pytest
-import run
-import selections
 import torch
-from cases import PLAIN, Case, has_plain
-from harness import Row, measure
-from ways import Way
 
 import pycoherence as pc
+from bench.__main__ import COMMANDS
+from bench.gpu import headline, predicted, selections, steps, table
+from bench.ops import command
+from bench.ops.candidates import measure
+from bench.ops.cases import PLAIN, Case, has_plain
+from bench.ops.ways import Way
+from bench.shared import results, tasks
+from bench.shared.results import Row
 
-RUN = Path(run.__file__)
+ROOT = Path(__file__).parent.parent
 KEYS = {
     "op", "shape", "want", "dtype", "backend", "check", "error", "seconds", "runs", "plain_seconds",
     "fastest", "ratio",
@@ -31,8 +29,24 @@ KEYS = {
 SETTING = {"device", "threads", "machine", "versions", "commit"}
 
 
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_lists_the_commands() -> None:
+    listed = bench("--help").stdout.partition("commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert all(len(line.split()) > 4 for line in listed)
+
+
+@pytest.mark.parametrize("name", ["ops", "gpu"])
+def test_commands_have_options_of_their_own(name: str) -> None:
+    assert bench(name, "--help").stdout.startswith(f"usage: python -m bench {name} [-h]")
+
+
 def quick(*ops: str) -> Iterator[Case]:
-    return run.select(ops, "cpu", torch.float32, quick=True)
+    return command.select(ops, "cpu", torch.float32, quick=True)
 
 
 def test_all_but_the_template_have_plain_formulations() -> None:
@@ -46,7 +60,7 @@ def test_every_plain_file_is_named_after_an_op() -> None:
 
 @pytest.mark.parametrize("op", [op for op in pc.ops.specs if has_plain(op)])
 def test_backends_and_plain_formulations_agree(op: str) -> None:
-    rows = list(run.run(quick(op), seconds=0))
+    rows = list(command.run(quick(op), seconds=0))
     assert [row for row in rows if row["check"] != "ok"] == []
     assert "reference" in {row["backend"] for row in rows}
     for row in rows:
@@ -93,16 +107,16 @@ def assert_failed(row: Row) -> None:
     assert not row.keys() & {"seconds", "ratio"}
 
 
-def test_failures_are_written_and_counted() -> None:
+def test_failures_are_written_and_counted(tmp_path: Path) -> None:
     case = some_case()
     right = measure(case, 0)
     wrong = measure(replace(case, truth=lambda: {"sq_norms": torch.zeros(3)}), 0)
-    lines = list[str]()
     backends = sum("backend" in row for row in wrong)
     assert 0 < backends < len(wrong)
-    assert run.write([*right, *wrong], {"commit": None}, lines.append) == backends
-    written = [json.loads(line) for line in lines]
-    assert [row["check"] for row in written] == ["ok"] * len(right) + ["failed"] * len(wrong)
+    out = tmp_path / "new" / "ops.jsonl"
+    assert sum(map(command.failed, results.written([*right, *wrong], out))) == backends
+    checks = [json.loads(line)["check"] for line in out.read_text().splitlines()]
+    assert checks == ["ok"] * len(right) + ["failed"] * len(wrong)
 
 
 def test_formulations_that_do_not_fit_are_told_and_left_out() -> None:
@@ -115,8 +129,7 @@ def test_formulations_that_do_not_fit_are_told_and_left_out() -> None:
 
 def test_command_writes_json_lines(tmp_path: Path) -> None:
     out = tmp_path / "new" / "ops.jsonl"
-    options = ["--quick", "--ops", "dense_gram", "--seconds", "0", "--out", str(out)]
-    done = subprocess.run([sys.executable, str(RUN), *options], capture_output=True, text=True)
+    done = bench("ops", "--quick", "--ops", "dense_gram", "--seconds", "0", "--out", str(out))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows
@@ -167,28 +180,28 @@ def test_predictions_grow_with_the_work(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_steps_are_divided_into_host_and_gpu(tmp_path: Path) -> None:
-    rows = graphed.measure(networks.make("MLP", 2))
+    rows = steps.measure(tasks.make("MLP", 2))
     ways = [(row["step"], row["way"]) for row in rows]
     assert ways[:2] == [("plain", "eager"), ("SqNorms", "eager")]
     assert all(row["ratio"] > 0 and row["host_seconds"] > 0 for row in rows[:2])
 
 
 def test_the_table_of_a_gpu_has_what_is_there(tmp_path: Path) -> None:
-    head = expected.table(tmp_path)
+    head = table.table(tmp_path)
     assert head.count("\n") == 1
     row = {"op": "linear_reduce", "what": "norms", "check": "ok", "predicted_seconds": 1e-3}
     row |= {"seconds": 2e-3, "ratio": 1.5, "goal": 1.33, "goal_seconds": None}
     lines = [row, row | {"check": "failed", "error": 1.0}]
     (tmp_path / "headline.jsonl").write_text("\n".join(map(json.dumps, lines)))
     step = {"model": "GPT-2", "step": "SqNorms", "way": "graph", "seconds": 3e-2, "ratio": 1.01}
-    (tmp_path / "graphed.jsonl").write_text(json.dumps(step))
-    found = expected.table(tmp_path)
+    (tmp_path / "steps.jsonl").write_text(json.dumps(step))
+    found = table.table(tmp_path)
     assert "| linear_reduce, norms | 1.000 ms | 2.000 ms | 1.50x | 1.33x |" in found
     assert "FAILED" in found
     assert "| GPT-2, SqNorms, graph |  | 30.00 ms | 1.01x | 1.03x |" in found
 
 
 def test_script_for_a_gpu_explains_itself() -> None:
-    done = subprocess.run(["bash", str(RUN.with_name("gpu.sh"))], capture_output=True, text=True)
+    done = subprocess.run(["bash", "bench/gpu.sh"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "bench/gpu.sh OUT [--dry-run]" in done.stdout

@@ -1,11 +1,12 @@
 """The benchmark of the capture's overhead counts and checks what it says it does."""
 
-import overhead
 import pytest
 import torch
-from floor import floor_of
-from networks import Task
 from torch import Tensor, nn
+
+from bench.shared.tasks import Task
+from bench.training import overhead
+from bench.training.floor import floor_of
 
 
 class Nested(nn.Module):

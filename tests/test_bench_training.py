@@ -5,14 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import memory
 import pytest
-import report
 import torch
-import training
-from measured import OURS, PLAIN, Case, Step
-from networks import TASKS, Task, make
-from truth import LIMITS, Truth
+
+from bench.report import page as report
+from bench.shared.tasks import TASKS, Task, make
+from bench.training import command as training
+from bench.training import memory
+from bench.training.cases import OURS, PLAIN, Case, Step
+from bench.training.truth import LIMITS, Truth
 
 BATCH, LIMIT = 6, LIMITS[torch.float32]
 
@@ -162,7 +163,7 @@ def test_page_has_a_place_for_every_table() -> None:
 
 
 def test_picture_is_drawn(tmp_path: Path) -> None:
-    chart = pytest.importorskip("chart")
+    chart = pytest.importorskip("bench.report.chart")
     path = tmp_path / "picture.png"
     chart.draw(json.loads(json.dumps(result())), path)
     assert path.stat().st_size > 10_000

@@ -8,10 +8,10 @@ from the host are not seen here.
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import GPT, cnn, loss
 from torch import Tensor, nn
 
 import pycoherence as pc
+from bench.shared.tasks import GPT, cnn, loss
 from pycoherence.capture import answers
 from pycoherence.ops import specs
 from pycoherence.ops.core import call

@@ -1,0 +1,1 @@
+"""Measurements of pycoherence; `python -m bench --help` lists them."""

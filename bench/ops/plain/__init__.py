@@ -1,0 +1,1 @@
+"""Ways to compute an op in plain torch, in a file of its name; see `bench/ops/ways.py`."""

@@ -1,0 +1,1 @@
+"""Clocks, machines, results and models, for all commands."""

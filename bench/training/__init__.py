@@ -1,0 +1,1 @@
+"""Statistics in training, and what the capture takes of a step."""
