@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pycoherence as pc
 from bench.gpu import predicted
+from bench.ops.cases import in_float64
+from pycoherence.ops.family.reduce import Reduced, mask
 
 Run = Callable[[], Any]
 
@@ -45,35 +48,47 @@ class Figure:
     predicted: float | None = None
 
 
-def linear(
-    new: Callable[..., Tensor], b: int, t: int, size: int, goal: float | None = None
-) -> Figure:
-    """Norms and weight gradient of a square layer against the weight gradient."""
-    x, g = new(b, t, size), new(b, t, size)
-    flat_x, flat_g = x.flatten(0, 1), g.flatten(0, 1)
-    args = (x, g, None, None, 5)
+BOTH = ("sq_norms", "weighted_sum")
+
+
+def reduced(
+    op: str, head: tuple[Any, ...], wanted: tuple[str, ...]
+) -> tuple[tuple[Any, ...], Run, Run]:
+    """Arguments of a `*_reduce` op, `ours` and `truth`."""
+    args = (*head, None, None, mask(wanted))
+    run, places = getattr(torch.ops.pycoherence, op), [*map(Reduced._fields.index, wanted)]
 
     def ours() -> tuple[Tensor, ...]:
-        out = torch.ops.pycoherence.linear_reduce(*args)
-        return out[0], out[2]
+        out = run(*args)
+        return tuple(out[place] for place in places)
 
-    def truth() -> tuple[Tensor, ...]:
-        norms, total = [], torch.zeros(size, size, dtype=torch.float64, device=x.device)
-        for one_x, one_g in zip(x, g, strict=True):  # all gradients at once may not fit
-            row = one_g.double().mT @ one_x.double()
-            norms.append(row.square().sum())
-            total += row
-        return torch.stack(norms), total
+    return args, ours, lambda: tuple(in_float64(pc.ops.specs[op], wanted, args).values())
 
-    what = f"norms + weight gradient, B={b} T={t} {size}x{size}"
-    flops = 2.0 * b * t * size**2
+
+def linear(
+    new: Callable[..., Tensor],
+    b: int,
+    t: int,
+    size: int,
+    goal: float | None = None,
+    wanted: tuple[str, ...] = BOTH,
+) -> Figure:
+    """Norms, and the weight gradient if it is wanted, of a square layer against the gradient."""
+    x, g = new(b, t, size), new(b, t, size)
+    flat_x, flat_g = x.flatten(0, 1), g.flatten(0, 1)
+    args, ours, truth = reduced("linear_reduce", (x, g), wanted)
+    what = "norms + weight gradient" if wanted == BOTH else "norms alone"
     return Figure(
-        *("linear_reduce", what, args, ours, lambda: flat_g.T @ flat_x, truth, flops, goal),
-        predicted=predicted.linear_reduce(x, g, _BOTH),
+        "linear_reduce",
+        f"{what}, B={b} T={t} {size}x{size}",
+        args,
+        ours,
+        lambda: flat_g.T @ flat_x,
+        truth,
+        2.0 * b * t * size**2,
+        goal,
+        predicted=predicted.linear_reduce(x, g, frozenset(wanted)),
     )
-
-
-_BOTH = frozenset({"sq_norms", "weighted_sum"})
 
 
 def engine(new: Callable[..., Tensor], b: int, t: int, size: int, goal: float) -> Figure:
@@ -85,26 +100,10 @@ def engine(new: Callable[..., Tensor], b: int, t: int, size: int, goal: float) -
     factors = Factors.of_linear(*found.args[:2])
 
     def ours() -> tuple[Tensor, ...]:
-        out = one_pass(factors, _BOTH)
-        return out["sq_norms"], out["weighted_sum"]
+        out = one_pass(factors, frozenset(BOTH))
+        return tuple(out[name] for name in BOTH)
 
     return replace(found, what=f"tile engine, {found.what}", ours=ours)
-
-
-def norms(new: Callable[..., Tensor], b: int, t: int, size: int) -> Figure:
-    """Norms alone against the weight gradient, which has as many numbers to read."""
-    found = linear(new, b, t, size)
-    args = (*found.args[:-1], 1)
-    return Figure(
-        found.op,
-        f"norms alone, B={b} T={t} {size}x{size}",
-        args,
-        lambda: torch.ops.pycoherence.linear_reduce(*args)[:1],
-        found.theirs,
-        lambda: found.truth()[:1],
-        found.flops,
-        predicted=predicted.linear_reduce(*args[:2], frozenset({"sq_norms"})),
-    )
 
 
 def gram(new: Callable[..., Tensor], b: int, size: int, goal: float | None = None) -> Figure:
@@ -135,22 +134,9 @@ def conv(new: Callable[..., Tensor], b: int, channels: int, size: int, groups: i
     x, g = new(b, channels, size, size), new(b, channels, size, size)
     weight = new(channels, channels // groups, 3, 3)
     window = ([3, 3], [1, 1], [1, 1], [1, 1], groups)
-    args = (x, g, *window, None, None, 5)
+    args, ours, truth = reduced("conv_reduce", (x, g, *window), BOTH)
     kind = f"{channels} channels" + (f" in {groups} groups" if groups > 1 else "")
     options = ([0], [1, 1], [1, 1], [1, 1], False, [0, 0], groups, [False, True, False])
-
-    def ours() -> tuple[Tensor, ...]:
-        out = torch.ops.pycoherence.conv_reduce(*args)
-        return out[0], out[2]
-
-    def truth() -> tuple[Tensor, ...]:
-        rows = [
-            torch.ops.aten.convolution_backward(
-                one_g[None].double(), one_x[None].double(), weight.double(), *options
-            )[1]
-            for one_x, one_g in zip(x, g, strict=True)
-        ]
-        return torch.stack([row.square().sum() for row in rows]), sum(rows[1:], rows[0])
 
     return Figure(
         "conv_reduce",

@@ -1,14 +1,14 @@
 """Headline figures of kernels that select, beside materialised gradients that are sorted."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import pycoherence as pc
 from bench.gpu import predicted
-from bench.gpu.products import Figure
+from bench.gpu.products import BOTH, Figure, reduced
+from bench.ops.cases import in_float64
 from bench.ops.plain import linear_order as plain
 
 EXTREMES: dict[str, Callable[[int, float], float]] = {
@@ -40,7 +40,6 @@ def order(
     """A rule of the gradients of a square layer against materialising and sorting them."""
     x, g = new(b, t, size), new(b, t, size)
     args = (x, g, rule, k, False)
-    double = (x.double(), g.double(), *args[2:])
     way = plain.WAYS[PLAIN[rule]].run
     return Figure(
         "linear_order",
@@ -48,7 +47,7 @@ def order(
         args,
         lambda: (torch.ops.pycoherence.linear_order(*args),),
         lambda: way(frozenset({rule}), x=x, g=g, rule=rule, k=k, drop=False),
-        lambda: (pc.ops.specs["linear_order"].reference(*double),),
+        lambda: tuple(in_float64(pc.ops.specs["linear_order"], (rule,), args).values()),
         goal=None if seconds is None else 1 / 50,
         seconds=seconds,
         bytes=_bytes(x, g) + 4.0 * size**2,
@@ -64,22 +63,7 @@ def embedding(new: Callable[..., Tensor], b: int, t: int, rows: int, width: int)
     """Norms and gradient of a table against the gradient."""
     g = new(b, t, width)
     ids = torch.randint(rows, (b, t), device=g.device)
-    args: tuple[Any, ...] = (ids, g, rows, -1, None, None, 5)
-
-    def ours() -> tuple[Tensor, ...]:
-        out = torch.ops.pycoherence.embedding_reduce(*args)
-        return out[0], out[2]
-
-    def truth() -> tuple[Tensor, ...]:
-        norms, total = [], torch.zeros(rows, width, dtype=torch.float64, device=g.device)
-        for one_ids, one_g in zip(ids, g, strict=True):
-            used, local = one_ids.unique(return_inverse=True)
-            row = one_g.new_zeros(len(used), width, dtype=torch.float64)
-            row.index_add_(0, local, one_g.double())
-            norms.append(row.square().sum())
-            total.index_add_(0, used, row)
-        return torch.stack(norms), total
-
+    args, ours, truth = reduced("embedding_reduce", (ids, g, rows, -1), BOTH)
     return Figure(
         "embedding_reduce",
         f"norms + gradient of the table, B={b} T={t} {rows}x{width}",

@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,14 @@ def _truth(
 
     @functools.cache
     def truth() -> Outputs:
-        own = [arguments[name] for name in argument_names(spec)]
-        double = tree_map_only(Tensor, _double, own)
-        return named(wanted, spec.reference(*double))
+        return in_float64(spec, wanted, [arguments[name] for name in argument_names(spec)])
 
     return truth
+
+
+def in_float64(spec: OpSpec, wanted: tuple[str, ...], args: Sequence[Any]) -> Outputs:
+    """What the reference gives of the arguments in float64."""
+    return named(wanted, spec.reference(*tree_map_only(Tensor, _double, list(args))))
 
 
 def _double(value: Tensor) -> Tensor:

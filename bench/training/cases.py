@@ -22,16 +22,11 @@ class Case:
         name: For people.
         kind: `"plain"`, `"ours"` or `"rival"`.
         prepare: Makes the step of a task, whose model it may change.
-        needs: Names in `pycoherence` without which there is nothing to time.
     """
 
     name: str
     kind: str
     prepare: Callable[[Task], Step]
-    needs: tuple[str, ...] = ()
-
-    def missing(self) -> list[str]:
-        return [name for name in self.needs if name not in pc.__all__]
 
 
 def plain(task: Task) -> Step:
@@ -114,41 +109,24 @@ READ: dict[str, Callable[[pc.Record], Tensor]] = {
 PLAIN = Case("plain", "plain", plain)
 
 OURS = [
-    Case("SqNorms", "ours", collected(lambda: [pc.SqNorms()], "sq_norms"), ("SqNorms",)),
-    Case(
-        "SqNorms+Moments",
-        "ours",
-        collected(lambda: [pc.SqNorms(), pc.Moments()], "sq_norms", "second_moment"),
-        ("SqNorms", "Moments"),
-    ),
-    Case("Gram", "ours", collected(lambda: [pc.Gram()], "gram"), ("Gram",)),
-    Case(
-        'SqNorms+Dots("mean")',
-        "ours",
-        collected(lambda: [pc.SqNorms(), pc.Dots("mean")], "sq_norms", "dots"),
-        ("SqNorms", "Dots"),
-    ),
-    Case(
-        "SqNorms+SignSum",
-        "ours",
-        collected(lambda: [pc.SqNorms(), pc.SignSum()], "sq_norms", "sign_sum"),
-        ("SqNorms", "SignSum"),
-    ),
-    Case(
-        "everything",
-        "ours",
-        collected(
+    Case(name, "ours", prepare)
+    for name, prepare in {
+        "SqNorms": collected(lambda: [pc.SqNorms()], "sq_norms"),
+        "SqNorms+Moments": collected(
+            lambda: [pc.SqNorms(), pc.Moments()], "sq_norms", "second_moment"
+        ),
+        "Gram": collected(lambda: [pc.Gram()], "gram"),
+        'SqNorms+Dots("mean")': collected(
+            lambda: [pc.SqNorms(), pc.Dots("mean")], "sq_norms", "dots"
+        ),
+        "SqNorms+SignSum": collected(lambda: [pc.SqNorms(), pc.SignSum()], "sq_norms", "sign_sum"),
+        "everything": collected(
             lambda: [pc.SqNorms(), pc.Gram(), pc.Dots("mean"), pc.Moments(), pc.SignSum()],
             *READ,
         ),
-        ("SqNorms", "Gram", "Dots", "Moments", "SignSum"),
-    ),
-    Case("CoherenceMeter.update", "ours", meter, ("CoherenceMeter",)),
-    Case("Winsorized(2)", "ours", aggregated(lambda: pc.Winsorized(2), "winsorized")),
-    Case(
-        "MedianOfMeans(3)",
-        "ours",
-        aggregated(lambda: pc.MedianOfMeans(3), "median_of_means"),
-    ),
-    Case("NormClip(1)", "ours", aggregated(lambda: pc.NormClip(1.0), "norm_clip")),
+        "CoherenceMeter.update": meter,
+        "Winsorized(2)": aggregated(lambda: pc.Winsorized(2), "winsorized"),
+        "MedianOfMeans(3)": aggregated(lambda: pc.MedianOfMeans(3), "median_of_means"),
+        "NormClip(1)": aggregated(lambda: pc.NormClip(1.0), "norm_clip"),
+    }.items()
 ]

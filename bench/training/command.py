@@ -107,16 +107,12 @@ def check(
     """
     rows, steps = [], {}
     for case in cases:
-        row: Row = {"name": case.name, "kind": case.kind, "error": None, "reason": None}
-        rows.append(row)
-        if case.missing():
-            row["reason"] = f"pycoherence has no {', '.join(case.missing())}"
+        step, error, reason = _try(case, new, truth, limit)
+        rows.append({"name": case.name, "kind": case.kind, "error": error, "reason": reason})
+        if reason is None:
+            steps[case.name] = step
         else:
-            step, row["error"], row["reason"] = _try(case, new, truth, limit)
-            if row["reason"] is None:
-                steps[case.name] = step
-        if row["reason"]:
-            print(f"    {case.name:<24} left out: {row['reason']}", flush=True)
+            print(f"    {case.name:<24} left out: {reason}", flush=True)
     return rows, steps
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from bench.ops.formulas import orders, patches
-from bench.ops.plain import linear_order
-from bench.ops.ways import Shape, Source, shapes, widen
+from bench.ops.plain import conv_reduce, linear_order
+from bench.ops.ways import shapes, widen
 
 # The layers of the CNN that is trained first.
 SHAPES = shapes(
@@ -20,11 +20,7 @@ SHAPES = shapes(
     (256, 16, 16, 8, 3, 1, 1, 1, 1),
 )
 QUICK = shapes(patches.NAMES, (6, 2, 4, 5, 3, 2, 1, 1, 1), (5, 3, 2, 3, 1, 1, 0, 1, 1))
-
-
-def inputs(shape: Shape, random: Source) -> dict[str, Any]:
-    x, g = patches.factors(shape, shape["B"], random)
-    return {"x": x, "g": g, **patches.window(shape)}
+inputs = conv_reduce.inputs
 
 
 def pieces(x: Tensor, g: Tensor, kernel_size: list[int], **options: Any) -> Iterator[Tensor]:

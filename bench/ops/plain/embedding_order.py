@@ -1,12 +1,12 @@
 """Plain torch for `embedding_order`."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
 from bench.ops.formulas import orders, tables
-from bench.ops.ways import Shape, Source, reference, shapes
+from bench.ops.plain import embedding_reduce
+from bench.ops.ways import reference, shapes
 
 SHAPES = shapes(
     "B T V D padding_idx",
@@ -16,13 +16,7 @@ SHAPES = shapes(
     (128, 1, 4096, 128, -1),
 )
 QUICK = shapes("B T V D padding_idx", (6, 5, 4, 3, 1), (7, 1, 6, 5, -1))
-
-
-def inputs(shape: Shape, random: Source) -> dict[str, Any]:
-    b, t, v = shape["B"], shape["T"], shape["V"]
-    g = random.normal(b, t, shape["D"])
-    ids = random.integers(v, b, t)
-    return {"ids": ids, "g": g, "num_embeddings": v, "padding_idx": shape["padding_idx"]}
+inputs = embedding_reduce.inputs
 
 
 def pieces(ids: Tensor, g: Tensor, num_embeddings: int, padding_idx: int) -> Iterator[Tensor]:

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from bench.ops.formulas import factored, orders
-from bench.ops.ways import Outputs, Shape, Source, Way, shapes, widen
+from bench.ops.plain import linear_reduce
+from bench.ops.ways import Outputs, Way, shapes, widen
 
 SHAPES = shapes(
     "B T I O",
@@ -18,11 +19,7 @@ SHAPES = shapes(
     (1024, 4, 64, 64),
 )
 QUICK = shapes("B T I O", (6, 1, 8, 5), (5, 4, 3, 6), (8, 9, 16, 2))
-
-
-def inputs(shape: Shape, random: Source) -> dict[str, Any]:
-    b, t = shape["B"], shape["T"]
-    return {"x": random.normal(b, t, shape["I"]), "g": random.normal(b, t, shape["O"])}
+inputs = linear_reduce.inputs
 
 
 def pieces(x: Tensor, g: Tensor) -> Iterator[Tensor]:
