@@ -6,7 +6,7 @@
     inputs          from a shape, a source of random tensors: the op's arguments, by name
     WAYS            formulations in plain torch, by name
 
-The arguments that all `*_reduce` ops share (`coef`, `direction`, `want`) are added by the harness,
+The arguments that all `*_reduce` ops share (`coef`, `direction`, `want`) are added by `cases.py`,
 and so are those of the `*_order` ops (`rule`, `k`, `drop`).
 """
 
