@@ -127,7 +127,7 @@ step "tests" 150 "${TESTS[@]}" tests/gpu tests/ops tests/optim
 if command -v compute-sanitizer >/dev/null; then
     SMALL=("$PYTHON" -m pytest -q -m gpu -W default -k "small and bf16 and float64")
     step "memcheck" 45 compute-sanitizer --tool memcheck --error-exitcode 1 "${SMALL[@]}" tests/gpu
-    # What Triton compiles is synchronised by Triton.
+    # Triton synchronises what it compiles.
     step "racecheck" 45 compute-sanitizer --tool racecheck --error-exitcode 1 "${SMALL[@]}" \
         tests/gpu/test_cuda_gpu.py
 fi

@@ -1,4 +1,4 @@
-"""What there is to measure: each op on the shapes of its file in `plain/`."""
+"""All that there is to measure: each op on the shapes of its file in `plain/`."""
 
 import functools
 import importlib
@@ -32,7 +32,7 @@ WANTS = (
     Reduced._fields,
 )
 
-# Of the ops of order statistics, as far as the size of a batch allows.
+# For the ops of order statistics, as far as the size of a batch allows.
 ORDERS = (
     ("winsorized_mean", 2.0),
     ("winsorized_mean", 16.0),
@@ -71,7 +71,7 @@ class Case:
         return [self.arguments[name] for name in argument_names(self.spec)]
 
     def named(self, outputs: Tensor | tuple[Tensor, ...]) -> Outputs:
-        """What an op returned, by name."""
+        """The outputs of an op, by name."""
         return named(self.wanted, outputs)
 
     def plain_arguments(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def cases(spec: OpSpec, device: str, dtype: torch.dtype, quick: bool) -> Iterato
 def _reductions(
     spec: OpSpec, head: Mapping[str, Any], random: Source
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any], Callable[[], Outputs]]]:
-    """What is wanted, arguments and truth of each case of a `*_reduce` op on one shape."""
+    """Wanted outputs, arguments and truth of each case of a `*_reduce` op on one shape."""
     coef = random.statistic(len(head["g"]))
     direction = random.statistic(*_parameter_shape(spec, head))
     fields = Reduced._fields
@@ -158,7 +158,7 @@ def _truth(
 
 
 def in_float64(spec: OpSpec, wanted: tuple[str, ...], args: Sequence[Any]) -> Outputs:
-    """What the reference gives of the arguments in float64."""
+    """The wanted outputs by the reference, from the arguments in float64."""
     return named(wanted, spec.reference(*tree_map_only(Tensor, _double, list(args))))
 
 

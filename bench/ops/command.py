@@ -2,9 +2,9 @@
 
     python -m bench ops [--device cuda] [--ops linear_reduce ...] [--quick] [--out FILE]
 
-Each op runs on every backend that is here and on the shapes of its file in `plain/`. What a backend
-or a formulation gives is checked against the reference in float64 first; what is wrong is reported,
-not timed, and if it is a backend, the exit status is 1. Results are JSON lines.
+Each op runs on every backend that is here and on the shapes of its file in `plain/`. Results of
+backends and of formulations are checked against the reference in float64 first; a wrong one is
+reported, not timed, and if it is a backend's, the exit status is 1. They are JSON lines.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from bench.shared import options, results
 from bench.shared.results import Row
 
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-"""What is usual there."""
+"""The usual ones there."""
 
 
 def main(argv: Sequence[str]) -> int:

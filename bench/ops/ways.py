@@ -1,4 +1,4 @@
-"""What the files in `plain/` are made of: ways to compute an op in plain torch.
+"""The parts of the files in `plain/`: ways to compute an op in plain torch.
 
 `plain/<op>.py` holds, for the op of its name:
 
@@ -86,7 +86,7 @@ def shapes(names: str, *rows: Sequence[Any]) -> tuple[Shape, ...]:
 def reduce_rows(
     wanted: frozenset[str], rows: Tensor, coef: Tensor | None, direction: Tensor | None
 ) -> Outputs:
-    """What a `*_reduce` op says of materialised gradients `[B, *parameter]`."""
+    """The outputs of a `*_reduce` op, from materialised gradients `[B, *parameter]`."""
     flat, parameter, out = rows.flatten(1), rows.shape[1:], Outputs()
     if "sq_norms" in wanted:
         out["sq_norms"] = sq_norms(flat)
@@ -154,4 +154,4 @@ def reduce_one_by_one(
 
 
 ONE_BY_ONE = frozenset({"sq_norms", "dots", "weighted_sum", "second_moment", "sign_sum"})
-"""What `reduce_one_by_one` can give."""
+"""Outputs that `reduce_one_by_one` can give."""

@@ -55,7 +55,7 @@ def _compared(model: Result) -> list[Result]:
 
 
 def _places(compared: list[Result]) -> list[float]:
-    """Where the bars are, with a gap between ours and the rivals'."""
+    """The places of the bars, with a gap between ours and the rivals'."""
     return [at + 0.6 * (case["kind"] == "rival") for at, case in enumerate(compared)]
 
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on: machine, versions, commit."""
+"""The setting of a measurement: machine, versions, commit."""
 
 import importlib.metadata
 import os
@@ -27,7 +27,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is installed of `PACKAGES`."""
+    """Those of Python and of what is installed of `PACKAGES`."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

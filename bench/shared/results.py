@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def file_for(kind: str, device: str, ending: str) -> Path:
-    """Where results of this machine are kept."""
+    """The file that keeps results of this machine."""
     return FOLDER / f"{kind}-{environment.slug(device)}.{ending}"
 
 

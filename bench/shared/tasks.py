@@ -23,7 +23,7 @@ class Task:
         return loss(self.model(self.x), self.y)
 
     def losses(self) -> Tensor:
-        """Of each example, `[B]`."""
+        """The loss of each example, `[B]`."""
         logits = self.model(self.x).flatten(0, -2)
         found = F.cross_entropy(logits, self.y.flatten(), reduction="none")
         return found.view(len(self.y), -1).mean(1)
@@ -136,7 +136,7 @@ class Residual(nn.Module):
 
 
 def resnet18(widths: Sequence[int], classes: int) -> nn.Module:
-    """Of He et al. 2015, with group instead of batch normalisation."""
+    """The network of He et al. 2015, with group instead of batch normalisation."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, widths[0], 7, 2, padding=3, bias=False),
         nn.GroupNorm(32, widths[0]),

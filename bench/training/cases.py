@@ -1,4 +1,4 @@
-"""What is timed in training: a plain step, ours and, in `rivals.py`, those of others."""
+"""The cases that are timed in training: a plain step, ours and, in `rivals.py`, those of others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

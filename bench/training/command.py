@@ -33,7 +33,7 @@ SLOW = 10
 """Cases this many times slower than plain run in every fourth round only."""
 
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-"""Of parameters and inputs: what is usual there."""
+"""Those of parameters and inputs that are usual there."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,7 +126,7 @@ def _try(
     except Exception as problem:
         if case.kind != "rival":
             raise
-        # What others cannot do, they say with all kinds of exceptions.
+        # Others say what they cannot do with all kinds of exceptions.
         return None, None, f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"
     if error > limit:
         return None, error, f"wrong: error {error:.1e}"

@@ -16,7 +16,7 @@ Outputs = dict[str, Tensor]
 """Statistics by name."""
 
 FIRST = 16
-"""Of how many examples whole gradients are kept, for dot products."""
+"""So many examples keep their whole gradients, for dot products."""
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Allowed error over the largest value, by dtype; for sign sums, allowed share of wrong signs."""
@@ -36,7 +36,7 @@ class Truth(NamedTuple):
 
     @classmethod
     def of(cls, task: Task) -> "Truth":
-        """Of a task, whose model keeps its gradients."""
+        """The truth of a task, whose model keeps its gradients."""
         batch, rows, norms = len(task.y), [], []
         parameters = list(task.model.parameters())
         size = sum(p.numel() for p in parameters)
@@ -81,7 +81,7 @@ class Truth(NamedTuple):
 
 
 def _aggregates(values: Tensor, norms: Tensor) -> Outputs:
-    """What the rules of `cases.py` make of values `[B, N]` of examples with these norms."""
+    """The aggregates of `cases.py`, from values `[B, N]` of examples with these norms."""
     ordered = values.sort(dim=0).values
     means = torch.stack([group.mean(0) for group in values.tensor_split(3)])
     return {
