@@ -150,7 +150,7 @@ def say(row: Row) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = options.measuring("headline", __doc__, device="cuda")
+    parser = options.measuring("headline", __doc__, device="cuda", kept=True)
     parser.add_argument("--first", type=int, metavar="N", help="only so many figures")
     given = parser.parse_args(argv)
     out = given.out or results.file_for("headline", given.device, "jsonl")

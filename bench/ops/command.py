@@ -74,7 +74,7 @@ def _say(row: Row) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.measuring("ops", __doc__, device="cpu")
+    parser = options.measuring("ops", __doc__, device="cpu", kept=True)
     parser.add_argument("--ops", nargs="+", metavar="OP", help="only these")
     parser.add_argument(
         "--dtype",

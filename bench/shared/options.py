@@ -17,12 +17,16 @@ def parser(command: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def measuring(
-    command: str, about: str | None, device: str | None = None
+    command: str, about: str | None, device: str | None = None, kept: bool = False
 ) -> argparse.ArgumentParser:
-    """The same with `--quick`, `--out` and, if there is a usual one, `--device`."""
+    """The same with `--quick`, `--out` and, if there is a usual one, `--device`.
+
+    Without `--out`, results that are `kept` go to the folder of those.
+    """
     found = parser(command, about)
     if device:
         found.add_argument("--device", choices=("cpu", "cuda"), default=device)
     found.add_argument("--quick", action="store_true", help="the least there is, to try it")
-    found.add_argument("--out", type=Path, help="file for the results")
+    usual = "a file for this machine in bench/results/" if kept else "none"
+    found.add_argument("--out", type=Path, help=f"file for the results; default: {usual}")
     return found

@@ -152,7 +152,7 @@ def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.measuring("training", __doc__, device="cpu")
+    parser = options.measuring("training", __doc__, device="cpu", kept=True)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
