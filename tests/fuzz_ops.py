@@ -25,8 +25,8 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced, specs
+from pycoherence.ops.core.outputs import mask
 from pycoherence.ops.core.spec import accumulate_dtype, tensors_of
-from pycoherence.ops.family.reduce import mask
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS = ("normal",) * 6 + ("whole", "whole", "sparse", "offset", "large", "small", "decades")

@@ -29,7 +29,7 @@ from aot_calls import KINDS, calls
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from pycoherence.ops.family.reduce import mask
+from pycoherence.ops.core.outputs import mask
 from pycoherence.triton_kernels.launch import tape
 from pycoherence.triton_kernels.launch.together import together
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops import Reduced
+from pycoherence.ops.core.outputs import mask
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.reduce import mask
 
 NORMS, SUM, BOTH = ("sq_norms",), ("weighted_sum",), ("sq_norms", "weighted_sum")
 MOMENTS, ALL = (*BOTH, "second_moment"), Reduced._fields

@@ -3,6 +3,7 @@
 A float32 sum is one of sums over up to 512 numbers, so that a million positions do not drift.
 """
 
+from collections.abc import Set
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ def affine_reduce(
     rstd: Tensor | None,
     coef: Tensor | None,
     direction: Tensor | None,
-    want: int,
+    wanted: Set[str],
     request: SumRequest,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
@@ -35,7 +36,7 @@ def affine_reduce(
     """
     alone = x is None and g.shape[1] == 1
     rows = g if alone else _sums(g, x, mean, rstd)
-    return finish.rows(rows, g, coef, direction, want, request)
+    return finish.rows(rows, g, coef, direction, wanted, request)
 
 
 class Plan(NamedTuple):

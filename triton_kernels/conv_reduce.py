@@ -6,12 +6,14 @@ of positions, even where these are few: it would save time for norms alone, and 
 wants the weight gradient from the same pass.
 """
 
+from collections.abc import Set
+
 from torch import Tensor
 
 from pycoherence.ops.conv_reduce import like
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.engine.outputs import reduced
-from pycoherence.triton_kernels.launch.finish import GRAM, Completed, Finish, SumRequest
+from pycoherence.triton_kernels.launch.finish import Completed, Finish, SumRequest
 from pycoherence.triton_kernels.rows.materialised import gram_of_tiles
 
 
@@ -26,7 +28,7 @@ def conv_reduce(
     groups: int,
     coef: Tensor | None,
     direction: Tensor | None,
-    want: int,
+    wanted: Set[str],
     request: SumRequest,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
@@ -41,8 +43,8 @@ def conv_reduce(
     shape = like(x, g, *options)[1]
     out = [
         each.view(shape) if each is not None and each.shape == factors.shape else each
-        for each in reduced(factors, coef, direction, want, request, finish)
+        for each in reduced(factors, coef, direction, wanted, request, finish)
     ]
-    if want & GRAM:
+    if "gram" in wanted:
         out[-1] = gram_of_tiles(factors)
     return tuple(out)

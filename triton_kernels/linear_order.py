@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pycoherence.ops.family.reduce import mask_of
+from pycoherence.ops.core.outputs import mask_of
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.linear_reduce import linear_reduce
 from pycoherence.triton_kernels.rows.order import agreed, ordered, shares_of

@@ -6,8 +6,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
+from pycoherence.ops.core.outputs import Reduced, zero_outputs
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.reduce import Reduced, reduce_zeros
 from pycoherence.triton_kernels.engine.cost import from_engine
 from pycoherence.triton_kernels.engine.factors import Factors, tile_of
 from pycoherence.triton_kernels.engine.outputs import one_pass, with_sum_dots
@@ -27,7 +27,7 @@ def linear_reduce(
     g: Tensor,
     coef: Tensor | None,
     direction: Tensor | None,
-    want: int,
+    wanted: Set[str],
     request: SumRequest,
     finish: Finish,
 ) -> tuple[Tensor | None, ...]:
@@ -38,13 +38,12 @@ def linear_reduce(
         g: `[B, T, O]`.
         coef: `[B]` or `None`.
         direction: `[O, I]` or `None`.
-        want: Mask of wanted outputs.
+        wanted: Names of the outputs.
         request: How the weighted sum is wanted.
         finish: Completes the outputs.
     """
-    wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
     if not x.numel() or not g.numel():
-        return reduce_zeros(g, (g.shape[2], x.shape[2]), want)
+        return zero_outputs(g, (g.shape[2], x.shape[2]), wanted)
     run = partial(_without_sum, x, g)
     found = with_sum_dots(run, wanted - {"gram"}, coef, direction, request, finish)
     if "gram" in wanted:

@@ -10,9 +10,9 @@ import pkgutil
 from typing import TYPE_CHECKING
 
 from pycoherence.ops.core.dispatch import BACKENDS, backend
+from pycoherence.ops.core.outputs import Reduced
 from pycoherence.ops.core.register import specs
 from pycoherence.ops.core.workspace import set_workspace, workspace
-from pycoherence.ops.family.reduce import Reduced
 
 __all__ = ["BACKENDS", "Reduced", "backend", "set_workspace", "specs", "workspace"]
 

@@ -8,17 +8,10 @@ from torch import Tensor
 
 from pycoherence.ops.core.call import call
 from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.outputs import Reduced, mask, unpack
 from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.reduce import (
-    Reduced,
-    check_factors,
-    mask,
-    randn,
-    reduce_reference,
-    reduce_spec,
-    unpack,
-)
+from pycoherence.ops.family.reduce import check_factors, randn, reduce_reference, reduce_spec
 
 
 def embedding_reduce(

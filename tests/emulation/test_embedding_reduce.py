@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
+from pycoherence.ops.core.outputs import mask, unpack
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.reduce import mask, unpack
 
 ALL = tuple(name for name in Reduced._fields if name != "gram")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import pycoherence as pc
 from pycoherence.ops.core.dispatch import fastest
+from pycoherence.ops.core.outputs import mask
 from pycoherence.ops.core.spec import tensors_of
-from pycoherence.ops.family.reduce import mask
 
 pytestmark = pytest.mark.gpu
 

@@ -12,8 +12,9 @@ from torch import Tensor
 import pycoherence as pc
 from pycoherence.ops import Reduced
 from pycoherence.ops.conv_reduce import materialise as gradients
+from pycoherence.ops.core.outputs import mask
 from pycoherence.ops.family.conv import positions_out
-from pycoherence.ops.family.reduce import mask, randn
+from pycoherence.ops.family.reduce import randn
 from pycoherence.triton_kernels.engine.factors import Factors, reduce
 from pycoherence.triton_kernels.rows.materialised import materialise
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
+from pycoherence.ops.core.outputs import mask
 from pycoherence.ops.family.conv import positions_out
-from pycoherence.ops.family.reduce import mask
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.rows import depthwise
 from pycoherence.triton_kernels.rows.depthwise import gradients_in_parts, plan

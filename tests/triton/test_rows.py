@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
+from pycoherence.ops.core.outputs import names_of
 from pycoherence.ops.core.spec import accumulate_dtype, tensors_of
 from pycoherence.triton_kernels.affine_reduce import affine_reduce, plan
 from pycoherence.triton_kernels.launch import finish
@@ -56,7 +57,7 @@ def test_every_subset_of_outputs(parts: int) -> None:
         tail = (coef if want & 36 else None, direction if want & 2 else None, want)
         expected = SPEC.reference(*in_float64((rows, None, None, None, *tail)))
         finish = Finish()
-        found = finish.rows(rows, rows, *tail)
+        found = finish.rows(rows, rows, *tail[:2], names_of(want))
         finish.run()
         assert_reduced_close(found, expected, 1e-5, f"{want:07b}")
 

@@ -10,7 +10,7 @@ from backends import TOLERANCE, assert_close
 from torch import Tensor, nn
 
 import pycoherence as pc
-from pycoherence.ops.family.reduce import mask
+from pycoherence.ops.core.outputs import mask
 from pycoherence.statistics import Statistic
 from pycoherence.triton_kernels.affine_reduce import affine_reduce
 from pycoherence.triton_kernels.launch import finish

@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pycoherence.ops.core.outputs import Reduced, zero_outputs
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.reduce import Reduced, reduce_zeros
 from pycoherence.triton_kernels.engine.factors import Factors, reduce
-from pycoherence.triton_kernels.launch.finish import GRAM, Finish, SumRequest, finished
+from pycoherence.triton_kernels.launch.finish import Finish, SumRequest, finished
 from pycoherence.triton_kernels.rows.depthwise import gradients_in_parts
 from pycoherence.triton_kernels.rows.materialised import row_parts, rows_of
 
@@ -20,7 +20,7 @@ def reduced(
     factors: Factors,
     coef: Tensor | None,
     direction: Tensor | None,
-    want: int,
+    wanted: Set[str],
     request: SumRequest,
     finish: Finish,
 ) -> list[Tensor | None]:
@@ -32,21 +32,20 @@ def reduced(
         factors: Those of one batch.
         coef: The weights of the sum, `[B]`, or `None`.
         direction: Parameter-shaped.
-        want: Mask of wanted outputs.
+        wanted: Names of the outputs.
         request: How the weighted sum is wanted.
         finish: Completes them.
 
     Returns:
         The outputs in the order of `Reduced`, sums `[O, K]`; `None` for `gram` and unwanted ones.
     """
-    want &= ~GRAM
+    wanted = wanted - {"gram"}
     if factors.empty:
-        return list(reduce_zeros(factors.g, factors.shape, want))
-    if not want:
+        return list(zero_outputs(factors.g, factors.shape, wanted))
+    if not wanted:
         return [None] * len(Reduced._fields)
     if factors.narrow:
-        return _of_rows(factors, coef, direction, want, request, finish)
-    wanted = {name for i, name in enumerate(Reduced._fields) if want >> i & 1}
+        return _of_rows(factors, coef, direction, wanted, request, finish)
     run = partial(one_pass, factors)
     found = with_sum_dots(run, wanted, coef, direction, request, finish)
     return [found[name] if name in wanted else None for name in Reduced._fields]
@@ -113,7 +112,7 @@ def _of_rows(
     factors: Factors,
     coef: Tensor | None,
     direction: Tensor | None,
-    want: int,
+    wanted: Set[str],
     request: SumRequest,
     finish: Finish,
 ) -> list[Tensor | None]:
@@ -125,7 +124,7 @@ def _of_rows(
     def of_part(part: slice, request: SumRequest, finish: Finish) -> tuple[Tensor | None, ...]:
         rows = gradients_in_parts(rows_of(factors, part))
         v = None if along is None else along[part].flatten()
-        return finish.rows(rows, factors.g, coef, v, want, request)
+        return finish.rows(rows, factors.g, coef, v, wanted, request)
 
     if len(parts) == 1:
         outputs = of_part(parts[0], request, finish)

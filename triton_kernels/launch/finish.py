@@ -1,6 +1,6 @@
 """The last launch of reductions: what other launches left to add up, of several ops at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pycoherence.ops.core.chunks import mirrored, products
+from pycoherence.ops.core.outputs import empty_outputs, names_of
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.reduce import mask, reduce_fake
 from pycoherence.triton_kernels.launch.device import launch
 from pycoherence.triton_kernels.launch.host import cdiv, power_of_two
 from pycoherence.triton_kernels.launch.tape import taped
@@ -33,8 +33,6 @@ _TASKS = 8
 # The next round may need what one adds up: sums of parts, then dots with the sum of gradients, then
 # sums of their parts.
 _FIRST, _SECOND, _THIRD, _LAST = range(4)
-
-_WEIGHTED_SUM, _SUM_DOTS, GRAM = (mask((name,)) for name in ("weighted_sum", "sum_dots", "gram"))
 
 
 class SumRequest:
@@ -127,7 +125,7 @@ class Finish:
         g: Tensor,
         coef: Tensor | None,
         direction: Tensor | None,
-        want: int,
+        wanted: Set[str],
         request: SumRequest | None = None,
     ) -> tuple[Tensor | None, ...]:
         """The outputs of a `*_reduce` op whose gradients are rows.
@@ -137,17 +135,18 @@ class Finish:
             g: Output gradient; tells the dtypes.
             coef: `[B]` or `None`.
             direction: `[C]` or `None`.
-            want: Mask of wanted outputs.
+            wanted: Names of the outputs.
             request: How the sum is wanted; in the accumulation dtype if `sum_dots` are.
         """
         acc, request = accumulate_dtype(g.dtype), request or SumRequest()
-        if rows.shape[1] > PARTS or want & GRAM:
+        if rows.shape[1] > PARTS or "gram" in wanted:
             rows = rows.sum(1, keepdim=True, dtype=acc)
         batch, _, channels = rows.shape
-        sq_norms, dots, _, second_moment, sign_sum, sum_dots, gram = reduce_fake(
-            g, (channels,), want & ~_WEIGHTED_SUM
+        sq_norms, dots, _, second_moment, sign_sum, sum_dots, gram = empty_outputs(
+            g, (channels,), wanted - {"weighted_sum"}
         )
-        whole = request.empty(g, (channels,)) if want & (_WEIGHTED_SUM | _SUM_DOTS) else None
+        summed = not wanted.isdisjoint(("weighted_sum", "sum_dots"))
+        whole = request.empty(g, (channels,)) if summed else None
         long, many = cdiv(channels, _LONGEST), max(1, cdiv(batch, _MOST))
         one = many == 1 and whole is not None
         norms = request.norms_of(g, cdiv(channels, _CHANNELS)) if one else None
@@ -163,7 +162,7 @@ class Finish:
             self._rounds[_THIRD].append(_Rows(rows, None, whole, dots=again))
         if gram is not None:
             gram.copy_(mirrored(products(rows, rows)))
-        weighted_sum = whole if want & _WEIGHTED_SUM else None
+        weighted_sum = whole if "weighted_sum" in wanted else None
         return sq_norms, dots, weighted_sum, second_moment, sign_sum, sum_dots, gram
 
     def _in_parts(
@@ -209,23 +208,29 @@ def finished(begin: Callable[..., Any], *args: Any) -> Any:
 
 
 class Completed:
-    """An op whose outputs are complete when it returns.
+    """A `*_reduce` op whose outputs are complete when it returns.
 
-    Attributes:
-        begin: The same, which takes a `SumRequest` and a `Finish` after the arguments of the op,
-            and whose outputs this `Finish` completes.
+    It is made of a function that takes the names of the outputs in place of their mask, and then a
+    `SumRequest`, and a `Finish` that is to complete them.
     """
 
-    def __init__(self, begin: Callable[..., tuple[Tensor | None, ...]]) -> None:
-        self.begin = begin
-        self.__doc__ = begin.__doc__
+    def __init__(self, function: Callable[..., tuple[Tensor | None, ...]]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
 
     def __call__(self, *args: Any) -> tuple[Tensor | None, ...]:
         """The outputs of the op."""
         return taped(self._complete, args)
 
     def _complete(self, *args: Any) -> tuple[Tensor | None, ...]:
-        return finished(self.begin, *args, SumRequest())
+        return finished(self.begin, args, SumRequest())
+
+    def begin(
+        self, args: Sequence[Any], request: SumRequest, finish: Finish
+    ) -> tuple[Tensor | None, ...]:
+        """The outputs for the arguments of the op, which `finish` completes."""
+        *rest, want = args
+        return self._function(*rest, names_of(want), request, finish)
 
 
 def _run(tasks: Sequence[_Sum | _Rows]) -> None:

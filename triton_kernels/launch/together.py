@@ -37,8 +37,7 @@ def _together(
     finish = Finish()
     requests = [SumRequest(dtype, norms) for dtype in dtypes]
     found = [
-        op.begin(*args, request, finish)
-        for (op, args), request in zip(calls, requests, strict=True)
+        op.begin(args, request, finish) for (op, args), request in zip(calls, requests, strict=True)
     ]
     finish.run()
     return [(outputs, request.norms) for outputs, request in zip(found, requests, strict=True)]

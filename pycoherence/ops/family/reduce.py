@@ -1,68 +1,28 @@
-"""The outputs shared by every `*_reduce` op: names, checks, reference and fake kernel."""
+"""The parts that every `*_reduce` op shares: checks, reference, fake kernel and samples."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pycoherence.ops.core.chunks import Chunks, mirrored
+from pycoherence.ops.core.outputs import (
+    Reduced,
+    empty_outputs,
+    mask,
+    mask_of,
+    names_of,
+    unpack,
+    zero_outputs,
+)
 from pycoherence.ops.core.spec import FLOAT_DTYPES, OpSpec, accumulate_dtype
 
 _TAIL = (
     "Tensor? coef, Tensor? direction, int want) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-
-class Reduced(NamedTuple):
-    """Reductions over the per-example gradients `G_b` of one parameter; `None` where not wanted.
-
-    All are float32, or float64 for float64 inputs.
-
-    Attributes:
-        sq_norms: `[B]`, the squared norms `||G_b||^2`.
-        dots: `[B]`, the dot products `<G_b, direction>`.
-        weighted_sum: Parameter-shaped, `sum_b coef_b G_b` (`coef_b = 1` if none is given). An
-            example whose coefficient is exactly zero is left out, even if its gradient is not
-            finite.
-        second_moment: Parameter-shaped, `sum_b G_b^2` per coordinate.
-        sign_sum: Parameter-shaped, `sum_b sign(G_b)` per coordinate, NaN where a `G_b` is NaN.
-        sum_dots: `[B]`, the dot products `<G_b, weighted_sum>`.
-        gram: `[B, B]`, the dot products `<G_b, G_c>`.
-    """
-
-    sq_norms: Tensor | None = None
-    dots: Tensor | None = None
-    weighted_sum: Tensor | None = None
-    second_moment: Tensor | None = None
-    sign_sum: Tensor | None = None
-    sum_dots: Tensor | None = None
-    gram: Tensor | None = None
-
-
-def mask(want: Sequence[str]) -> int:
-    """The `want` argument of the schemas: bit i is set iff field i of `Reduced` is wanted."""
-    if isinstance(want, str):
-        raise TypeError(f"expected want to be a tuple of names such as ({want!r},), got a string")
-    return mask_of(tuple(want))
-
-
-@functools.cache
-def mask_of(want: tuple[str, ...]) -> int:
-    """The mask of a tuple; see `mask`."""
-    unknown = [name for name in want if name not in Reduced._fields]
-    if unknown or not want:
-        raise ValueError(
-            f"expected want to name some of {', '.join(Reduced._fields)}, got {want!r}"
-        )
-    return sum(1 << i for i, name in enumerate(Reduced._fields) if name in want)
-
-
-unpack = Reduced._make
-"""Gives the outputs of an op their names."""
 
 
 def check_factors(op: str, **tensors: Tensor) -> None:
@@ -90,10 +50,11 @@ def check_tail(
     want: int,
 ) -> None:
     """Check `coef`, `direction` and `want` for a parameter of `shape` and the batch of `g`."""
-    names = Reduced._fields
-    if not 0 < want < 1 << len(names):
-        raise ValueError(f"{op}: expected want to be a mask of {len(names)} bits, got {want}")
-    if direction is None and want >> names.index("dots") & 1:
+    bits = len(Reduced._fields)
+    if not 0 < want < 1 << bits:
+        raise ValueError(f"{op}: expected want to be a mask of {bits} bits, got {want}")
+    wanted = names_of(want)
+    if direction is None and "dots" in wanted:
         raise ValueError(f"{op}: 'dots' is wanted but no direction was given")
     for value, name, outputs, expected in (
         (coef, "coef", ("weighted_sum", "sum_dots"), (g.shape[0],)),
@@ -101,7 +62,7 @@ def check_tail(
     ):
         if value is None:
             continue
-        if not any(want >> names.index(output) & 1 for output in outputs):
+        if wanted.isdisjoint(outputs):
             raise ValueError(
                 f"{op}: {name} was given but {outputs[0]!r} is not wanted; add it to want"
             )
@@ -136,7 +97,7 @@ def reduce_reference(
         The outputs in the order of `Reduced`; `None` where not wanted.
     """
     gradients, parts = chunks.gradients, chunks.parts
-    outputs = reduce_zeros(g, shape, want)
+    outputs = zero_outputs(g, shape, names_of(want))
     out = unpack(outputs)
     total = torch.zeros((), dtype=accumulate_dtype(g.dtype), device=g.device).expand(*shape)
     for part in parts:
@@ -171,21 +132,6 @@ def _scale(rows: Tensor, coef: Tensor) -> Tensor:
     return torch.where(coef == 0, torch.zeros_like(rows), coef * rows)
 
 
-def reduce_fake(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
-    """Uninitialised outputs of the right shapes and dtypes, `None` where not wanted."""
-    dtype = accumulate_dtype(g.dtype)
-    batch, parameter = (g.shape[0],), tuple(shape)
-    sizes = (batch, batch, parameter, parameter, parameter, batch, batch * 2)
-    return tuple(
-        g.new_empty(size, dtype=dtype) if want >> i & 1 else None for i, size in enumerate(sizes)
-    )
-
-
-def reduce_zeros(g: Tensor, shape: Sequence[int], want: int) -> tuple[Tensor | None, ...]:
-    """Outputs like those of `reduce_fake`, filled with zeros."""
-    return tuple(None if x is None else x.zero_() for x in reduce_fake(g, shape, want))
-
-
 def _tails(
     batch: int, shape: Sequence[int], device: torch.device | str, dtype: torch.dtype
 ) -> Iterator[tuple[Any, ...]]:
@@ -196,7 +142,7 @@ def _tails(
     direction = randn(*shape, device=device, dtype=acc, seed=11)
     yield coef, direction, everything
     for name in Reduced._fields:
-        yield None, direction if name == "dots" else None, mask((name,))
+        yield None, direction if name == "dots" else None, mask_of((name,))
 
 
 def reduce_spec(
@@ -228,7 +174,7 @@ def reduce_spec(
         check_tail(name, *like(*args[:-3]), *args[-3:])
 
     def fake(*args: Any) -> tuple[Tensor | None, ...]:
-        return reduce_fake(*like(*args[:-3]), args[-1])
+        return empty_outputs(*like(*args[:-3]), names_of(args[-1]))
 
     def samples(device: torch.device | str, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
         for sample in heads(device, dtype):
