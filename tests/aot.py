@@ -9,7 +9,6 @@ wait for the GPU, fails.
 """
 
 import argparse
-import importlib
 import json
 import re
 import subprocess
@@ -25,7 +24,7 @@ import torch
 from aot_calls import KINDS, TOGETHER, calls
 
 import pycoherence as pc
-from pycoherence.ops.core.dispatch import unavailable
+from pycoherence.ops.core.dispatch import kernel_of, unavailable
 from pycoherence.triton_kernels.launch.together import together
 
 
@@ -129,7 +128,7 @@ def function_of(op: str) -> Any:
     """The op, or several `together`, from Triton kernels."""
     if op == TOGETHER:
         return together
-    return getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
+    return kernel_of(pc.ops.specs[op], "triton")
 
 
 def compile_op(op: str, kind: str, capability: int) -> list[Row]:

@@ -210,6 +210,15 @@ def test_no_twelve_lines_stand_in_two_files() -> None:
             assert other == path, f"{short(other)} and {short(path)} share {window[0]!r} and on"
 
 
+@pytest.mark.parametrize("path", KERNELS, ids=short)
+def test_kernels_call_no_ops(path: Path) -> None:
+    """Ops call kernels, which get what they need of another op as an argument."""
+    for name in imports(path, ast.parse(path.read_text())):
+        if name.startswith("pycoherence.") and "triton_kernels" not in name:
+            assert re.match(r"pycoherence\.ops\.(core|family)\.", name), name
+            assert not re.match(r"pycoherence\.ops\.core\.(dispatch|register)", name), name
+
+
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

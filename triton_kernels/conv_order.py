@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from pycoherence.ops.conv_reduce import like
+from pycoherence.ops.family.conv import conv_shape
 from pycoherence.triton_kernels.engine.factors import Factors
-from pycoherence.triton_kernels.rows.order import ordered
+from pycoherence.triton_kernels.rows.order import Helper, ordered
 
 
 def conv_order(
@@ -18,6 +18,8 @@ def conv_order(
     rule: str,
     k: float,
     drop: bool,
+    *,
+    helper: Helper,
 ) -> Tensor:
     """The output of `conv_order`, as its schema says; see `rows.order.ordered`.
 
@@ -25,5 +27,5 @@ def conv_order(
     allowed, of its rounding.
     """
     options = (kernel_size, stride, padding, dilation, groups)
-    found = ordered(Factors.of_conv(x, g, *options), rule, k, drop)
-    return found.view(like(x, g, *options)[1])
+    found = ordered(Factors.of_conv(x, g, *options), rule, k, drop, helper)
+    return found.view(conv_shape(x, g, kernel_size, groups))

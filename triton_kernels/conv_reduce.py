@@ -10,7 +10,7 @@ from collections.abc import Set
 
 from torch import Tensor
 
-from pycoherence.ops.conv_reduce import like
+from pycoherence.ops.family.conv import conv_shape
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.engine.outputs import reduced
 from pycoherence.triton_kernels.launch.finish import Completed, Finish, SumRequest
@@ -40,7 +40,7 @@ def conv_reduce(
     """
     options = (kernel_size, stride, padding, dilation, groups)
     factors = Factors.of_conv(x, g, *options)
-    shape = like(x, g, *options)[1]
+    shape = conv_shape(x, g, kernel_size, groups)
     out = [
         each.view(shape) if each is not None and each.shape == factors.shape else each
         for each in reduced(factors, coef, direction, wanted, request, finish)

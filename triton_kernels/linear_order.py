@@ -5,10 +5,12 @@ from torch import Tensor
 from pycoherence.ops.core.outputs import mask_of
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.linear_reduce import linear_reduce
-from pycoherence.triton_kernels.rows.order import agreed, ordered, shares_of
+from pycoherence.triton_kernels.rows.order import Helper, agreed, ordered, shares_of
 
 
-def linear_order(x: Tensor, g: Tensor, rule: str, k: float, drop: bool) -> Tensor:
+def linear_order(
+    x: Tensor, g: Tensor, rule: str, k: float, drop: bool, *, helper: Helper
+) -> Tensor:
     """The output of `linear_order`, as its schema says; see `rows.order.ordered`.
 
     Its errors stay below 1e-5 of the largest number, 1e-12 for float64; with TensorFloat-32
@@ -21,7 +23,7 @@ def linear_order(x: Tensor, g: Tensor, rule: str, k: float, drop: bool) -> Tenso
         assert mean is not None
         assert signs is not None
         return agreed(mean, signs, len(x), k)
-    return ordered(Factors.of_linear(x, g), rule, k, drop)
+    return ordered(Factors.of_linear(x, g), rule, k, drop, helper)
 
 
 _MEAN_AND_SIGNS = mask_of(("weighted_sum", "sign_sum"))

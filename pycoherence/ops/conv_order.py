@@ -9,6 +9,7 @@ from torch import Tensor
 from pycoherence.ops.conv_reduce import check, heads, like, materialise
 from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.core.register import register
+from pycoherence.ops.dense_order import row_order
 from pycoherence.ops.family.conv import per_dim, resolve_padding
 from pycoherence.ops.family.order import order, order_reference, order_spec
 from pycoherence.ops.family.reduce import randn
@@ -116,5 +117,6 @@ SPEC = register(
         like=like,
         reference=_reference,
         heads=_heads,
+        helper=row_order,
     )
 )

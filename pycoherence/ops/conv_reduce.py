@@ -12,7 +12,7 @@ from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.core.outputs import Reduced, mask, unpack
 from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.conv import patches, per_dim, positions_out, resolve_padding
+from pycoherence.ops.family.conv import conv_shape, patches, per_dim, positions_out, resolve_padding
 from pycoherence.ops.family.reduce import check_factors, randn, reduce_reference, reduce_spec
 
 
@@ -159,7 +159,7 @@ def like(
     groups: int,
 ) -> tuple[Tensor, tuple[int, ...]]:
     """The output gradient and the shape of the weight."""
-    return g, (g.shape[1], x.shape[1] // groups, *kernel_size)
+    return g, conv_shape(x, g, kernel_size, groups)
 
 
 def materialise(

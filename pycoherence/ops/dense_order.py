@@ -1,6 +1,6 @@
 """Robust aggregates of gradients that are there already, one row for each example."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.dispatch import fastest
 from pycoherence.ops.core.register import register
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.ops.family.order import order, order_reference, order_spec
+from pycoherence.ops.family.order import BYTES_BESIDE, order, order_reference, order_spec
 from pycoherence.ops.family.reduce import check_factors, randn
 
 
@@ -111,3 +112,14 @@ SPEC = register(
         heads=_heads,
     )
 )
+
+
+def row_order(
+    rows: Tensor, rule: str, k: float, drop: bool
+) -> tuple[Callable[[Tensor, str, float, bool], Tensor], int]:
+    """The implementation for such rows, and the bytes that it takes for each number beside it.
+
+    It is the helper of kernels in Triton that make rows.
+    """
+    found = fastest(SPEC, rows.device.type, (rows, rule, k, drop)).kernel
+    return found, BYTES_BESIDE if found is SPEC.reference else 0

@@ -8,6 +8,7 @@ from torch import Tensor
 from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.core.dispatch import unavailable
 from pycoherence.ops.core.register import register
+from pycoherence.ops.dense_order import row_order
 from pycoherence.ops.family.order import order, order_reference, order_spec
 from pycoherence.ops.family.reduce import randn
 from pycoherence.ops.linear_reduce import check, heads, like, materialise
@@ -98,5 +99,6 @@ SPEC = register(
         reference=_reference,
         heads=_heads,
         supports={"native": _native},
+        helper=row_order,
     )
 )

@@ -1,11 +1,11 @@
 """Rules over the gradients of examples by coordinate, from what the tile engine gives."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from pycoherence.ops.core.dispatch import fastest
-from pycoherence.ops.dense_order import SPEC
-from pycoherence.ops.family.order import BYTES_BESIDE, order_fake
+from pycoherence.ops.family.order import order_fake
 from pycoherence.triton_kernels.engine.factors import Factors, reduce
 from pycoherence.triton_kernels.rows.materialised import materialise, row_parts, rows_of
 
@@ -13,19 +13,24 @@ from pycoherence.triton_kernels.rows.materialised import materialise, row_parts,
 _MOST_PARTS = 65535
 
 
-def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
+Helper = Callable[..., tuple[Callable[..., Tensor], int]]
+"""From rows, rule, `k` and `drop`: what reduces such rows, and the bytes it takes for a number."""
+
+
+def ordered(factors: Factors, rule: str, k: float, drop: bool, helper: Helper) -> Tensor:
     """The aggregate of a batch of gradients, `[O, K]`.
 
     Two rules take sums from the engine and no single gradient: the median of means, whose groups
     are the engine's parts, and sign agreement. For the others, where values are left out, and for
     gradients that are `narrow`, these are materialised, as many rows of the parameter at a time as
-    the workspace holds, and handed to `dense_order`.
+    the workspace holds, and handed to what the `helper` gives.
 
     Args:
         factors: Of the batch.
         rule: As of the op; so are the others.
         k: Number of the rule.
         drop: Whether values that are not finite are left out.
+        helper: See `Helper`.
     """
     from_sums = not (drop or factors.narrow)
     if from_sums and rule == "sign_agreement" and not factors.empty:
@@ -39,8 +44,7 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool) -> Tensor:
     if means:
         groups, rule, k = int(k), "median", 0
     shares = shares_of(factors.g, groups)
-    aggregate = fastest(SPEC, out.device.type, (factors.g, rule, k, drop)).kernel
-    beside = BYTES_BESIDE if aggregate is SPEC.reference else 0
+    aggregate, beside = helper(factors.g, rule, k, drop)
     for part in row_parts(factors, groups * (out.itemsize + beside)):
         rows = rows_of(factors, part)
         values = _sums(rows, shares, groups) if means else materialise(rows)

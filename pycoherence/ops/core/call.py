@@ -55,7 +55,7 @@ def _settled(op: str, device: str) -> Callable[..., Any] | None:
     """The kernel that runs for all arguments if no backend is forced; `None` if they matter."""
     fast = dispatch.fast_backends(op, device)
     settled = fast and fast[0] not in specs[op].supports
-    return dispatch.kernel_of(op, fast[0]) if settled else None
+    return dispatch.kernel_of(op, fast[0], specs[op].helper) if settled else None
 
 
 def _kernel_for(op: str, device: str, args: tuple[Any, ...]) -> Callable[..., Any]:

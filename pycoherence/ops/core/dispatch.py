@@ -184,7 +184,7 @@ def fastest(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Backend:
     """
     for name in fast_backends(spec.name, device):
         if name not in spec.supports or spec.supports[name](*args) is None:
-            return Backend(name, kernel_of(spec.name, name))
+            return Backend(name, kernel_of(spec.name, name, spec.helper))
     return Backend("reference", spec.reference)
 
 
@@ -205,7 +205,7 @@ def select(spec: OpSpec, device: str, args: tuple[Any, ...]) -> Backend:
         return Backend("reference", spec.reference)
     reason = _reason(spec, _forced, device, args)
     if reason is None:
-        return Backend(_forced, kernel_of(spec.name, _forced))
+        return Backend(_forced, kernel_of(spec.name, _forced, spec.helper))
     raise RuntimeError(
         f"{spec.name}: backend {_forced!r} was asked for but cannot run this call: "
         f"{reason}. Use pc.backend(None) to let the library choose."
@@ -231,8 +231,9 @@ def _report_missing_library(device: str, reason: str) -> None:
 
 
 @functools.cache
-def kernel_of(op: str, name: str) -> Callable[..., Any]:
-    """The function of a backend that has the op."""
+def kernel_of(op: str, name: str, helper: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The function of a backend that has the op; `helper` is as in `OpSpec`."""
     if name == "native":
         return getattr(getattr(torch.ops, NATIVE_NAMESPACE), op).default
-    return getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
+    kernel = getattr(importlib.import_module(f"pycoherence.triton_kernels.{op}"), op)
+    return kernel if helper is None else functools.partial(kernel, helper=helper)

@@ -26,6 +26,8 @@ class OpSpec:
         supports: Backend name to a function of the arguments that returns why the backend
             cannot run them, or `None`. A backend that is not named accepts all that `check` does.
         dtypes: Dtypes that `samples` can be asked for.
+        helper: Goes to a Triton kernel as its argument `helper`, for the part of its work that is
+            another op's: kernels call no ops.
     """
 
     schema: str
@@ -35,6 +37,7 @@ class OpSpec:
     samples: Callable[[torch.device | str, torch.dtype], Iterable[tuple[Any, ...]]]
     supports: Mapping[str, Callable[..., str | None]] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES
+    helper: Callable[..., Any] | None = None
 
     @property
     def name(self) -> str:

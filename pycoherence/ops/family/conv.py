@@ -66,3 +66,8 @@ def patches(
     for dim, (k, step, d) in enumerate(zip(kernel_size, stride, dilation, strict=True), start=2):
         x = x.unfold(dim, d * (k - 1) + 1, step)[..., ::d]
     return x
+
+
+def conv_shape(x: Tensor, g: Tensor, kernel_size: Sequence[int], groups: int) -> tuple[int, ...]:
+    """The shape of the weight."""
+    return g.shape[1], x.shape[1] // groups, *kernel_size

@@ -89,6 +89,7 @@ def order_spec(
     reference: Callable[..., Tensor],
     heads: Callable[[torch.device | str, torch.dtype], Iterable[tuple[Any, ...]]],
     supports: Mapping[str, Callable[..., str | None]] = MappingProxyType({}),
+    helper: Callable[..., Any] | None = None,
 ) -> OpSpec:
     """The `OpSpec` of a `*_order` op.
 
@@ -102,6 +103,7 @@ def order_spec(
         reference: As in `OpSpec`.
         heads: Samples of the head, from device and dtype.
         supports: As in `OpSpec`.
+        helper: As in `OpSpec`.
     """
     name = head.partition("(")[0]
 
@@ -118,4 +120,5 @@ def order_spec(
             for tail in _tails(len(like(*sample)[0])):
                 yield (*sample, *tail)
 
-    return OpSpec(f"{head}, {_TAIL}", check_all, reference, fake, samples, supports)
+    schema = f"{head}, {_TAIL}"
+    return OpSpec(schema, check_all, reference, fake, samples, supports, helper=helper)
