@@ -39,7 +39,7 @@ def affine_reduce(
     return finish.rows(rows, g, coef, direction, wanted, request)
 
 
-class Plan(NamedTuple):
+class AffineTiles(NamedTuple):
     """How the work is divided.
 
     Attributes:
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 _TILE = 2048
 
 
-def plan(g: Tensor) -> Plan:
+def affine_tiles(g: Tensor) -> AffineTiles:
     """Tiles lie along what is contiguous in memory; positions are divided to fill the GPU."""
     b, t, c = g.shape
     t_power, c_power = power_of_two(max(t, 1)), power_of_two(max(c, 1))
@@ -76,12 +76,12 @@ def plan(g: Tensor) -> Plan:
     parts = min(wanted, cdiv(t, 4 * positions))
     parts = max(1, parts, cdiv(t, 512 * positions))
     chunk = positions * max(1, cdiv(t, parts * positions))
-    return Plan(positions, channels, chunk, max(1, cdiv(t, chunk)))
+    return AffineTiles(positions, channels, chunk, max(1, cdiv(t, chunk)))
 
 
 def _sums(g: Tensor, x: Tensor | None, mean: Tensor | None, rstd: Tensor | None) -> Tensor:
     """Sums over chunks of positions, `[B, parts, C]`."""
-    (b, t, c), of = g.shape, plan(g)
+    (b, t, c), of = g.shape, affine_tiles(g)
     sums = g.new_empty((b, of.parts, c), dtype=accumulate_dtype(g.dtype))
     factors = (g, x, mean, rstd)
     strides = [None if s is None else s.expand(g.shape).stride() for s in factors]

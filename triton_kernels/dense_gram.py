@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
+from pycoherence.ops.core.chunks import mirrored
 from pycoherence.ops.core.workspace import workspace
 from pycoherence.ops.family.gram import gram_fake
 from pycoherence.triton_kernels.launch.finish import finished
 from pycoherence.triton_kernels.matmul.outer_sums import sum_of_products
-from pycoherence.triton_kernels.rows.materialised import PIECE, add_dots, symmetric
+from pycoherence.triton_kernels.rows.materialised import PIECE, add_dots
 
 
 def dense_gram(a: Tensor, b: Tensor | None) -> Tensor:
@@ -26,4 +27,4 @@ def dense_gram(a: Tensor, b: Tensor | None) -> Tensor:
         out = gram_fake(a, b).zero_()
         room = workspace(a.device) // max(1, (len(a) + len(other)) * a.itemsize)
         add_dots(out, a, other, min(PIECE, max(64, room)))
-    return symmetric(out) if b is None else out
+    return mirrored(out) if b is None else out

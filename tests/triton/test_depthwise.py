@@ -15,7 +15,7 @@ from pycoherence.ops.core.outputs import mask
 from pycoherence.ops.family.conv import positions_out
 from pycoherence.triton_kernels.engine.factors import Factors
 from pycoherence.triton_kernels.rows import depthwise
-from pycoherence.triton_kernels.rows.depthwise import gradients_in_parts, plan
+from pycoherence.triton_kernels.rows.depthwise import depthwise_tiles, gradients_in_parts
 
 ALL = mask(Reduced._fields)
 DTYPES = [torch.float16, torch.float32, torch.float64]
@@ -151,7 +151,7 @@ def test_plans_of_large_shapes() -> None:
             x, g = (torch.empty(b, c, t, device="meta") for _ in range(2))
             if last:
                 x, g = channels_last(x), channels_last(g)
-            of = plan(Factors.of_conv(x, g, [taps], [1], [taps // 2], [1], c))
+            of = depthwise_tiles(Factors.of_conv(x, g, [taps], [1], [taps // 2], [1], c))
             assert math.prod(of[:3]) <= 4096
             assert of.parts == 1 or of.parts * b * c * taps * 4 <= pc.workspace()
 

@@ -15,7 +15,7 @@ import pycoherence as pc
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.outputs import names_of
 from pycoherence.ops.core.spec import accumulate_dtype, tensors_of
-from pycoherence.triton_kernels.affine_reduce import affine_reduce, plan
+from pycoherence.triton_kernels.affine_reduce import affine_reduce, affine_tiles
 from pycoherence.triton_kernels.launch import finish
 from pycoherence.triton_kernels.launch.finish import Finish
 from pycoherence.triton_kernels.matmul.row_dots import row_dots
@@ -101,7 +101,7 @@ def test_sixty_four_bit_offsets() -> None:
     far = torch.as_strided(memory, (1, 1, 40), (1, 2**33, 1))
     check_affine(far, far, None, None, None, None, 5)
     g = torch.empty(1, 2**20, 2**12, device="meta")
-    assert plan(g).parts * plan(g).chunk >= 2**20
+    assert affine_tiles(g).parts * affine_tiles(g).chunk >= 2**20
 
 
 @pytest.mark.parametrize("layout", ["channels", "positions", "one channel"])
@@ -232,7 +232,7 @@ def test_all_plans_cover_all_positions() -> None:
     """On shapes that only a GPU has room for."""
     for b, t, c in ((8, 1024, 768), (1, 10**6, 1), (2, 10**6, 64), (4096, 49, 512), (3, 0, 5)):
         for g in (torch.empty(b, t, c, device="meta"), torch.empty(b, c, t, device="meta").mT):
-            of = plan(g)
+            of = affine_tiles(g)
             assert (of.parts - 1) * of.chunk < max(t, 1) <= max(of.parts * of.chunk, 1)
             assert of.chunk % of.positions == 0
             assert of.chunk <= 512 * of.positions

@@ -11,8 +11,8 @@ from pycoherence.triton_kernels.ghost.gram_kernels import merge, multiply, parti
 from pycoherence.triton_kernels.ghost.norms import (
     block_for,
     depth_for,
+    exact_kind,
     ghost_sq_norms,
-    kind_of,
     largest_tile,
 )
 from pycoherence.triton_kernels.ghost.recompute import LIMIT
@@ -230,7 +230,7 @@ def _parts_for(device: Device, dtype: torch.dtype, grid: _Grid, features: int, d
     and with parts that of more launches and of storing all dot products.
     """
     numbers = grid.rows**2 * grid.programs
-    alone = grid.rows**2 * features * device.processors / _RATE[kind_of(dtype)]
+    alone = grid.rows**2 * features * device.processors / _RATE[exact_kind(dtype)]
 
     def time(parts: int) -> float:
         if parts == 1:

@@ -40,7 +40,7 @@ _BLOCKS = {
 }
 
 
-def kind_of(dtype: torch.dtype) -> str:
+def exact_kind(dtype: torch.dtype) -> str:
     """By what the products of exact sums are taken: a row of the table of blocks."""
     if dtype.itemsize == 2:
         return "half"
@@ -51,7 +51,7 @@ def kind_of(dtype: torch.dtype) -> str:
 
 def block_for(dtype: torch.dtype, rows: int, capability: int) -> Block:
     """The block of a tile of `rows` by `rows` dot products."""
-    sizes = _BLOCKS[kind_of(dtype)]
+    sizes = _BLOCKS[exact_kind(dtype)]
     block = sizes.get(rows) or sizes[0]
     # Others than these multiply operands that are in registers.
     return block if rows < 128 or capability in (90, 100, 103) else block._replace(depth=32)
@@ -68,7 +68,7 @@ def depth_for(block: Block, *factors: Tensor) -> int:
 
 def largest_tile(dtype: torch.dtype) -> int:
     """The most rows on a side of a tile."""
-    return max(_BLOCKS[kind_of(dtype)])
+    return max(_BLOCKS[exact_kind(dtype)])
 
 
 @triton.jit

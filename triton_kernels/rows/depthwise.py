@@ -15,7 +15,7 @@ from pycoherence.triton_kernels.launch.device import device_of, launch
 from pycoherence.triton_kernels.launch.host import cdiv, power_of_two
 
 
-class Plan(NamedTuple):
+class DepthwiseTiles(NamedTuple):
     """How the work is divided.
 
     Attributes:
@@ -38,7 +38,7 @@ _MOST_TAPS = 64
 _TERMS = 512
 
 
-def plan(factors: Factors) -> Plan:
+def depthwise_tiles(factors: Factors) -> DepthwiseTiles:
     """Tiles lie along what is contiguous in `x`; positions are divided to fill the GPU."""
     x, (batch, o, t) = factors.x, factors.g.shape
     k, acc = prod(factors.kernel), accumulate_dtype(x.dtype)
@@ -56,7 +56,7 @@ def plan(factors: Factors) -> Plan:
     # Beside the parts there is room for their sum.
     room = workspace(x.device) // (batch * o * k * acc.itemsize) - 1
     parts = max(1, min(fill, room, cdiv(t, 4 * positions)))
-    return Plan(taps, positions, outputs, parts)
+    return DepthwiseTiles(taps, positions, outputs, parts)
 
 
 def gradients_in_parts(factors: Factors) -> Tensor:
@@ -67,7 +67,7 @@ def gradients_in_parts(factors: Factors) -> Tensor:
     Args:
         factors: Not empty, of one input channel in each group.
     """
-    x, g, of = factors.x, factors.g, plan(factors)
+    x, g, of = factors.x, factors.g, depthwise_tiles(factors)
     (batch, o, t), taps = g.shape, prod(factors.kernel)
     chunk = of.positions * cdiv(t, of.positions * of.parts)
     parts = cdiv(t, chunk)

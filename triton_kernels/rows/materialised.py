@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from pycoherence.ops.core.chunks import row_slices
+from pycoherence.ops.core.chunks import mirrored, row_slices
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.core.workspace import workspace
 from pycoherence.ops.family.gram import gram_fake
@@ -78,15 +78,10 @@ def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:
         left = materialise(rows_of(one, part)).flatten(1)
         right = left if two is None else materialise(rows_of(two, part)).flatten(1)
         add_dots(out, left, right)
-    return out if two is not None else symmetric(out)
+    return out if two is not None else mirrored(out)
 
 
 def add_dots(out: Tensor, left: Tensor, right: Tensor, piece: int = PIECE) -> None:
     """Add the dot products of the rows of `[B1, P]` and `[B2, P]` to `[B1, B2]`."""
     for a, b in zip(left.split(piece, 1), right.split(piece, 1), strict=True):
         out.addmm_(a, b.mT)
-
-
-def symmetric(gram: Tensor) -> Tensor:
-    """Exactly so: what is above the diagonal, on both sides."""
-    return gram.triu() + gram.triu(1).mT
