@@ -169,9 +169,9 @@ class aggregate:
 
     def _request(self) -> Request:
         if isinstance(self._rule, CoordinateRule):
-            name, k = self._rule.order
-            order = Aggregate(name, k, self._drop, self._rule.counts)
-            request = Request({}, aggregate=order)
+            name, k = self._rule.aggregate
+            aggregate = Aggregate(name, k, self._drop, self._rule.counts)
+            request = Request({}, aggregate=aggregate)
         else:
             request = Request({}, factors=True, gradients=False)
         return request._replace(
@@ -230,7 +230,7 @@ class _Filler:
         """Run a backward pass inside."""
         results = self._results
         if results.batch_size:
-            why = self._rule.refusal(results.batch_size)
+            why = self._rule.check_batch(results.batch_size)
             if why is not None:
                 raise ValueError(
                     f"{self._rule} {why}, got {results.batch_size}; take larger batches, leave out "

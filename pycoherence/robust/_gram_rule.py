@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycoherence.capture import Factors
 from pycoherence.robust._rule import Decision, Per, Rule
-from pycoherence.robust._space import Needs, Space, measure
+from pycoherence.robust._space import GramSpace, Requirement, measure
 from pycoherence.robust.centre import Centre
 from pycoherence.statistics import Batch
 
@@ -25,7 +25,7 @@ class Choice:
         carried: Weight of the centre, of no dimension.
         chosen: Indices of examples; those below zero do not count.
         iterations: How many, of no dimension.
-        clipped: As `Decision` has it, of no dimension.
+        clipped: The fraction that `Decision` reports, a tensor `[]`.
     """
 
     weights: Tensor
@@ -53,19 +53,19 @@ class GramRule(Rule):
     """A rule whose result is a sum of the examples' gradients, with weights from dot products.
 
     Attributes:
-        needs: What it has to know of the examples.
+        requires: The products of the examples that it chooses by.
     """
 
-    needs: ClassVar[Needs]
+    requires: ClassVar[Requirement]
     per: Per
 
     @property
     def least(self) -> int:
-        """How many examples it needs."""
+        """The number of examples that it requires."""
         return 1
 
     @abstractmethod
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """Weigh the examples of a space, one or more.
 
         No step may wait for the device. Weights of examples that the space leaves out do not
@@ -78,13 +78,13 @@ class GramRule(Rule):
         return None
 
     def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
-        """The robust mean of one parameter, but for centre and noise.
+        """The robust mean of one parameter, without centre and noise.
 
         Args:
-            factors: Of its gradients.
+            factors: The factors of its gradients.
             share: The gradient `g_b` over its share in the gradient of the loss.
-            choice: As `decide` gave it.
-            drop: As `decide` had it.
+            choice: The result of `decide`.
+            drop: The argument that `decide` got.
         """
         return factors.weighted_sum((choice.weights * share).to(factors.device))
 
@@ -92,7 +92,7 @@ class GramRule(Rule):
         """A tensor to add to the mean, of the parameter's shape, in accumulation dtype.
 
         Args:
-            parameter: What it is for.
+            parameter: The parameter that gets it.
             batch_size: `B`.
             parameters: How many there are.
         """
@@ -110,12 +110,12 @@ def decide(
 
     Args:
         rule: Which.
-        factors: Of these parameters' gradients.
-        centre: What the rule carries of these parameters.
+        factors: The factors of these parameters' gradients.
+        centre: The part of the carried centre that belongs to these parameters.
         batch: Its size and share.
         drop: Whether to leave examples out that are not finite; else all weights are NaN.
     """
-    space = measure(factors, batch, rule.needs, None if rule.carries is None else centre)
+    space = measure(factors, batch, rule.requires, None if rule.carries is None else centre)
     if not batch.size:
         return Choice(space.sq_norms, torch.ones_like(space.n))
     choice = rule.choose(space)

@@ -52,17 +52,17 @@ class Report:
 
 
 class Rule(ABC):
-    """How a mean of per-example gradients is replaced by something robust."""
+    """A robust replacement for the mean of per-example gradients."""
 
     @abstractmethod
-    def refusal(self, n: int) -> str | None:
+    def check_batch(self, n: int) -> str | None:
         """Why the rule cannot be applied to `n` examples, one or more; `None` if it can."""
 
-    def settle_count(self, name: str, least: int = 0) -> None:
+    def coerce_int(self, name: str, least: int = 0) -> None:
         """Check a field by `check_count`, and make an `int` of one of NumPy's."""
         object.__setattr__(self, name, check_count(name, getattr(self, name), least))
 
-    def settle_number(self, name: str, *, positive: bool = True) -> None:
+    def coerce_float(self, name: str, *, positive: bool = True) -> None:
         """Check a field by `check_number`, and make it a `float`."""
         object.__setattr__(self, name, check_number(name, getattr(self, name), positive=positive))
 
@@ -72,7 +72,7 @@ class CoordinateRule(Rule):
 
     @property
     @abstractmethod
-    def order(self) -> tuple[str, float]:
+    def aggregate(self) -> tuple[str, float]:
         """The rule and its `k`, as `pycoherence.ops.linear_order` takes them."""
 
     @property
@@ -86,7 +86,7 @@ class CoordinateRule(Rule):
 
 
 def check_count(name: str, value: Any, least: int = 0) -> int:
-    """The value as an `int`; raise unless it is an integer of at least so much."""
+    """The value as an `int`; raise unless it is an integer of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be an integer, got {value!r}")
     if value < least:
@@ -111,7 +111,7 @@ def check_per(per: str) -> None:
         raise ValueError(f"expected per to be 'network' or 'parameter', got {per!r}")
 
 
-def clip_refusal(k: int, n: int) -> str | None:
+def check_clip(k: int, n: int) -> str | None:
     """Why `k` values on each side of `n` cannot be clipped."""
     if 2 * k < n:
         return None

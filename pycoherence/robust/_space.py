@@ -15,14 +15,14 @@ from pycoherence.ops.row_sq_norms import SPEC
 from pycoherence.sites import Site, norm_rows
 from pycoherence.statistics import Batch
 
-Needs = Literal["sq_norms", "gram", "distances"]
-"""The needs of a rule; distances are differences of dot products, and may cancel."""
+Requirement = Literal["sq_norms", "gram", "distances"]
+"""The products that a rule requires; distances are differences of dot products, and may cancel."""
 
 # Below this share of their squared norms a squared distance of float32 products is too inexact.
 _CANCELS = 2.0**-10
 
 
-class Space:
+class GramSpace:
     """Points in float64, where the gradients are: the examples, and behind them a centre if any.
 
     Examples that are not finite are left out: they lie at the origin, and `kept` says so. Nothing
@@ -82,25 +82,25 @@ class Space:
 def measure(
     factors: Mapping[str, Factors],
     batch: Batch,
-    needs: Needs,
+    requires: Requirement,
     centre: Mapping[str, Tensor] | None,
-) -> Space:
+) -> GramSpace:
     """The space of the gradients `g_b`, over the parameters given.
 
     Args:
         factors: By parameter.
         batch: Its size and share.
-        needs: What of it is needed; `centre` needs more than the norms.
+        requires: The numbers that are needed; `centre` needs more than the norms.
         centre: Another point, by parameter, those left out being zero; `None` for no such point.
     """
-    if needs == "sq_norms":
+    if requires == "sq_norms":
         total = torch.zeros(batch.size, dtype=torch.float64, device=_device(factors, centre))
         _add_sq_norms(total, (kept.site for kept in factors.values()))
-        return Space(total * batch.share**2, batch.size)
+        return GramSpace(total * batch.share**2, batch.size)
     device = _device(factors, centre)
     sites = ((name, kept.site) for name, kept in factors.items())
     space = _products(sites, batch, centre, device)
-    short = needs == "distances" and any(_is_short(kept) for kept in factors.values())
+    short = requires == "distances" and any(_is_short(kept) for kept in factors.values())
     # All that the host waits for: what it starts next depends on it.
     if short and bool(space.cancels):
         # One at a time, since copies in float64 are twice as much to hold.
@@ -136,7 +136,7 @@ def _products(
     batch: Batch,
     centre: Mapping[str, Tensor] | None,
     device: torch.device,
-) -> Space:
+) -> GramSpace:
     n = batch.size
     points = n + (centre is not None)
     total = torch.zeros(points, points, dtype=torch.float64, device=device)
@@ -151,7 +151,7 @@ def _products(
     if centre is not None:
         for v in centre.values():
             total[n, n] += _like(total, _sq_norm(v))
-    return Space(total, n)
+    return GramSpace(total, n)
 
 
 def _sq_norm(v: Tensor) -> Tensor:

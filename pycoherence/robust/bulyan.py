@@ -9,7 +9,7 @@ from torch import Tensor
 from pycoherence.capture import Factors
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
-from pycoherence.robust._space import Needs, Space
+from pycoherence.robust._space import GramSpace, Requirement
 from pycoherence.robust.krum import Neighbours
 
 
@@ -57,14 +57,14 @@ class Bulyan(GramRule):
     f: int
     per: Per = "network"
 
-    needs: ClassVar[Needs] = "distances"
+    requires: ClassVar[Requirement] = "distances"
 
     def __post_init__(self) -> None:
-        self.settle_count("f")
+        self.coerce_int("f")
         check_per(self.per)
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         if n >= self.least:
             return None
         return f"needs a batch of 4f + 3 = {self.least} examples or more"
@@ -74,7 +74,7 @@ class Bulyan(GramRule):
         """See `GramRule.least`."""
         return 4 * self.f + 3
 
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         left, chosen = Neighbours.of(space), list[Tensor]()
         for _ in range(space.batch_size - 2 * self.f):

@@ -7,7 +7,7 @@ import torch
 
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
-from pycoherence.robust._space import Needs, Space
+from pycoherence.robust._space import GramSpace, Requirement
 from pycoherence.robust.centre import Centre
 
 
@@ -42,7 +42,7 @@ class CenteredClip(GramRule):
         ValueError: `radius` is not positive, `iterations` less than one, or `per` unknown; on
             entering `aggregate`, the centre is of another model.
 
-    Cost: As `Krum`, and the dot products of the gradients with `v`; memory of a gradient for it.
+    Cost: That of `Krum`, and the dot products of the gradients with `v`; memory of one gradient.
 
     Source: Karimireddy et al. 2021, arXiv:2012.10333.
 
@@ -64,11 +64,11 @@ class CenteredClip(GramRule):
     per: Per = "network"
     centre: Centre = field(default_factory=Centre, init=False, compare=False, repr=False)
 
-    needs: ClassVar[Needs] = "distances"
+    requires: ClassVar[Requirement] = "distances"
 
     def __post_init__(self) -> None:
-        self.settle_number("radius")
-        self.settle_count("iterations", 1)
+        self.coerce_float("radius")
+        self.coerce_int("iterations", 1)
         check_per(self.per)
 
     @property
@@ -76,11 +76,11 @@ class CenteredClip(GramRule):
         """See `GramRule.carries`."""
         return self.centre
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         return None
 
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         weights = torch.zeros_like(space.gram[-1])
         weights[-1] = 1

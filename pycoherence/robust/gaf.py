@@ -8,7 +8,7 @@ import torch
 from pycoherence.ops.gram_filter import gram_filter
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
-from pycoherence.robust._space import Needs, Space
+from pycoherence.robust._space import GramSpace, Requirement
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class GAF(GramRule):
     threshold: float
     per: Per = "network"
 
-    needs: ClassVar[Needs] = "gram"
+    requires: ClassVar[Requirement] = "gram"
 
     def __post_init__(self) -> None:
-        self.settle_number("threshold", positive=False)
+        self.coerce_float("threshold", positive=False)
         if self.threshold > 2:
             raise ValueError(f"expected a threshold from 0 to 2, got {self.threshold}")
         check_per(self.per)
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         return None
 
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         weights, taken = gram_filter(space.gram, space.kept, self.threshold)
         indices = torch.arange(space.batch_size, device=weights.device)

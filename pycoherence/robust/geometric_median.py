@@ -6,7 +6,7 @@ from typing import ClassVar
 from pycoherence.ops.gram_median import gram_median
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
-from pycoherence.robust._space import Needs, Space
+from pycoherence.robust._space import GramSpace, Requirement
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GeometricMedian(GramRule):
         ValueError: `iterations` is less than one, `nu` not positive, `tolerance` negative, or `per`
             unknown.
 
-    Cost: As `Krum`.
+    Cost: That of `Krum`.
 
     Source: Pillutla et al. 2019, arXiv:1912.13445.
 
@@ -53,19 +53,19 @@ class GeometricMedian(GramRule):
     tolerance: float = 1e-6
     per: Per = "network"
 
-    needs: ClassVar[Needs] = "distances"
+    requires: ClassVar[Requirement] = "distances"
 
     def __post_init__(self) -> None:
-        self.settle_count("iterations", 1)
-        self.settle_number("nu")
-        self.settle_number("tolerance", positive=False)
+        self.coerce_int("iterations", 1)
+        self.coerce_float("nu")
+        self.coerce_float("tolerance", positive=False)
         check_per(self.per)
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         return None
 
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         weights, iterations = gram_median(
             space.gram, space.kept, self.nu, self.tolerance, self.iterations

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
-from pycoherence.robust._space import Needs, Space
+from pycoherence.robust._space import GramSpace, Requirement
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Krum(GramRule):
     m: int = 1
     per: Per = "network"
 
-    needs: ClassVar[Needs] = "distances"
+    requires: ClassVar[Requirement] = "distances"
 
     def __post_init__(self) -> None:
-        self.settle_count("f")
-        self.settle_count("m", 1)
+        self.coerce_int("f")
+        self.coerce_int("m", 1)
         check_per(self.per)
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         if n >= self.least:
             return None
         if self.m > 2 * self.f + 3:
@@ -76,7 +76,7 @@ class Krum(GramRule):
         """See `GramRule.least`."""
         return max(2 * self.f + 3, self.m)
 
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         scores = Neighbours.of(space).scores(self.f)
         chosen = scores.argsort(stable=True)[: self.m]
@@ -101,7 +101,7 @@ class Neighbours:
     n: Tensor
 
     @classmethod
-    def of(cls, space: Space) -> "Neighbours":
+    def of(cls, space: GramSpace) -> "Neighbours":
         """From the distances between all."""
         others = torch.where(space.kept, space.sq_distances, torch.inf)
         others.fill_diagonal_(-1)  # so that each comes first in its own row

@@ -24,7 +24,7 @@ class MeaMed(CoordinateRule):
         TypeError: `k` is not an integer.
         ValueError: `k` is negative; from `backward()`, the batch has no more than `k` examples.
 
-    Cost: As `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
+    Cost: That of `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
 
     Source: Xie et al. 2018, arXiv:1802.10116.
 
@@ -41,15 +41,15 @@ class MeaMed(CoordinateRule):
     k: int
 
     def __post_init__(self) -> None:
-        self.settle_count("k")
+        self.coerce_int("k")
 
     @property
-    def order(self) -> tuple[str, float]:
-        """See `CoordinateRule.order`."""
+    def aggregate(self) -> tuple[str, float]:
+        """See `CoordinateRule.aggregate`."""
         return "meamed", self.k
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         if self.k < n:
             return None
         return f"leaves out k = {self.k} values, for which a batch needs more examples"

@@ -19,7 +19,7 @@ class Median(CoordinateRule):
     Args:
         lower: Whether to take the lower of two middle values.
 
-    Cost: As `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
+    Cost: That of `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
 
     Source: Yin et al. 2018, arXiv:1803.01498.
 
@@ -36,10 +36,10 @@ class Median(CoordinateRule):
     lower: bool = False
 
     @property
-    def order(self) -> tuple[str, float]:
-        """See `CoordinateRule.order`."""
+    def aggregate(self) -> tuple[str, float]:
+        """See `CoordinateRule.aggregate`."""
         return "lower_median" if self.lower else "median", 0
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         return None

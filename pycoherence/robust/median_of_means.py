@@ -42,15 +42,15 @@ class MedianOfMeans(CoordinateRule):
     groups: int
 
     def __post_init__(self) -> None:
-        self.settle_count("groups", 1)
+        self.coerce_int("groups", 1)
 
     @property
-    def order(self) -> tuple[str, float]:
-        """See `CoordinateRule.order`."""
+    def aggregate(self) -> tuple[str, float]:
+        """See `CoordinateRule.aggregate`."""
         return "median_of_means", self.groups
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         if self.groups <= n:
             return None
         return f"makes {self.groups} groups, for which a batch needs as many examples"

@@ -9,7 +9,7 @@ from torch import Tensor
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
-from pycoherence.robust._space import Needs, Space
+from pycoherence.robust._space import GramSpace, Requirement
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NormClip(GramRule):
     Args:
         max_norm: `C`, in the units of `||g_b||`.
         noise_multiplier: `sigma`.
-        generator: Where the noise comes from, on the model's device; torch's own if `None`.
+        generator: The source of the noise, on the model's device; torch's own if `None`.
         per: Whether the norm is that of the whole gradient, or each parameter is clipped alone.
 
     Raises:
@@ -64,20 +64,20 @@ class NormClip(GramRule):
     generator: torch.Generator | None = None
     per: Per = "network"
 
-    needs: ClassVar[Needs] = "sq_norms"
+    requires: ClassVar[Requirement] = "sq_norms"
 
     def __post_init__(self) -> None:
-        self.settle_number("max_norm")
-        self.settle_number("noise_multiplier", positive=False)
+        self.coerce_float("max_norm")
+        self.coerce_float("noise_multiplier", positive=False)
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"expected a torch.Generator, got {type(self.generator).__name__}")
         check_per(self.per)
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         return None
 
-    def choose(self, space: Space) -> Choice:
+    def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         norms = space.sq_norms.sqrt()
         weights = (self.max_norm / norms).clamp(max=1) / space.batch_size

@@ -25,7 +25,7 @@ class SignAgreement(CoordinateRule):
         TypeError: `threshold` is not a number.
         ValueError: It is not in this range.
 
-    Cost: As `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
+    Cost: That of `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
 
     Source: Parascandolo et al. 2020, arXiv:2009.00329.
 
@@ -44,13 +44,13 @@ class SignAgreement(CoordinateRule):
     threshold: float
 
     def __post_init__(self) -> None:
-        self.settle_number("threshold", positive=False)
+        self.coerce_float("threshold", positive=False)
         if self.threshold > 1:
             raise ValueError(f"expected a threshold from 0 to 1, got {self.threshold}")
 
     @property
-    def order(self) -> tuple[str, float]:
-        """See `CoordinateRule.order`."""
+    def aggregate(self) -> tuple[str, float]:
+        """See `CoordinateRule.aggregate`."""
         return "sign_agreement", self.threshold
 
     @property
@@ -58,6 +58,6 @@ class SignAgreement(CoordinateRule):
         """See `CoordinateRule.counts`."""
         return True
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
         return None

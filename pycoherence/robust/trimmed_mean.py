@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pycoherence.robust._rule import CoordinateRule, clip_refusal
+from pycoherence.robust._rule import CoordinateRule, check_clip
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TrimmedMean(CoordinateRule):
         TypeError: `k` is not an integer.
         ValueError: `k` is negative; from `backward()`, the batch has fewer than `2k + 1` examples.
 
-    Cost: As `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
+    Cost: That of `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
 
     Source: Yin et al. 2018, arXiv:1803.01498.
 
@@ -40,16 +40,16 @@ class TrimmedMean(CoordinateRule):
     k: int
 
     def __post_init__(self) -> None:
-        self.settle_count("k")
+        self.coerce_int("k")
 
     @property
-    def order(self) -> tuple[str, float]:
-        """See `CoordinateRule.order`."""
+    def aggregate(self) -> tuple[str, float]:
+        """See `CoordinateRule.aggregate`."""
         return "trimmed_mean", self.k
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
-        return clip_refusal(self.k, n)
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
+        return check_clip(self.k, n)
 
     def clipped(self, n: int) -> float | None:
         """See `CoordinateRule.clipped`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pycoherence.robust._rule import CoordinateRule, check_count, check_number, clip_refusal
+from pycoherence.robust._rule import CoordinateRule, check_clip, check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Winsorized(CoordinateRule):
         TypeError: `k` is not an integer.
         ValueError: `k` is negative; from `backward()`, the batch has fewer than `2k + 1` examples.
 
-    Cost: As `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
+    Cost: That of `pycoherence.ops.linear_order`, in place of the ordinary weight gradients.
 
     Source: Chatterjee 2020, arXiv:2002.10657. Its code clips at percentiles; see `from_percentile`.
 
@@ -42,15 +42,15 @@ class Winsorized(CoordinateRule):
     k: int
 
     def __post_init__(self) -> None:
-        self.settle_count("k")
+        self.coerce_int("k")
 
     @classmethod
     def from_percentile(cls, c: float, batch_size: int) -> "Winsorized":
         """The rule that clips at the `c`-th and the `(100 - c)`-th percentile, as the paper does.
 
         The percentiles are the nearest of the values, so that whole values are clipped. In small
-        batches that is a trap: for `B = 32` and `c = 1` nothing is clipped, of which a
-        `UserWarning` tells, and for `B = 16` and `c = 10` the paper's code clips two values below
+        batches that is a trap: for `B = 32` and `c = 1` nothing is clipped, and a
+        `UserWarning` says so; for `B = 16` and `c = 10` the paper's code clips two values below
         and one above, since ties round to even; here it is two on each side.
 
         Args:
@@ -80,13 +80,13 @@ class Winsorized(CoordinateRule):
         return cls(k)
 
     @property
-    def order(self) -> tuple[str, float]:
-        """See `CoordinateRule.order`."""
+    def aggregate(self) -> tuple[str, float]:
+        """See `CoordinateRule.aggregate`."""
         return "winsorized_mean", self.k
 
-    def refusal(self, n: int) -> str | None:
-        """See `Rule.refusal`."""
-        return clip_refusal(self.k, n)
+    def check_batch(self, n: int) -> str | None:
+        """See `Rule.check_batch`."""
+        return check_clip(self.k, n)
 
     def clipped(self, n: int) -> float | None:
         """See `CoordinateRule.clipped`."""

@@ -28,7 +28,7 @@ class Statistic(ABC):
     """Something about the per-example gradients that a backward pass leaves in probes.
 
     Attributes:
-        results: What a record then has.
+        results: The names of the results that a record then has.
     """
 
     results: ClassVar[tuple[str, ...]]
@@ -56,7 +56,7 @@ class Statistic(ABC):
         Args:
             result: The name.
             raws: The outputs of each parameter.
-            batch: What they have to be scaled by.
+            batch: The numbers that scale them.
         """
         return None
 

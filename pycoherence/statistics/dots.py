@@ -35,7 +35,7 @@ class Dots(Statistic):
         ValueError: It is another string; from `collect`, names are missing or unknown, or a shape
             is not that of the parameter.
 
-    Cost: Of each parameter, one fused reduction in place of its ordinary gradient; `"mean"` needs
+    Cost: For each parameter, one fused reduction in place of its ordinary gradient; `"mean"` needs
     the gradients twice, or `O(B^2)` more.
 
     Source: Pruthi et al. 2020, arXiv:2002.08484, for the influence of an example along a direction.

@@ -23,7 +23,7 @@ class Moments(Statistic):
     Scaling: `g_b` is the gradient of example b's own loss, as `loss_reduction` says, so that
     `first_moment` is what `.grad` gets with `"mean"`, and `1 / B` of it with `"sum"`.
 
-    Cost: Of each parameter, one fused reduction in place of its ordinary gradient; memory of two
+    Cost: For each parameter, one fused reduction in place of its ordinary gradient; memory of two
     gradients.
 
     Source: Liu et al. 2020, arXiv:2001.07384.

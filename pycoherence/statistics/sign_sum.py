@@ -22,7 +22,7 @@ class SignSum(Statistic):
 
     Scaling: None, whatever `loss_reduction` says.
 
-    Cost: Of each parameter, one fused reduction in place of its ordinary gradient; memory of one
+    Cost: For each parameter, one fused reduction in place of its ordinary gradient; memory of one
     gradient.
 
     Source: Parascandolo et al. 2020, arXiv:2009.00329.

@@ -22,7 +22,7 @@ class SqNorms(Statistic):
 
     Scaling: `g_b` is the gradient of example b's own loss, as `loss_reduction` says.
 
-    Cost: Of each parameter, one fused reduction in place of its ordinary gradient.
+    Cost: For each parameter, one fused reduction in place of its ordinary gradient.
 
     Source: Goodfellow 2015, arXiv:1510.01799.
     """

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pycoherence as pc
-from pycoherence.robust._space import Space
+from pycoherence.robust._space import GramSpace
 
 
 @st.composite
@@ -20,8 +20,8 @@ def points(draw: st.DrawFn, least: int = 1) -> Tensor:
     return torch.randint(-top, top + 1, (n, p), generator=generator).double()
 
 
-def space(rows: Tensor) -> Space:
-    return Space(rows @ rows.T, len(rows))
+def space(rows: Tensor) -> GramSpace:
+    return GramSpace(rows @ rows.T, len(rows))
 
 
 @given(points(3), st.data())
@@ -55,7 +55,7 @@ def test_geometric_median(rows: Tensor, iterations: int) -> None:
 def test_centered_clip(rows: Tensor, radius: float, iterations: int) -> None:
     """The last point is the centre."""
     n = len(rows) - 1
-    choice = pc.CenteredClip(radius, iterations).choose(Space(rows @ rows.T, n))
+    choice = pc.CenteredClip(radius, iterations).choose(GramSpace(rows @ rows.T, n))
     ours = choice.weights @ rows[:n] + choice.carried * rows[n]
     expected = plain.centered_clip(rows[:n], rows[n], radius, iterations)
     assert (ours - expected).norm() <= 1e-6 * (1 + rows.norm(dim=1).max())
@@ -63,7 +63,7 @@ def test_centered_clip(rows: Tensor, radius: float, iterations: int) -> None:
 
 @given(points(), st.sampled_from([0.5, 2.0, 700.0]))
 def test_norm_clip(rows: Tensor, limit: float) -> None:
-    norms = Space(rows.square().sum(1), len(rows))
+    norms = GramSpace(rows.square().sum(1), len(rows))
     weights = pc.NormClip(limit).choose(norms).weights
     torch.testing.assert_close(weights @ rows, plain.norm_clip(rows, limit))
 
