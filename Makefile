@@ -16,11 +16,8 @@ NATIVE := $(shell find csrc)
 # Tests compile CUDA kernels where no GPU is.
 check test lint bench: export PYCOHERENCE_BUILD ?= $(if $(shell command -v nvcc || ls $(CUDA_HOME)/bin/nvcc 2>/dev/null),cuda,cpu)
 
-# The Python layers; what is left out tests kernels, builds, studies and benchmarks.
-CHECKED := tests/capture tests/sites tests/robust tests/rows tests/metrics tests/test_collect.py \
-	tests/test_aggregate.py tests/test_statistics.py tests/test_statistics_errors.py \
-	tests/test_verify.py tests/test_meter.py tests/test_weighted_sum.py tests/test_rows.py \
-	tests/test_layout.py tests/test_docs.py pycoherence
+# The Python layers; kernels, builds and what is marked slow are left out.
+CHECKED := tests/unit tests/package/test_layout.py tests/package/test_docs.py pycoherence
 
 .PHONY: help demo check test lint bench clean
 .DEFAULT_GOAL := help
@@ -41,7 +38,7 @@ check: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) -m "not slow" $(CHECKED)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=30 --durations-min=1
 
 lint: $(STAMP)
 	$(BIN)/ruff check

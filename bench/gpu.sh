@@ -110,7 +110,7 @@ if command -v ncu >/dev/null; then
 fi
 # 2. Whether all kernels are right, on their smallest shapes.
 if "$PYTHON" -c 'import pytest, hypothesis' 2>/dev/null; then
-    step "small shapes" 60 "${TESTS[@]}" tests/gpu -k small
+    step "small shapes" 60 "${TESTS[@]}" tests/kernels/gpu -k small
 else
     step "selftest" 60 "$PYTHON" -m pycoherence selftest
 fi
@@ -123,13 +123,13 @@ step "training, order statistics" 45 "$PYTHON" -m bench training --device cuda -
     --batch 256 --cases plain "Winsorized(2)" "MedianOfMeans(3)" --rounds 9 \
     --out "$OUT/training-orders.json"
 # 4. All tests, then what reads memory.
-step "tests" 150 "${TESTS[@]}" tests/gpu tests/ops tests/optim
+step "tests" 150 "${TESTS[@]}" tests/kernels/gpu tests/unit/ops tests/unit/optim
 if command -v compute-sanitizer >/dev/null; then
     SMALL=("$PYTHON" -m pytest -q -m gpu -W default -k "small and bf16 and float64")
-    step "memcheck" 45 compute-sanitizer --tool memcheck --error-exitcode 1 "${SMALL[@]}" tests/gpu
+    step "memcheck" 45 compute-sanitizer --tool memcheck --error-exitcode 1 "${SMALL[@]}" tests/kernels/gpu
     # Triton synchronises what it compiles.
     step "racecheck" 45 compute-sanitizer --tool racecheck --error-exitcode 1 "${SMALL[@]}" \
-        tests/gpu/test_cuda_gpu.py
+        tests/kernels/gpu/test_cuda_gpu.py
 fi
 step "ops" 90 "$PYTHON" -m bench ops --device cuda --seconds 0.02 --out "$OUT/ops.jsonl"
 "$PYTHON" -m bench table "$OUT" | tee "$OUT/table.md"

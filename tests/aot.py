@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from aot_calls import KINDS, TOGETHER, calls
+from support.aot_calls import KINDS, TOGETHER, calls
 
 import pycoherence as pc
 from pycoherence.ops.core.dispatch import kernel_of, unavailable

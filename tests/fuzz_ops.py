@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fuzz_cases import FAMILIES, Array, Draw, Factors, wide
 from numpy.typing import NDArray
+from support.fuzz_cases import FAMILIES, Array, Draw, Factors, wide
 from torch import Tensor
 
 import pycoherence as pc

@@ -4,8 +4,9 @@
 
 Between the code of an op and a kernel lies the launcher, which neither the interpreter nor a
 compilation touches: it is compiled for the arguments of a kernel, and hands them to the CUDA
-driver. Here the driver is `fake_libcuda.c`. Each launch of each call of `aot_calls.py` must give it
-the grid and the arguments, in the order and of the size in which the kernel's PTX takes them.
+driver. Here the driver is `support/fake_libcuda.c`. Each launch of each call of
+`support/aot_calls.py` must give it the grid and the arguments, in the order and of the size in
+which the kernel's PTX takes them.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from aot import Driver, function_of, precise, written
-from aot_calls import KINDS, calls
+from support.aot_calls import KINDS, calls
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -33,7 +34,7 @@ from pycoherence.ops.core.outputs import mask
 from pycoherence.triton_kernels.launch import tape
 from pycoherence.triton_kernels.launch.together import together
 
-_HERE = Path(__file__).parent
+_DRIVER = Path(__file__).parent / "support/fake_libcuda.c"
 _CAPABILITY = 90
 _BYTES = {"u64": 8, "s64": 8, "b64": 8, "f64": 8, "u32": 4, "s32": 4, "b32": 4, "f32": 4}
 _BYTES |= {"u16": 2, "s16": 2, "b16": 2, "u8": 1, "s8": 1, "b8": 1}
@@ -44,8 +45,7 @@ _SCRATCH = 2
 def library(folder: Path) -> Path:
     """Compile the driver."""
     path = folder / "libcuda.so.1"
-    source = _HERE / "fake_libcuda.c"
-    command = ["gcc", "-shared", "-fPIC", "-O1", f"-Wl,-soname,{path.name}", str(source)]
+    command = ["gcc", "-shared", "-fPIC", "-O1", f"-Wl,-soname,{path.name}", str(_DRIVER)]
     subprocess.run([*command, "-o", str(path)], check=True)
     (folder / "libcuda.so").symlink_to(path.name)
     return path

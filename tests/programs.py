@@ -1,7 +1,8 @@
 """Random models against the oracle; `python tests/programs.py --count 20000` runs many.
 
 A program is the source of a module that never mixes examples, by construction: each of its steps
-(`program_steps.py`) knows where the examples are. So the capture has to be exact on it, or refuse.
+(`support/program_steps.py`) knows where the examples are. So the capture has to be exact on it, or
+refuse.
 """
 
 import argparse
@@ -16,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
-from oracle import per_example_gradients
-from plain_rules import winsorized
-from program_builder import Builder, Choose
-from program_steps import finish, inputs, write_steps
+from support.oracle import per_example_gradients
+from support.plain_rules import winsorized
+from support.program_builder import Builder, Choose
+from support.program_steps import finish, inputs, write_steps
 from torch import Tensor, nn
 
 import pycoherence as pc

@@ -1,21 +1,8 @@
-"""The rows of docs/models.md; `python tests/table.py` writes the page."""
+"""The page docs/models.md, of the rows in `catalogue/rows`; `python tests/table.py` writes it."""
 
-import importlib
-import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-import rows
-import torch
-from oracle import LossFn
-from torch import Tensor, nn
-
-import pycoherence as pc
-
-B = 4
-"""Examples of every row."""
+from catalogue.rows import all_rows
 
 PAGE = Path(__file__).parent.parent / "docs/models.md"
 
@@ -35,98 +22,6 @@ float64, to 1e-9. `python tests/table.py` writes this page.
 How passes may be run (losses, autocast, checkpointing, accumulation, compiled and parallel models)
 is in [passes](passes.md), each line a test too.
 """
-
-Outcome = Literal["exact", "fallback", "refused"]
-
-
-def squares(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """A mean over examples of a loss whose output gradients differ in every number."""
-    out = model(*batch)
-    out = out[0] if isinstance(out, tuple) else out
-    flat = out.reshape(len(out), -1)
-    target = torch.linspace(-1, 1, flat.shape[1], dtype=flat.dtype)
-    return (flat - target).square().sum(1).mean()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One thing that models do.
-
-    Attributes:
-        topic: Heading of the table it stands in.
-        name: What it is, in Markdown.
-        build: The model, in any dtype.
-        inputs: Its batch, floating numbers in any dtype.
-        outcome: What becomes of it.
-        loss: Of the model and a batch, a mean over the examples.
-        says: Pattern in the error of one that is refused.
-        note: What a user has to know, in Markdown.
-        context: What the pass runs in.
-    """
-
-    topic: str
-    name: str
-    build: Callable[[], nn.Module]
-    inputs: Callable[[], Any]
-    outcome: Outcome = "exact"
-    loss: LossFn = squares
-    says: str = ""
-    note: str = ""
-    context: Callable[[], Any] | None = field(default=None, repr=False)
-
-    @property
-    def batch(self) -> tuple[Tensor, ...]:
-        """The inputs as a tuple."""
-        found = self.inputs()
-        return found if isinstance(found, tuple) else (found,)
-
-
-class Uses(nn.Module):
-    """Parameters, buffers or modules by name, and a function of them and the input."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self._function = function
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, (nn.Parameter, nn.Buffer)):
-                part = nn.Parameter(part)
-            setattr(self, name, part)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._function(self, *inputs)
-
-
-def uses(function: Callable[..., Any], **parts: Callable[[], Any]) -> Callable[[], nn.Module]:
-    """Builds a model of parts that are built anew each time."""
-    return lambda: Uses(function, **{name: part() for name, part in parts.items()})
-
-
-def linear(inputs: int, outputs: int, bias: bool = True) -> Callable[[], nn.Module]:
-    """Builds a linear layer."""
-    return lambda: nn.Linear(inputs, outputs, bias)
-
-
-def buffer(tensor: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Builds what a model keeps and does not train."""
-    return lambda: nn.Buffer(tensor())
-
-
-def mark(x: Tensor, **how: Any) -> Tensor:
-    """The same tensor, of which is said whose examples its rows are."""
-    # An older library has no such function; it then refuses, which is what the row reports.
-    found = getattr(pc, "mark_examples", lambda x, **how: x)(x, **how)
-    return x if found is None else found
-
-
-def normal(*shape: int) -> Callable[[], Tensor]:
-    """Builds a tensor of normal numbers."""
-    return lambda: torch.randn(shape)
-
-
-def all_rows() -> list[Row]:
-    """Those of all files, in their order."""
-    names = sorted(module.name for module in pkgutil.iter_modules(rows.__path__))
-    return [row for name in names for row in importlib.import_module(f"rows.{name}").ROWS]
 
 
 def page() -> str:

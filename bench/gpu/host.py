@@ -3,7 +3,7 @@
     python -m bench host [--quick] [--out FILE]
 
 Kernels are compiled for a GPU of Hopper's kind and handed to a CUDA driver that launches nothing
-(`tests/fake_libcuda.c`), so that this runs where no GPU is. The driver's own time, some 3
+(`tests/support/fake_libcuda.c`), so that this runs where no GPU is. The driver's own time, some 3
 microseconds for each launch, is not in the figures. Results are JSON lines.
 """
 

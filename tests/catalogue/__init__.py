@@ -1,0 +1,1 @@
+"""Models to try things on: layers, parts of models, what cannot be measured, and rows."""

@@ -1,0 +1,199 @@
+"""Prompts, and learned values in place of some."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from catalogue.row import B, Row, linear, normal, uses
+
+T, D, V = 4, 6, 7
+"""As many words as examples."""
+
+PROMPTS = "Prompts"
+MASKED = "Learned values in place of some"
+sequence = normal(B, T, D)
+
+
+def attention(x, qkv):
+    q, k, v = qkv(x).chunk(3, -1)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def prompt(m, ids):
+    """As in peft: rows of a table that all examples share are looked up once, then repeated."""
+    prompts = m.prompt(torch.arange(3).unsqueeze(0)).repeat(len(ids), 1, 1)
+    x = torch.cat([prompts, m.words(ids)], 1)
+    return m.head(attention(x, m.qkv))
+
+
+def prompt_of_kept_ids(m, ids):
+    kept = m.ids.unsqueeze(0).expand(len(ids), -1)[:1]
+    x = torch.cat([m.prompt(kept).repeat(len(ids), 1, 1), m.words(ids)], 1)
+    return m.head(attention(x, m.qkv))
+
+
+def prompt_encoder(m, ids):
+    """P-tuning: the table goes through a network before it is repeated."""
+    prompts = m.encoder(m.prompt(torch.arange(3)[None])).repeat(len(ids), 1, 1)
+    return m.head(attention(torch.cat([prompts, m.words(ids)], 1), m.qkv))
+
+
+def prompt_lstm(m, ids):
+    prompts = m.mlp(m.lstm(m.prompt(torch.arange(3)[None]))[0]).expand(len(ids), -1, -1)
+    return m.head(attention(torch.cat([prompts, m.words(ids)], 1), m.qkv))
+
+
+def prefix(m, ids):
+    """Keys and values of past positions, a table of which is repeated and cut in two."""
+    n = torch.arange(3).unsqueeze(0).expand(len(ids), -1)
+    past = m.prefix(n).view(len(ids), 3, 2, 2, D // 2).permute(2, 0, 3, 1, 4)
+    q, k, v = (z.unflatten(-1, (2, -1)).transpose(1, 2) for z in m.qkv(m.words(ids)).chunk(3, -1))
+    k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+    x = F.scaled_dot_product_attention(q, k, v)
+    return m.head(x.transpose(1, 2).flatten(2))
+
+
+def class_prompts(m, x):
+    """CoOp: a prompt for all classes, beside a name of each, none of them of an example."""
+    prompts = torch.cat([m.prompt.unsqueeze(0).expand(B, -1, -1), m.names.detach()], 1)
+    classes = F.normalize(m.text(prompts.flatten(1)), dim=-1)
+    return m.scale.exp() * F.normalize(m.a(x), dim=-1) @ classes.t()
+
+
+def spans(x):
+    """Which positions are hidden: of each example some."""
+    found = x[..., 0] > x[..., 1]
+    found[:, 0] = True
+    return found
+
+
+def spec_augment(m, x):
+    hidden, x = spans(x), m.a(x)
+    x[hidden] = m.token.to(x.dtype)
+    return m.head(x)
+
+
+def index_put(m, x):
+    return m.head(m.a(x).index_put(spans(x).nonzero(as_tuple=True), m.token))
+
+
+def where(m, x):
+    mask = spans(x).unsqueeze(-1).type_as(x)
+    return m.head(m.a(x) * (1 - mask) + m.token.expand(len(x), T, -1) * mask)
+
+
+def masked_scatter(m, ids, images):
+    """Features of images where the words have a placeholder."""
+    x = m.words(torch.cat([ids, torch.zeros_like(ids[:, :2])], 1))
+    places = torch.cat([ids > V, torch.ones_like(ids[:, :2]) > 0], 1).unsqueeze(-1).expand_as(x)
+    return m.head(x.masked_scatter(places, m.a(images[:, :2])))
+
+
+def new_words(m, ids):
+    """A few rows of a frozen table are trained, put over it."""
+    return m.head(F.embedding(ids, m.table.detach().index_copy(0, torch.arange(4), m.rows)))
+
+
+def dropped_labels(m, ids):
+    """Classifier-free guidance: a learned row in place of some labels."""
+    x = m.words(ids)
+    return m.head(torch.where((ids > 3).unsqueeze(-1), m.token, x))
+
+
+def words():
+    return torch.randint(V, (B, T))
+
+
+ATTENTION = {"words": lambda: nn.Embedding(V, D), "qkv": linear(D, 3 * D), "head": linear(D, 3)}
+TABLE = {"prompt": lambda: nn.Embedding(3, D)}
+LAYERS = {"a": linear(D, D), "head": linear(D, 3), "token": normal(D)}
+
+
+def keeping_ids(model):
+    """A plain attribute, no buffer."""
+    model.ids = torch.arange(3)
+    return model
+
+
+ROWS = [
+    Row(PROMPTS, "looked up once, then repeated", uses(prompt, **ATTENTION, **TABLE), words),
+    Row(
+        PROMPTS,
+        "looked up by ids that the model keeps",
+        lambda: keeping_ids(uses(prompt_of_kept_ids, **ATTENTION, **TABLE)()),
+        words,
+    ),
+    Row(
+        PROMPTS,
+        "through a network, then repeated (p-tuning)",
+        uses(
+            prompt_encoder,
+            **ATTENTION,
+            **TABLE,
+            encoder=lambda: nn.Sequential(nn.Linear(D, 5), nn.ReLU(), nn.Linear(5, D)),
+        ),
+        words,
+    ),
+    Row(
+        PROMPTS,
+        "through `nn.LSTM`, then expanded",
+        uses(
+            prompt_lstm,
+            **ATTENTION,
+            **TABLE,
+            lstm=lambda: nn.LSTM(D, 3, batch_first=True, bidirectional=True),
+            mlp=linear(D, D),
+        ),
+        words,
+    ),
+    Row(
+        PROMPTS,
+        "keys and values of a prefix",
+        uses(prefix, **ATTENTION, prefix=lambda: nn.Embedding(3, 2 * D)),
+        words,
+    ),
+    Row(
+        PROMPTS,
+        "of classes, as many as examples (CoOp)",
+        uses(
+            class_prompts,
+            prompt=normal(2, D),
+            names=lambda: nn.Buffer(torch.randn(B, 1, D)),
+            text=linear(3 * D, 5),
+            a=linear(D, 5),
+            scale=normal(),
+        ),
+        normal(B, D),
+    ),
+    Row(MASKED, "`x[hidden] = p` (SpecAugment)", uses(spec_augment, **LAYERS), sequence),
+    Row(MASKED, "`index_put`", uses(index_put, **LAYERS), sequence),
+    Row(MASKED, "a sum of two products with a mask", uses(where, **LAYERS), sequence),
+    Row(
+        MASKED,
+        "features of images put among words, `masked_scatter`",
+        uses(
+            masked_scatter,
+            words=lambda: nn.Embedding(V, D),
+            a=linear(D, D),
+            head=linear(D, 3),
+        ),
+        lambda: (words(), sequence()),
+    ),
+    Row(
+        MASKED,
+        "trained rows over a frozen table, `index_copy`",
+        uses(
+            new_words,
+            table=lambda: nn.Buffer(torch.randn(V, D)),
+            rows=normal(4, D),
+            head=linear(D, 3),
+        ),
+        words,
+    ),
+    Row(
+        MASKED,
+        "`torch.where` of a token",
+        uses(dropped_labels, words=lambda: nn.Embedding(V, D), token=normal(D), head=linear(D, 3)),
+        words,
+    ),
+]

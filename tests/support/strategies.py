@@ -1,0 +1,89 @@
+"""What hypothesis may try on the ops.
+
+Numbers are small integers: with those all sums are exact in float32, so results can be compared
+exactly, and gradients that vanish really do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pycoherence.ops import Reduced
+from pycoherence.ops.family.rules import RULES
+from support.backends import DTYPES
+
+LAYOUTS = ("contiguous", "transposed", "sliced", "offset")
+
+dtypes = st.sampled_from(list(DTYPES.values()))
+wants = st.lists(st.sampled_from(Reduced._fields), min_size=1, unique=True).map(tuple)
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same numbers with other strides; what lies between them is NaN."""
+    if x.dim() == 0 or layout == "contiguous":
+        return x.contiguous()
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"))
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    long = x.new_full((len(x) + 2, *x.shape[1:]), float("nan"))
+    long[1:-1] = x
+    return long[1:-1]
+
+
+@st.composite
+def numbers(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype, top: int = 3) -> Tensor:
+    """Integers from -top to top in some layout, perhaps the same for all examples."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    x = torch.randint(-top, top + 1, tuple(shape), generator=generator).to(dtype)
+    if shape and draw(st.integers(0, 4)) == 0:
+        dim = draw(st.integers(0, len(shape) - 1))
+        return x.narrow(dim, 0, min(1, shape[dim])).expand(x.shape)
+    return lay_out(x, draw(st.sampled_from(LAYOUTS)))
+
+
+@st.composite
+def tails(draw: st.DrawFn, batch: int, shape: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
+    """The keyword arguments that all `*_reduce` functions share."""
+    want = draw(wants)
+    other = draw(st.sampled_from([dtype, torch.float32, torch.float64]))
+    tail: dict[str, Any] = {"want": want}
+    if {"weighted_sum", "sum_dots"}.intersection(want) and draw(st.booleans()):
+        tail["coef"] = draw(numbers((batch,), other, top=2))
+    if "dots" in want:
+        tail["direction"] = draw(numbers(shape, other))
+    return tail
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, x: Tensor) -> Tensor:
+    """The same numbers, or some of them replaced by what is not finite."""
+    if not x.numel() or draw(st.integers(0, 2)):
+        return x
+    x = x.clone()
+    for _ in range(draw(st.integers(1, 4))):
+        at = tuple(draw(st.integers(0, size - 1)) for size in x.shape)
+        x[at] = draw(st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+    return x
+
+
+@st.composite
+def orders(draw: st.DrawFn, batch: int) -> tuple[str, float, bool]:
+    """A rule, a number that it can have in a batch of this size, and whether to drop."""
+    name = draw(st.sampled_from(list(RULES)))
+    rule = RULES[name]
+    if rule.whole:
+        most = max(rule.fewest, rule.most(batch))
+        k = draw(st.integers(rule.fewest, most) | st.sampled_from([rule.fewest, most]))
+    else:
+        k = draw(st.integers(0, max(1, batch))) / max(1, batch)
+    return name, k, draw(st.booleans())
+
+
+def nonfinite(drop: bool) -> str:
+    return "drop" if drop else "nan"

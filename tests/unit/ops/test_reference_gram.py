@@ -1,0 +1,157 @@
+"""The `*_gram` ops against gradients from autograd, one example at a time; exactly, on integers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from support.backends import backends_of
+from support.materialised import assert_gram_exactly, gradients
+from support.strategies import dtypes, numbers
+from torch import Tensor
+
+import pycoherence as pc
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def second(draw: st.DrawFn, factors: list[Tensor]) -> list[Tensor]:
+    """Factors of a second batch, or none for the first batch with itself."""
+    return factors if draw(st.booleans()) else []
+
+
+@st.composite
+def linear_calls(draw: st.DrawFn):
+    dtype, (i, o) = draw(dtypes), (draw(st.integers(0, most)) for most in (20, 9))
+    factors = []
+    for _ in range(2):
+        b, t = draw(st.integers(0, 5)), draw(st.integers(0, 6))
+        factors += [draw(numbers((b, t, size), dtype)) for size in (i, o)]
+    return factors[:2], second(draw, factors[2:])
+
+
+@given(linear_calls())
+def test_linear(call) -> None:
+    one, two = call
+
+    def rows(x: Tensor, g: Tensor) -> Tensor:
+        wide = x.double()
+        return gradients(lambda w, b: F.linear(wide[b : b + 1], w), (g.shape[2], x.shape[2]), g)
+
+    assert_gram_exactly(
+        "linear_gram", lambda: pc.ops.linear_gram(*one, *two), rows(*one), rows(*(two or one))
+    )
+
+
+@st.composite
+def conv_calls(draw: st.DrawFn):
+    dtype, n, groups = draw(dtypes), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    i, o = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+
+    def each(low: int, high: int) -> list[int]:
+        return [draw(st.integers(low, high)) for _ in range(n)]
+
+    kernel = each(1, 3 if n < 3 else 2)
+    options = {"dilation": each(1, 2), "groups": groups}
+    kind = draw(st.sampled_from(["numbers", "numbers", "same", "valid"]))
+    options |= {"stride": each(1, 3) if kind != "same" else 1}
+    options |= {"padding": each(0, 2) if kind == "numbers" else kind}
+    pad = options["padding"] if kind == "numbers" else [10 if kind == "same" else 0] * n
+    weight, factors = torch.zeros(o * groups, i, *kernel), []
+    for _ in range(2):
+        size = each(1, 6 if n < 3 else 4)
+        fits = zip(size, pad, kernel, options["dilation"], strict=True)
+        assume(all(s + 2 * p > d * (k - 1) for s, p, k, d in fits))
+        x = draw(numbers((draw(st.integers(0, 3)), i * groups, *size), dtype))
+        out = CONVOLUTIONS[n](torch.zeros(1, *x.shape[1:]), weight, **options)
+        factors += [x, draw(numbers((len(x), *out.shape[1:]), dtype))]
+    return factors[:2], second(draw, factors[2:]), kernel, options, tuple(weight.shape)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@given(conv_calls())
+def test_conv(call) -> None:
+    one, two, kernel, options, shape = call
+
+    def rows(x: Tensor, g: Tensor) -> Tensor:
+        wide, conv = x.double(), CONVOLUTIONS[len(kernel)]
+        return gradients(lambda w, b: conv(wide[b : b + 1], w, **options), shape, g)
+
+    assert_gram_exactly(
+        "conv_gram",
+        lambda: pc.ops.conv_gram(*one, kernel, *two, **options),
+        rows(*one),
+        rows(*(two or one)),
+    )
+
+
+@st.composite
+def embedding_calls(draw: st.DrawFn):
+    dtype, v, d = draw(dtypes), draw(st.integers(1, 7)), draw(st.integers(0, 6))
+    kind, factors = draw(st.sampled_from([torch.int32, torch.int64])), []
+    for _ in range(2):
+        b, t = draw(st.integers(0, 5)), draw(st.integers(0, 7))
+        ids = draw(numbers((b, t), torch.float64, top=20)).remainder(v).to(kind)
+        if draw(st.booleans()):
+            ids = ids.mT.contiguous().mT
+        factors += [ids, draw(numbers((b, t, d), dtype))]
+    padding = draw(st.none() | st.integers(0, v - 1))
+    return factors[:2], second(draw, factors[2:]), v, padding
+
+
+@given(embedding_calls())
+def test_embedding(call) -> None:
+    one, two, v, padding = call
+
+    def rows(ids: Tensor, g: Tensor) -> Tensor:
+        def look_up(weight: Tensor, b: int) -> Tensor:
+            return F.embedding(ids[b : b + 1], weight, padding_idx=padding)
+
+        return gradients(look_up, (v, g.shape[2]), g)
+
+    assert_gram_exactly(
+        "embedding_gram",
+        lambda: pc.ops.embedding_gram(*one, *two, padding_idx=padding),
+        rows(*one),
+        rows(*(two or one)),
+    )
+
+
+@st.composite
+def dense_calls(draw: st.DrawFn):
+    dtype, p = draw(dtypes), draw(st.integers(0, 40))
+    a, b = (draw(numbers((draw(st.integers(0, 7)), p), dtype)) for _ in range(2))
+    return [a], second(draw, [b])
+
+
+@given(dense_calls())
+def test_dense(call) -> None:
+    one, two = call
+    assert_gram_exactly(
+        "dense_gram",
+        lambda: pc.ops.dense_gram(*one, *two),
+        one[0].double(),
+        (two or one)[0].double(),
+    )
+
+
+@pytest.mark.parametrize("backend", backends_of("embedding_gram"))
+def test_a_large_table_costs_only_the_rows_in_use(backend: str) -> None:
+    ids, g = torch.tensor([[5, 10**12], [7, 10**12]]), torch.ones(2, 2, 4)
+    with pc.backend(backend):
+        assert pc.ops.embedding_gram(ids, g).tolist() == [[8, 4], [4, 8]]
+
+
+@pytest.mark.parametrize("op", [op for op in pc.ops.specs if op.endswith("_gram")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_row_and_column(op: str, bad: float) -> None:
+    args = list(next(iter(pc.ops.specs[op].samples("cpu", torch.float32))))
+    factor = 0 if op == "dense_gram" else 1
+    args[factor][1].view(-1)[0] = bad
+    for backend in backends_of(op):
+        with pc.backend(backend):
+            out = getattr(torch.ops.pycoherence, op)(*args)
+        touched = torch.zeros(out.shape, dtype=torch.bool)
+        touched[1], touched[:, 1] = True, True
+        assert out[~touched].isfinite().all(), backend
+        assert not out[1, 1].isfinite(), backend
