@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from hypothesis import strategies as st
 from support.oracle import per_example_gradients
-from support.plain_rules import winsorized
+from support.plain_rules import coordinates
 from support.program_builder import Builder, Choose
 from support.program_steps import finish, inputs, write_steps
 from torch import Tensor, nn
@@ -238,7 +238,7 @@ def compared(
         for name, p in robust.named_parameters():
             if p.requires_grad:
                 grad = torch.zeros_like(p) if p.grad is None else p.grad
-                expected = winsorized(rows[name], 1).view_as(p)
+                expected = coordinates("winsorized_mean", 1)(rows[name]).view_as(p)
                 found.append((f"Winsorized {name}", grad, expected, scale_of(truth, name, 1)))
     errors = [(what, off(actual, expected, scale)) for what, actual, expected, scale in found]
     says = ", ".join(f"{what} off by {error:.2g}" for what, error in errors if error > TOLERANCE)

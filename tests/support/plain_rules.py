@@ -1,49 +1,137 @@
-"""Each rule as its paper has it, on gradients that are all there: rows `[B, P]`, in float64."""
+"""Each rule as its paper has it, on gradients that are all there, in float64.
+
+Rules over coordinates take one coordinate at a time: sorted lists, of which fractions are made to
+add or compare distances. The others take rows `[B, P]`.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
+import pycoherence as pc
+from support.backends import backends_of
 
-def winsorized(rows: Tensor, k: int) -> Tensor:
-    ordered = rows.sort(0).values
-    return rows.clamp(ordered[k], ordered[len(rows) - 1 - k]).mean(0)
+Numbers = Sequence[float | Fraction]
 
-
-def trimmed_mean(rows: Tensor, k: int) -> Tensor:
-    return rows.sort(0).values[k : len(rows) - k].mean(0)
-
-
-def median(rows: Tensor, lower: bool = False) -> Tensor:
-    return rows.median(0).values if lower else torch.from_numpy(np.median(rows.numpy(), axis=0))
-
-
-def median_of_means(rows: Tensor, groups: int) -> Tensor:
-    means = [part.mean(0) for part in map(torch.from_numpy, np.array_split(rows.numpy(), groups))]
-    return median(torch.stack(means))
+# Whole numbers are summed exactly; what is left is the rounding of a few operations.
+ROUNDING = {
+    torch.float16: 1e-6,
+    torch.bfloat16: 1e-6,
+    torch.float32: 1e-6,
+    torch.float64: 1e-15,
+}
 
 
-def sign_agreement(rows: Tensor, threshold: float) -> Tensor:
-    return rows.mean(0) * (rows.sign().mean(0).abs() >= threshold)
+def mean(values: Numbers) -> Fraction:
+    return sum(map(Fraction, values), Fraction()) / len(values)
 
 
-def nearest(rows: Tensor, centre: Tensor, count: int) -> Tensor:
-    """At each coordinate the mean of so many values nearest to the centre."""
-    found = []
-    for column, c in zip(rows.T.tolist(), centre.tolist(), strict=True):
-        found.append(math.fsum(sorted(column, key=lambda v: (abs(v - c), v))[:count]) / count)
-    return torch.tensor(found, dtype=torch.float64)
+def median(values: Numbers) -> Fraction:
+    ordered, n = sorted(values), len(values)
+    return mean(ordered[(n - 1) // 2 : n // 2 + 1])
 
 
-def phocas(rows: Tensor, k: int) -> Tensor:
-    return nearest(rows, trimmed_mean(rows, k), len(rows) - k)
+def trimmed(values: Numbers, k: int) -> Numbers:
+    return sorted(values)[k : len(values) - k]
 
 
-def meamed(rows: Tensor, k: int) -> Tensor:
-    return nearest(rows, median(rows), len(rows) - k)
+def nearest(values: Numbers, centre: Fraction, n: int) -> Numbers:
+    """The lower one first of two that are equally far."""
+    return sorted(values, key=lambda v: (abs(Fraction(v) - centre), v))[:n]
+
+
+def groups(values: Sequence[float], n: int) -> list[Sequence[float]]:
+    """Neighbours, in groups whose sizes differ by one at most, larger ones first."""
+    found, start = [], 0
+    for i in range(n):
+        stop = start + len(values) // n + (i < len(values) % n)
+        found.append(values[start:stop])
+        start = stop
+    return found
+
+
+def used(values: Numbers, rule: str, k: float) -> Numbers | None:
+    """The numbers whose mean a rule gives; `None` if there are too few values for it."""
+    n, whole = len(values), int(k)
+    if rule in ("winsorized_mean", "trimmed_mean", "phocas") and n <= 2 * k:
+        return None
+    if n == 0 or (rule == "meamed" and n <= k):
+        return None
+    if rule == "winsorized_mean":
+        inner = trimmed(values, whole)
+        return [min(max(v, inner[0]), inner[-1]) for v in values]
+    if rule == "trimmed_mean":
+        return trimmed(values, whole)
+    if rule == "median":
+        return [median(values)]
+    if rule == "lower_median":
+        return [sorted(values)[(n - 1) // 2]]
+    if rule == "phocas":
+        return nearest(values, mean(trimmed(values, whole)), n - whole)
+    if rule == "meamed":
+        return nearest(values, median(values), n - whole)
+    assert rule == "sign_agreement"
+    signs = sum((v > 0) - (v < 0) for v in values)
+    return values if abs(signs) / n >= k else [0.0]
+
+
+def aggregate(values: Sequence[float], rule: str, k: float, drop: bool) -> tuple[float, float]:
+    """The value of a coordinate, and the size of the numbers that it is made of."""
+    if not values:
+        return 0.0, 0.0
+    if not drop and not all(map(math.isfinite, values)):
+        return math.nan, 0.0
+    if rule == "median_of_means":
+        parts = [[v for v in group if math.isfinite(v)] for group in groups(values, int(k))]
+        means = [mean(part) for part in parts if part]
+        size = max((abs(v) for part in parts for v in part), default=0.0)
+        return (float(median(means)), size) if means else (math.nan, 0.0)
+    found = used([v for v in values if math.isfinite(v)], rule, k)
+    if found is None:
+        return math.nan, 0.0
+    return float(mean(found)), float(max(map(abs, found)))
+
+
+def assert_aggregated(
+    op: str,
+    call: Callable[[], Tensor],
+    rows: Tensor,
+    rule: str,
+    k: float,
+    drop: bool,
+    tolerance: float,
+) -> None:
+    """On every backend that has the op, the call gives the aggregate of `rows`.
+
+    Args:
+        op: Name of the op.
+        call: Runs it.
+        rows: Gradients `[B, *shape]`, as the op sees them.
+        rule: Its name; so are `k` and `drop` the arguments of the call.
+        tolerance: Allowed error in each coordinate, over the largest number that it is made of.
+    """
+    columns = rows.double().reshape(len(rows), math.prod(rows.shape[1:])).mT.tolist()
+    truth = [aggregate(column, rule, k, drop) for column in columns]
+    for backend in backends_of(op):
+        with pc.backend(backend):
+            out = call()
+        assert out.shape == rows.shape[1:], backend
+        for ours, (value, size), column in zip(out.flatten().tolist(), truth, columns, strict=True):
+            same = math.isnan(ours) and math.isnan(value)
+            assert same or abs(ours - value) <= tolerance * size, (backend, ours, value, column)
+
+
+def coordinates(rule: str, k: float = 0) -> Callable[[Tensor], Tensor]:
+    """The rule of this name on rows `[B, P]`."""
+
+    def of(rows: Tensor) -> Tensor:
+        found = [aggregate(column, rule, k, drop=False)[0] for column in rows.T.tolist()]
+        return torch.tensor(found, dtype=torch.float64)
+
+    return of
 
 
 def krum_scores(rows: list[Tensor], f: int) -> list[float]:
@@ -66,7 +154,7 @@ def bulyan(rows: Tensor, f: int) -> Tensor:
     while len(chosen) < theta:
         scores = krum_scores(left, f)
         chosen.append(left.pop(scores.index(min(scores))))
-    return nearest(torch.stack(chosen), median(torch.stack(chosen)), theta - 2 * f)
+    return coordinates("meamed", 2 * f)(torch.stack(chosen))
 
 
 def geometric_median(rows: Tensor, iterations: int, nu: float, tolerance: float) -> Tensor:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.aggregated import ROUNDING, assert_aggregated
 from support.backends import backends_of
+from support.plain_rules import ROUNDING, assert_aggregated
 from support.strategies import dtypes, nonfinite, numbers, orders, spoiled
 from torch import Tensor
 

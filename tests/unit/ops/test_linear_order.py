@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support.aggregated import ROUNDING, assert_aggregated
 from support.backends import backends_of
 from support.materialised import gradients
+from support.plain_rules import ROUNDING, assert_aggregated
 from support.settings import workspace
 from support.strategies import dtypes, nonfinite, numbers, orders, spoiled
 from torch import Tensor

@@ -38,7 +38,7 @@ def test_bulyan(rows: Tensor, data: st.DataObject) -> None:
     chosen = pc.Bulyan(f).choose(space(rows)).chosen
     assert len(set(chosen.tolist())) == len(chosen) == len(rows) - 2 * f
     picked = rows[chosen]
-    ours = plain.nearest(picked, plain.median(picked), len(rows) - 4 * f)
+    ours = plain.coordinates("meamed", 2 * f)(picked)
     torch.testing.assert_close(ours, plain.bulyan(rows, f))
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 import pycoherence as pc
 
 RULES: dict[str, tuple[object, Callable[[Tensor], Tensor]]] = {
-    "winsorized": (pc.Winsorized(2), lambda g: plain.winsorized(g, 2)),
-    "winsorized-most": (pc.Winsorized(5), lambda g: plain.winsorized(g, 5)),
-    "trimmed-mean": (pc.TrimmedMean(3), lambda g: plain.trimmed_mean(g, 3)),
-    "median": (pc.Median(), plain.median),
-    "lower-median": (pc.Median(lower=True), lambda g: plain.median(g, lower=True)),
-    "median-of-means": (pc.MedianOfMeans(3), lambda g: plain.median_of_means(g, 3)),
-    "median-of-means-even": (pc.MedianOfMeans(4), lambda g: plain.median_of_means(g, 4)),
-    "sign-agreement": (pc.SignAgreement(0.4), lambda g: plain.sign_agreement(g, 0.4)),
-    "phocas": (pc.Phocas(2), lambda g: plain.phocas(g, 2)),
-    "meamed": (pc.MeaMed(4), lambda g: plain.meamed(g, 4)),
+    "winsorized": (pc.Winsorized(2), plain.coordinates("winsorized_mean", 2)),
+    "winsorized-most": (pc.Winsorized(5), plain.coordinates("winsorized_mean", 5)),
+    "trimmed-mean": (pc.TrimmedMean(3), plain.coordinates("trimmed_mean", 3)),
+    "median": (pc.Median(), plain.coordinates("median")),
+    "lower-median": (pc.Median(lower=True), plain.coordinates("lower_median")),
+    "median-of-means": (pc.MedianOfMeans(3), plain.coordinates("median_of_means", 3)),
+    "median-of-means-even": (pc.MedianOfMeans(4), plain.coordinates("median_of_means", 4)),
+    "sign-agreement": (pc.SignAgreement(0.4), plain.coordinates("sign_agreement", 0.4)),
+    "phocas": (pc.Phocas(2), plain.coordinates("phocas", 2)),
+    "meamed": (pc.MeaMed(4), plain.coordinates("meamed", 4)),
 }
 THE_MEAN = (
     *(pc.Winsorized(0), pc.TrimmedMean(0), pc.MedianOfMeans(1), pc.SignAgreement(0)),
@@ -80,7 +80,7 @@ def test_not_finite() -> None:
     assert all(g.isnan().all() for g in found.values())
     found, _ = aggregated(model, (inputs, labels), pc.Winsorized(2), nonfinite="drop")
     left = gradients(model, (inputs[others], labels[others]))
-    assert_gradients(found, plain.by_parameter(left, lambda g: plain.winsorized(g, 2)))
+    assert_gradients(found, plain.by_parameter(left, plain.coordinates("winsorized_mean", 2)))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -11,8 +11,8 @@ from torch import Tensor
 import pycoherence as pc
 
 RULES: dict[str, tuple[Callable[[], object], Callable[[Tensor], Tensor]]] = {
-    "winsorized": (lambda: pc.Winsorized(1), lambda g: plain.winsorized(g, 1)),
-    "median-of-means": (lambda: pc.MedianOfMeans(3), lambda g: plain.median_of_means(g, 3)),
+    "winsorized": (lambda: pc.Winsorized(1), plain.coordinates("winsorized_mean", 1)),
+    "median-of-means": (lambda: pc.MedianOfMeans(3), plain.coordinates("median_of_means", 3)),
     "krum": (lambda: pc.Krum(1, 2), lambda g: plain.krum(g, 1, 2)),
     "bulyan": (lambda: pc.Bulyan(0), lambda g: plain.bulyan(g, 0)),
     "norm-clip": (lambda: pc.NormClip(0.4), lambda g: plain.norm_clip(g, 0.4)),

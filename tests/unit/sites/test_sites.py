@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from support.aggregated import assert_aggregated
 from support.backends import assert_reduced_close
 from support.materialised import gradients, reductions
+from support.plain_rules import assert_aggregated
 from support.settings import workspace
 from torch import Tensor
 
