@@ -96,6 +96,7 @@ def run(rank: int, store: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @needs_gloo
 def test_two_processes(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])

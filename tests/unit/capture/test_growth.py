@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import pycoherence as pc
 
+pytestmark = pytest.mark.slow
+
 X = torch.linspace(-1, 2, 24).reshape(4, 6).sin()
 
 
@@ -101,7 +103,6 @@ def test_steps_do_not_grow(step: Callable[[nn.Module], Any]) -> None:
     assert kept is not model
 
 
-@pytest.mark.slow
 def test_two_hundred_steps_of_training_do_not_grow() -> None:
     model = parts()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

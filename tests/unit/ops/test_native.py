@@ -22,6 +22,8 @@ import pycoherence as pc
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.spec import tensors_of
 
+pytestmark = pytest.mark.slow
+
 OPS = [op for op in pc.ops.specs if op.endswith("_reduce") and "native" in backends_of(op)]
 
 Head = tuple[Any, ...]
@@ -149,7 +151,6 @@ def test_every_subset_of_outputs(mask: int, op: str) -> None:
             assert_reduced_close(run(op, args), expected, 1e-5, f"{mask:07b} {describe(args)}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("want", [1, 4, 5, 64, 127])
 @pytest.mark.parametrize(("op", "index"), CASES)

@@ -21,6 +21,7 @@ def few_samples(op: str, device: str, dtype: torch.dtype) -> list[tuple[Any, ...
     return [*samples[:2], *islice(empty, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("op", "dtype"), CASES, ids=IDS)
 def test_opcheck(op: str, dtype: torch.dtype, device: str) -> None:
