@@ -30,7 +30,7 @@ LEVELS = (
     {"sites"},
     {"capture"},
     {"statistics", "metrics", "robust"},
-    {"collect", "aggregate", "meter", "verify", "record", "optim"},
+    {"collect", "aggregate", "weighted_sum", "meter", "verify", "record", "optim"},
 )
 HEAVY = {"matplotlib", "sklearn", "tqdm", "rich"}
 MAY_BE_HEAVY = {"demo", "plot", "studies"}
