@@ -21,7 +21,7 @@ from bench.ops.ways import Way
 from bench.shared import results, tasks
 from bench.shared.results import Row
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEYS = {
     "op", "shape", "want", "dtype", "backend", "check", "error", "seconds", "runs", "plain_seconds",
     "fastest", "ratio",
