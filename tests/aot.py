@@ -128,7 +128,7 @@ def function_of(op: str) -> Any:
     """The op, or several `together`, from Triton kernels."""
     if op == TOGETHER:
         return together
-    return kernel_of(pc.ops.specs[op], "triton")
+    return kernel_of(op, "triton", pc.ops.specs[op].helper)
 
 
 def compile_op(op: str, kind: str, capability: int) -> list[Row]:
