@@ -71,7 +71,7 @@ def _libraries() -> Iterator[str]:
 
 
 def _missing() -> Iterator[str]:
-    """What is not here that this machine could use, and the command that adds it."""
+    """Commands that add what this machine lacks and could use."""
     root, record = Path(__file__).parents[1], build_record()
     folder = f"-e {root}" if (root / "setup.py").exists() else ". in the source folder"
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():

@@ -16,8 +16,8 @@ from pycoherence.ops.core.workspace import set_workspace, workspace
 
 __all__ = ["BACKENDS", "Reduced", "backend", "set_workspace", "specs", "workspace"]
 
-for _name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    if _name not in ("core", "family"):
+for _name, _is_folder in sorted((each.name, each.ispkg) for each in pkgutil.iter_modules(__path__)):
+    if not _is_folder:
         globals()[_name] = getattr(importlib.import_module(f"{__name__}.{_name}"), _name)
         __all__ += [_name]
 

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pycoherence.ops import Reduced
 from pycoherence.ops.family.rules import RULES
 from support.backends import DTYPES
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By number of spatial dimensions."""
 
 LAYOUTS = ("contiguous", "transposed", "sliced", "offset")
 
@@ -58,6 +63,29 @@ def tails(draw: st.DrawFn, batch: int, shape: Sequence[int], dtype: torch.dtype)
     if "dots" in want:
         tail["direction"] = draw(numbers(shape, other))
     return tail
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, most: int) -> tuple[Any, ...]:
+    """Factors of a convolution of up to `most` examples, its options, and the weight's shape."""
+    dtype, n, groups = draw(dtypes), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    b, i, o = draw(st.integers(0, most)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+
+    def each(low: int, high: int) -> list[int]:
+        return [draw(st.integers(low, high)) for _ in range(n)]
+
+    size, kernel = each(1, 6 if n < 3 else 4), each(1, 3 if n < 3 else 2)
+    options = {"dilation": each(1, 2), "groups": groups}
+    kind = draw(st.sampled_from(["numbers", "numbers", "same", "valid"]))
+    options |= {"stride": each(1, 3) if kind != "same" else 1}
+    options |= {"padding": each(0, 2) if kind == "numbers" else kind}
+    shape = (o * groups, i, *kernel)
+    pad = options["padding"] if kind == "numbers" else [10 if kind == "same" else 0] * n
+    fits = zip(size, pad, kernel, options["dilation"], strict=True)
+    assume(all(s + 2 * p > d * (k - 1) for s, p, k, d in fits))
+    x = draw(numbers((b, i * groups, *size), dtype))
+    out = CONVOLUTIONS[n](torch.zeros(1, *x.shape[1:]), torch.zeros(shape), **options)
+    return x, draw(numbers((b, *out.shape[1:]), dtype)), kernel, options, shape
 
 
 @st.composite

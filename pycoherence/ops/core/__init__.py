@@ -1,4 +1,4 @@
-"""What every op is made of: its description, its way into torch, and the choice of a backend.
+"""The parts of every op: its description, its way into torch, and the choice of a backend.
 
 Read in this order: `spec`, `register`, `dispatch`; then the others.
 """

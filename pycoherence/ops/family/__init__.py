@@ -1,1 +1,1 @@
-"""What the ops of a family share: `*_reduce`, `*_gram` and `*_order`, and those of convolutions."""
+"""Parts that ops of a family share: `*_reduce`, `*_gram` and `*_order`, and convolutions."""

@@ -1,4 +1,4 @@
-"""What people train, one row of docs/models.md each; every file here adds some as its `ROWS`.
+"""Models that people train, a row of docs/models.md each; every file here adds its `ROWS`.
 
 `python tests/table.py` writes the page, and tests/unit/verbs/test_rows.py proves each row.
 """
