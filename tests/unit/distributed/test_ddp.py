@@ -1,23 +1,16 @@
 """Data-parallel training: statistics of the rank's own batch, gradients as ever."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from support.ranks import needs_gloo, run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import pycoherence as pc
-
-needs_gloo = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"
-)
 
 
 class Shared(nn.Module):
@@ -88,35 +81,16 @@ def check_rules(rank: int) -> None:
         torch.testing.assert_close(grads(ours), expected)
 
 
-def run(rank: int, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def run(rank: int) -> None:
     check_steps(rank, False, find_unused_parameters=True)
     check_steps(rank, True, static_graph=True)
     check_rules(rank)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @needs_gloo
-def test_two_processes(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, str(rank), str(tmp_path / "store")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+def test_two_processes() -> None:
+    run_ranks(2, run)
 
 
 def test_data_parallel_is_refused() -> None:
@@ -135,7 +109,3 @@ def test_data_parallel_on_one_device_is_its_module() -> None:
     with pc.collect(model, pc.SqNorms(), loss_reduction="sum") as record:
         model(torch.ones(4, 3, device=device)).sum().backward()
     assert record.by_parameter["module.bias"].sq_norms.tolist() == [2.0] * 4
-
-
-if __name__ == "__main__":
-    run(int(sys.argv[1]), sys.argv[2])
