@@ -84,7 +84,7 @@ def try_ranks(world: int, work: Callable[..., Any], *args: Any, timeout: float =
 class _Rank:
     """A process."""
 
-    alive: "ClassVar[dict[int, _Rank]]" = {}
+    alive: ClassVar[dict[int, "_Rank"]] = {}
 
     def __init__(self, rank: int) -> None:
         context = multiprocessing.get_context("spawn")
