@@ -7,3 +7,7 @@ class UnsupportedError(RuntimeError):
 
 class VerificationError(AssertionError):
     """A measurement on a model disagrees with autograd, one example at a time."""
+
+
+class RanksError(RuntimeError):
+    """The processes of a group differ in what they run, or one of them has raised an error."""

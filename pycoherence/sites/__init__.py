@@ -1,6 +1,7 @@
 """Sites: one use of one parameter, as the factors of its per-example gradients."""
 
 from pycoherence.sites._derived import made_of, made_of_edge
+from pycoherence.sites._exchange import Slice, exchange
 from pycoherence.sites._joint import joint, of_rows
 from pycoherence.sites._site import FactoredSite, Site, norm_rows
 from pycoherence.sites._together import Wish, reduce_together
@@ -21,8 +22,10 @@ __all__ = [
     "PartsSite",
     "ShiftedSite",
     "Site",
+    "Slice",
     "Window",
     "Wish",
+    "exchange",
     "joint",
     "made_of",
     "made_of_edge",

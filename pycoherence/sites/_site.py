@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.family.reduce import mask_of, unpack
 from pycoherence.ops.family.rules import check_rule
 
-F = TypeVar("F", bound="FactoredSite")
+S = TypeVar("S", bound="FactoredSite")
 
 PARAMETER_SHAPED = ("weighted_sum", "second_moment", "sign_sum")
 """The fields of `Reduced` that have the shape of the parameter."""
@@ -62,6 +62,25 @@ class Site(Protocol):
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Site":
         """The same site with other tensors in the place of those that `tensors` names."""
         ...
+
+
+class Side(NamedTuple):
+    """One way to cut a parameter into slices.
+
+    Attributes:
+        dim: The dimension of `op_shape` that is cut.
+        units: How many slices there can be.
+        size: How long each is along `dim`.
+        split: The factors that are cut with it; for each its dimension, and how much of it belongs
+            to a unit.
+        whole: The factors that every slice needs.
+    """
+
+    dim: int
+    units: int
+    size: int
+    split: Mapping[str, tuple[int, int]]
+    whole: tuple[str, ...] = ()
 
 
 class FactoredSite:
@@ -138,18 +157,52 @@ class FactoredSite:
         """Give a tensor `[*batch, *op_shape]` the shape of the parameter, `[*batch, *shape]`."""
         return x if self.shape is None else x.view((*batch, *self.shape))
 
-    def reshaped(self: F, shape: Sequence[int]) -> F:
+    def reshaped(self: S, shape: Sequence[int]) -> S:
         """The same numbers as the gradients of a parameter of another shape."""
         shape = tuple(shape)
         if shape == self.parameter_shape:
             return self
         return replace(self, shape=None if shape == self.op_shape else shape)
 
+    # For the exchange with other processes, of a site that `plain` gave.
+
+    def plain(self: S) -> S:
+        """The same gradients, of `op_shape`, with factors as the ops take them."""
+        return replace(self, shape=None)
+
+    def sides(self) -> Sequence[Side]:
+        """The ways to cut the parameter; none if this takes the gradients themselves."""
+        return ()
+
+    def places(self) -> tuple[int, ...]:
+        """The number of positions; several numbers if no zeros can be put behind the last one."""
+        return ()
+
+    def options(self) -> tuple[Any, ...]:
+        """What tells sites of this kind apart beside shapes."""
+        return ()
+
+    def padded(self: S, positions: int) -> S:
+        """The same gradients with zeros behind the last position, if `places` is one number."""
+        return self
+
+    def scaled(self: S, scale: float) -> S:
+        """Gradients that are `scale` times as large."""
+        g = self.g
+        # Halves would be rounded.
+        short = g.dtype in (torch.float16, torch.bfloat16)
+        found = {n: x.float() for n, x in self.tensors().items() if short and x.dtype == g.dtype}
+        return replace(self, **{**found, "g": (g.float() if short else g) * scale})
+
+    def cut(self: S, side: Side, factors: Mapping[str, Tensor], units: int) -> S:
+        """The site of a slice of so many units, from its factors."""
+        return replace(self, **factors)
+
     def tensors(self) -> dict[str, Tensor]:
         """See `Site.tensors`: by field."""
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
-    def with_tensors(self: F, tensors: Mapping[str, Tensor]) -> F:
+    def with_tensors(self: S, tensors: Mapping[str, Tensor]) -> S:
         """See `Site.with_tensors`."""
         return replace(self, **tensors)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pycoherence.ops.affine_reduce import materialise
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.sites._site import FactoredSite, joined, order, side_by_side
+from pycoherence.sites._site import FactoredSite, Side, joined, order, side_by_side
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,13 @@ class AffineSite(FactoredSite):
         if any(site.x is not None or site.parameter_shape != shape for site in sites):
             return None
         return replace(self, g=side_by_side([site.g for site in sites]))
+
+    def plain(self) -> "AffineSite":
+        """See `FactoredSite.plain`: rows, of which there is one for each example."""
+        if self.x is None and self.g.shape[1] == 1:
+            return replace(self, shape=None)
+        return AffineSite(self.chunks().joined().unsqueeze(1))
+
+    def sides(self) -> tuple[Side, ...]:
+        """See `FactoredSite.sides`."""
+        return (Side(0, self.g.shape[2], 1, split={"g": (2, 1)}),)

@@ -1,14 +1,14 @@
 """A weight that is convolved with the layer input."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from pycoherence.ops.conv_reduce import materialise
 from pycoherence.ops.core.chunks import Chunks
-from pycoherence.sites._site import FactoredSite
+from pycoherence.sites._site import FactoredSite, Side
 
 
 class Window(NamedTuple):
@@ -92,6 +92,29 @@ class ConvSite(FactoredSite):
     def with_others(self, others: Sequence["ConvSite"]) -> "ConvSite | None":
         """See `Site.with_others`: none, since images of several sizes have no common factors."""
         return None
+
+    def sides(self) -> tuple[Side, ...]:
+        """See `FactoredSite.sides`; groups of channels stay together."""
+        (rows, columns, *_), n = self.op_shape, self.groups
+        if n > 1:
+            return (Side(0, n, rows // n, split={"g": (1, rows // n), "x": (1, columns)}),)
+        return (
+            Side(0, rows, 1, split={"g": (1, 1)}, whole=("x",)),
+            Side(1, columns, 1, split={"x": (1, 1)}, whole=("g",)),
+        )
+
+    def places(self) -> tuple[int, ...]:
+        """See `FactoredSite.places`."""
+        return *self.x.shape[2:], *self.g.shape[2:]
+
+    def options(self) -> tuple[Any, ...]:
+        """See `FactoredSite.options`."""
+        *options, groups = self.window
+        return (*map(tuple, options), groups)
+
+    def cut(self, side: Side, factors: Mapping[str, Tensor], units: int) -> "ConvSite":
+        """See `FactoredSite.cut`."""
+        return replace(self, groups=max(1, units) if self.groups > 1 else 1, **factors)
 
 
 def _stacked(x: Tensor, n: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.embedding_reduce import materialise
-from pycoherence.sites._site import FactoredSite, joined, positions_last, side_by_side
+from pycoherence.sites._site import FactoredSite, Side, joined, positions_last, side_by_side
 from pycoherence.sites.linear import LinearSite
 
 
@@ -61,6 +61,31 @@ class EmbeddingSite(FactoredSite):
             return None
         ids = side_by_side([site.ids.flatten(1) for site in sites])
         return replace(self, ids=ids, g=side_by_side([positions_last(site.g) for site in sites]))
+
+    def plain(self) -> "EmbeddingSite":
+        """See `FactoredSite.plain`."""
+        ids, g = self.ids.flatten(1), positions_last(self.g)
+        return replace(self, ids=ids, g=g, shape=None)
+
+    def sides(self) -> tuple[Side, ...]:
+        """See `FactoredSite.sides`."""
+        return (Side(1, self.g.shape[2], 1, split={"g": (2, 1)}, whole=("ids",)),)
+
+    def places(self) -> tuple[int, ...]:
+        """See `FactoredSite.places`."""
+        return (self.g.shape[1],)
+
+    def options(self) -> tuple[Any, ...]:
+        """See `FactoredSite.options`."""
+        return (self.padding_idx,)
+
+    def padded(self, positions: int) -> "EmbeddingSite":
+        """See `FactoredSite.padded`: word 0 is looked up, and nothing comes back."""
+        n = positions - self.g.shape[1]
+        if not n:
+            return self
+        pad = torch.nn.functional.pad
+        return replace(self, ids=pad(self.ids, (0, n)), g=pad(self.g, (0, 0, 0, n)))
 
     def as_linear(self) -> LinearSite:
         """The same as the gradient of a weight `[V, D]`, whose outputs are what is looked up."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pycoherence.ops.core.chunks import Chunks
 from pycoherence.ops.linear_reduce import materialise
-from pycoherence.sites._site import FactoredSite, joined, positions_last, side_by_side
+from pycoherence.sites._site import FactoredSite, Side, joined, positions_last, side_by_side
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,27 @@ class LinearSite(FactoredSite):
             return None
         x, g = (side_by_side(factors) for factors in zip(*(s.head() for s in sites), strict=True))
         return replace(self, x=x.to(g.dtype), g=g)
+
+    def plain(self) -> "LinearSite":
+        """See `FactoredSite.plain`."""
+        return LinearSite(*self.head())
+
+    def sides(self) -> tuple[Side, ...]:
+        """See `FactoredSite.sides`."""
+        rows, columns = self.op_shape
+        return (
+            Side(0, rows, 1, split={"g": (2, 1)}, whole=("x",)),
+            Side(1, columns, 1, split={"x": (2, 1)}, whole=("g",)),
+        )
+
+    def places(self) -> tuple[int, ...]:
+        """See `FactoredSite.places`."""
+        return (self.g.shape[1],)
+
+    def padded(self, positions: int) -> "LinearSite":
+        """See `FactoredSite.padded`."""
+        n = positions - self.g.shape[1]
+        return LinearSite(*(F.pad(f, (0, 0, 0, n)) for f in (self.x, self.g))) if n else self
 
     def transposed(self) -> "LinearSite":
         """The gradients of the transposed weight, `[I, O]`."""

@@ -26,6 +26,7 @@ KERNELS = sorted((ROOT / "triton_kernels").rglob("*.py"))
 # From the bottom up; a part may import its own level and those below. What is not named is on top.
 LEVELS = (
     {"errors"},
+    {"ranks"},
     {"ops", "triton_kernels"},
     {"sites"},
     {"capture"},

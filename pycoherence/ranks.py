@@ -1,0 +1,247 @@
+"""The processes whose examples count together, and everything that they send each other.
+
+A backward pass over several ranks is a conversation: whatever is exchanged begins with a header, in
+which each rank says what it is about to do. Ranks that are about to do different things, or of
+which one has raised an error, thus all find out and raise, and none waits for another.
+"""
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pycoherence.errors import RanksError
+
+Group = Any
+"""A `torch.distributed.ProcessGroup` or a `torch.distributed.device_mesh.DeviceMesh`."""
+
+_WIDTH = 12
+_RUNS, _HAS_RAISED, _HAS_LEFT = range(3)
+_PATIENCE = timedelta(seconds=10)
+"""The time that a rank that has raised an error gives the others to take notice of it."""
+
+
+class Ranks:
+    """The processes of a group, as this one sees them.
+
+    All methods that send are called by all ranks, in the same order. They use a process group of
+    their own, so that what a wrapper of the model sends at the same time does not mix with it.
+
+    Attributes:
+        size: How many there are, `R`.
+        rank: The place of this process among them, in the order of their global ranks.
+    """
+
+    def __init__(self, members: Sequence[int], timeout: timedelta | None) -> None:
+        self.members = sorted(members)
+        self.size, self.rank = len(members), self.members.index(dist.get_rank())
+        gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        self._group = dist.new_group(
+            self.members,
+            timeout=timeout,
+            # Headers lie on the host, so that no rank waits for its GPU to read them.
+            backend="cpu:gloo,cuda:nccl" if gpus else "gloo",
+            use_local_synchronization=True,
+        )
+        self._is_lost = False
+
+    def __repr__(self) -> str:
+        return f"Ranks(size={self.size}, rank={self.rank})"
+
+    # What ranks are about to do.
+
+    def step(self, what: str, numbers: Sequence[int] = ()) -> list[list[int]]:
+        """Say what comes next, and some numbers; those of all ranks.
+
+        Raises:
+            RanksError: Another rank says something else, has raised an error or has left its block.
+        """
+        found = self._headers(_RUNS, what, numbers)
+        for rank, (status, _, *_) in enumerate(found):
+            if status == _HAS_RAISED:
+                raise RanksError(
+                    f"rank {rank} of {self.size} has raised an error, which its own message tells; "
+                    "the others stop here, since their results would lack its examples"
+                )
+            if status == _HAS_LEFT:
+                raise RanksError(
+                    f"rank {rank} of {self.size} has left its block without a backward pass that "
+                    f"this rank has run ({what}); run the same passes on all ranks, with an empty "
+                    "batch where there are no examples"
+                )
+        differing = [rank for rank, header in enumerate(found) if header[1] != found[0][1]]
+        if differing:
+            said = self.texts(what)
+            lines = "\n".join(f"  rank {rank}: {one}" for rank, one in enumerate(said))
+            raise RanksError(
+                "expected all ranks to run the same layers with the same statistics in the same "
+                f"order, got different ones:\n{lines}\nWhat to do: let no branch of the model "
+                "depend on the data of a rank, and open the same block on each."
+            )
+        return [header[2 : 2 + len(numbers)] for header in found]
+
+    def leave(self) -> bool:
+        """Say that the block ends here; whether all ranks say so."""
+        return all(status == _HAS_LEFT for status, *_ in self._headers(_HAS_LEFT, ""))
+
+    def fail(self) -> None:
+        """Tell the others that this rank has raised an error, and wait a little for them."""
+        try:
+            self._headers(_HAS_RAISED, "", patience=_PATIENCE)
+        except RuntimeError:
+            self._is_lost = True  # what it said may be taken for an answer to a later question
+
+    def _headers(
+        self,
+        status: int,
+        what: str,
+        numbers: Sequence[int] = (),
+        patience: timedelta | None = None,
+    ) -> list[list[int]]:
+        if self._is_lost:
+            raise RanksError(
+                "a rank has raised an error before, which the others have not taken notice of; "
+                "start the processes again"
+            )
+        digest = hashlib.blake2b(what.encode(), digest_size=7).digest()
+        values = [status, int.from_bytes(digest, "little"), *numbers]
+        mine = torch.tensor(values + [0] * (_WIDTH - len(values)), dtype=torch.int64)
+        found = mine.new_empty(self.size, _WIDTH)
+        work = dist.all_gather(list(found), mine, group=self._group, async_op=True)
+        assert work is not None
+        work.wait() if patience is None else work.wait(patience)
+        return found.tolist()
+
+    def texts(self, text: str) -> list[str]:
+        """What all ranks say, for people."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, text, group=self._group)
+        return found
+
+    # Numbers.
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all ranks, in their order, of which each has as many as `sizes` says.
+
+        Numbers received: those of the other ranks.
+        """
+        x = x.contiguous()
+        found = x.new_empty(sum(sizes), *x.shape[1:])
+        parts = list(found.split(list(sizes)))
+        if len(set(sizes)) == 1:
+            dist.all_gather(parts, x, group=self._group)
+            return found
+        parts[self.rank].copy_(x)
+        work = [
+            dist.broadcast(part, group=self._group, group_src=rank, async_op=True)
+            for rank, part in enumerate(parts)
+            if part.numel()
+        ]
+        for one in work:
+            assert one is not None
+            one.wait()
+        return found
+
+    def swap(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Send part `r` to rank `r`, and get what each rank has sent to this one.
+
+        Numbers received: those that the other ranks send to this one.
+
+        Args:
+            parts: One for each rank.
+            shapes: Those of what comes, one for each rank.
+        """
+        sent = torch.cat([part.reshape(-1) for part in parts])
+        counts = [torch.Size(shape).numel() for shape in shapes]
+        got = sent.new_empty(sum(counts))
+        own = [part.numel() for part in parts]
+        dist.all_to_all_single(got, sent, counts, own, group=self._group)
+        return [part.view(*shape) for part, shape in zip(got.split(counts), shapes, strict=True)]
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, the same on each.
+
+        Numbers received: `2 (R - 1) / R` of the tensor's.
+        """
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=self._group)
+        return x
+
+    def sum_slice(self, x: Tensor) -> Tensor:
+        """This rank's slice of the sum of a tensor over all ranks, flat.
+
+        Numbers received: `(R - 1) / R` of the tensor's.
+        """
+        parts = x.reshape(-1).tensor_split(self.size)
+        got = self.swap(parts, [parts[self.rank].shape] * self.size)
+        return torch.stack(got).sum(0)
+
+    def first(self, x: Tensor) -> Tensor:
+        """What rank 0 has.
+
+        Numbers received: those of the tensor, but for rank 0.
+        """
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.broadcast(x, group=self._group, group_src=0)
+        return x
+
+
+def ranks_of(group: Group) -> Ranks | None:
+    """The ranks of a group; none if it is `None`.
+
+    The processes of the group call it together when it sees a group for the first time.
+
+    Raises:
+        TypeError: It is neither a process group nor a mesh.
+        RuntimeError: There are no process groups, or this process is not in it.
+    """
+    if group is None:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        raise RuntimeError(
+            "group= needs torch.distributed; call torch.distributed.init_process_group() first, or "
+            "leave group out in a single process"
+        )
+    members = _members(group)
+    if dist.get_rank() not in members:
+        raise RuntimeError(
+            f"expected a group with this process, of rank {dist.get_rank()}, in it, got one of "
+            f"ranks {members}"
+        )
+    world, key = dist.group.WORLD, tuple(sorted(members))
+    known = _known.get(key)
+    if known is None or known[0]() is not world:
+        _known[key] = known = weakref.ref(world), Ranks(members, _timeout(group))
+    return known[1]
+
+
+_known: "dict[tuple[int, ...], tuple[weakref.ref[Any], Ranks]]" = {}
+"""By members, the world to which they belonged, and what was made for them."""
+
+
+def _members(group: Group) -> list[int]:
+    if isinstance(group, dist.ProcessGroup):
+        return dist.get_process_group_ranks(group)
+    # A mesh is told by its attribute: to import its class takes a while.
+    mesh = getattr(group, "mesh", None)
+    if isinstance(mesh, Tensor):
+        return mesh.flatten().tolist()
+    raise TypeError(
+        "expected group to be a torch.distributed.ProcessGroup, a DeviceMesh or None, got "
+        f"{group!r}"
+    )
+
+
+def _timeout(group: Group) -> timedelta | None:
+    """The timeout of a group, which torch does not tell; its default if it cannot be found."""
+    try:
+        any_of = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
+        backend: Any = any_of._get_backend(torch.device("cpu"))  # pyright: ignore
+        return backend.options._timeout
+    except (AttributeError, RuntimeError):
+        return None

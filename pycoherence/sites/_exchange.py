@@ -1,0 +1,213 @@
+"""From the examples of this rank and the whole parameter to all examples and a slice of it."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.ops.core.workspace import workspace
+from pycoherence.ranks import Ranks
+from pycoherence.sites._joint import of_rows
+from pycoherence.sites._site import FactoredSite, Side, Site
+from pycoherence.sites._strided import Region
+from pycoherence.sites.parts import PartsSite
+
+
+class Slice(NamedTuple):
+    """A slice of a parameter, with the examples of all ranks in their order.
+
+    Attributes:
+        site: Their gradients there.
+        put: Writes numbers of the shape of the slice to their place in a contiguous tensor of the
+            parameter's shape.
+    """
+
+    site: Site
+    put: Callable[[Tensor, Tensor], None]
+
+
+def exchange(site: Site, ranks: Ranks, name: str, scale: float = 1.0) -> Iterator[Slice]:
+    r"""The slices of this rank; those of all ranks together are the parameter.
+
+    Either the factors of one side go all-to-all, so that each rank gets its channels of all
+    examples, and the others are gathered; or the gradients themselves go all-to-all:
+
+    .. math:: \text{factors:}\ \frac{R-1}{R} B T \Big(a + \frac{c}{R}\Big) \qquad
+        \text{gradients:}\ \frac{R-1}{R} \frac{B P}{R}
+
+    numbers that each rank receives, with `a` channels gathered and `c` split, `T` the largest
+    number of positions on any rank, and `P` the size of the parameter. The way of fewer bytes is
+    taken. It goes in parts, so that what comes at once fits the workspace, beside the factors that
+    are gathered. All ranks take all slices, in order.
+
+    Args:
+        site: The factors of this rank's examples.
+        ranks: The processes to exchange with.
+        name: The name of the parameter, which all have to give.
+        scale: The number that the gradients of this rank are multiplied with.
+
+    Raises:
+        RanksError: The ranks do not exchange the same parameter.
+    """
+    site = _without_positions(site)
+    places = site.places() if isinstance(site, FactoredSite) else ()
+    said = ranks.step(f"exchange of {name}", [_batch_of(site), _code(site), *places])
+    sizes = [header[0] for header in said]
+    if len({header[1] for header in said}) > 1 or _lie_apart(said, site):
+        # Such as several uses of a parameter, which are joined otherwise where texts are short, or
+        # images of several sizes. The gradients themselves are alike on all ranks.
+        site = of_rows(site.rows()).plain()
+    if isinstance(site, PartsSite):
+        for i, part in enumerate(site.parts):
+            for found in exchange(part.site, ranks, f"{name}, part {i}", scale):
+                yield Slice(found.site, partial(_put_part, part.region, found.put))
+        return
+    assert isinstance(site, FactoredSite)
+    if len(site.places()) == 1:
+        site = site.padded(max(header[2] for header in said))
+    if scale != 1.0:
+        site = site.scaled(scale)
+    yield from _slices(site, ranks, sizes)
+
+
+def _slices(site: Any, ranks: Ranks, sizes: Sequence[int]) -> Iterator[Slice]:
+    side, by_factors = _cheapest(site, ranks.size)
+    bounds = list(pairwise(side.units * rank // ranks.size for rank in range(ranks.size + 1)))
+    unit = _bytes_split(site, side) if by_factors else _bytes_made(site, side)
+    step = max(1, workspace(site.g.device) // max(1, ceil(unit * sum(sizes))))
+    pieces = ceil(max(1, *(b - a for a, b in bounds)) / step)
+    gathered = {f: ranks.gather(getattr(site, f), sizes) for f in side.whole if by_factors}
+    move = _move_factors if by_factors else _move_gradients
+    for i in range(pieces):
+        cuts = [(a + (b - a) * i // pieces, a + (b - a) * (i + 1) // pieces) for a, b in bounds]
+        found = move(site, side, ranks, cuts, sizes, gathered)
+        start, stop = cuts[ranks.rank]
+        if start < stop:
+            place = side.dim, start * side.size, (stop - start) * side.size
+            yield Slice(found, partial(_put, tuple(site.op_shape), place))
+
+
+Cuts = Sequence[tuple[int, int]]
+"""For each rank the first unit of its slice, and the end."""
+
+
+def _move_factors(
+    site: Any,
+    side: Side,
+    ranks: Ranks,
+    cuts: Cuts,
+    sizes: Sequence[int],
+    gathered: Mapping[str, Tensor],
+) -> Site:
+    """The factors of all examples, those of the split side of this rank's slice alone."""
+    found = dict(gathered)
+    start, stop = cuts[ranks.rank]
+    for field, (axis, channels) in side.split.items():
+        x: Tensor = getattr(site, field)
+        parts = [x.narrow(axis, a * channels, (b - a) * channels) for a, b in cuts]
+        shape = list(x.shape[1:])
+        shape[axis - 1] = (stop - start) * channels
+        found[field] = torch.cat(ranks.swap(parts, [[size, *shape] for size in sizes]))
+    return site.cut(side, found, stop - start)
+
+
+def _move_gradients(
+    site: Any,
+    side: Side,
+    ranks: Ranks,
+    cuts: Cuts,
+    sizes: Sequence[int],
+    gathered: Mapping[str, Tensor],
+) -> Site:
+    """The gradients of all examples, of this rank's slice alone."""
+    parts: list[Tensor] = []
+    for a, b in cuts:
+        fields = {
+            field: getattr(site, field).narrow(axis, a * n, (b - a) * n)
+            for field, (axis, n) in side.split.items()
+        }
+        none = site.g.new_empty(0, dtype=accumulate_dtype(site.g.dtype))
+        parts.append(site.cut(side, fields, b - a).rows() if a < b else none)
+    start, stop = cuts[ranks.rank]
+    shape = list(site.op_shape)
+    shape[side.dim] = (stop - start) * side.size
+    return of_rows(torch.cat(ranks.swap(parts, [[size, *shape] for size in sizes])))
+
+
+def _cheapest(site: Any, size: int) -> tuple[Side, bool]:
+    """The side to split, and whether factors are fewer bytes than gradients."""
+    sides: Sequence[Side] = site.sides()
+    costs = [
+        sum(_bytes(getattr(site, field)) for field in side.whole)
+        + _bytes_split(site, side) * side.units / size
+        for side in sides
+    ]
+    best = min(range(len(sides)), key=costs.__getitem__)
+    made = _bytes_made(site, sides[0]) * sides[0].units / size
+    if costs[best] <= made:
+        return sides[best], True
+    return max(sides, key=lambda side: side.units), False
+
+
+def _bytes(x: Tensor) -> float:
+    """The bytes of each example; of factors that have no example, those that one would have."""
+    return prod(x.shape[1:]) * x.dtype.itemsize
+
+
+def _bytes_split(site: Any, side: Side) -> float:
+    """The bytes of the factors of each unit of a side and each example."""
+    return sum(_bytes(getattr(site, field)) for field in side.split) / max(1, side.units)
+
+
+def _bytes_made(site: Any, side: Side) -> float:
+    """The bytes of the gradient of each unit of a side and each example."""
+    return prod(site.op_shape) * accumulate_dtype(site.g.dtype).itemsize / max(1, side.units)
+
+
+def _without_positions(site: Site) -> Site:
+    """The same gradients, as factors that can be exchanged."""
+    if isinstance(site, PartsSite):
+        return site
+    if isinstance(site, FactoredSite):
+        plain = site.plain()
+        if plain.sides():
+            return plain
+    return of_rows(site.rows()).plain()
+
+
+def _lie_apart(said: Sequence[Sequence[int]], site: Site) -> bool:
+    """Whether ranks have other positions, and zeros behind the last do not mend that."""
+    return len(said[0]) > 3 and len({tuple(header[2:]) for header in said}) > 1
+
+
+def _batch_of(site: Any) -> int:
+    return _batch_of(site.parts[0].site) if isinstance(site, PartsSite) else len(site.g)
+
+
+def _code(site: Any) -> int:
+    """A number that tells kinds of factors apart."""
+    if isinstance(site, PartsSite):
+        found = ("parts", site.shape, [part.region for part in site.parts])
+    else:
+        dtypes = [str(x.dtype) for x in site.tensors().values()]
+        found = (type(site).__name__, tuple(site.op_shape), dtypes, site.options())
+    return int.from_bytes(hashlib.blake2b(repr(found).encode(), digest_size=7).digest(), "little")
+
+
+def _put(shape: Sequence[int], place: tuple[int, int, int], out: Tensor, value: Tensor) -> None:
+    target = out.view(tuple(shape)).narrow(*place)
+    target.copy_(value.view_as(target))
+
+
+def _put_part(
+    region: Region, put: Callable[[Tensor, Tensor], None], out: Tensor, value: Tensor
+) -> None:
+    inner = region.within(out).contiguous()
+    put(inner, value)
+    region.within(out).copy_(inner)
