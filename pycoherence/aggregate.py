@@ -1,7 +1,7 @@
 """Robust gradients in place of the ordinary one."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import prod
 from types import TracebackType
 from typing import Literal, get_args
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from pycoherence.capture import (
     Aggregate,
     Capture,
+    FactorsAcross,
     LossScale,
     OnUnsupported,
     Request,
-    Results,
     check_batch_norm,
     check_loss_scale,
     expect_unchanged,
     tracked_parameters,
+    without_sync,
 )
 from pycoherence.errors import UnsupportedError
+from pycoherence.ranks import Group, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     check_group_size,
@@ -68,6 +70,11 @@ class aggregate:
             `torch.amp.GradScaler` that does it, read when `backward()` runs.
             A rule sees gradients that are divided by it; those in `.grad` are multiplied by it
             again, as the scaler expects.
+        group: The processes over whose examples the rule is taken, a
+            `torch.distributed.ProcessGroup` or a `DeviceMesh`; `None` for those of this process
+            alone. All of them run the block. `.grad` is then the same on each, that of one process
+            with all examples in the order of ranks; what DistributedDataParallel or FSDP2
+            averages over these processes is completed by that average.
 
     Returns:
         On entering, this object; its `report` says what the rule did.
@@ -112,6 +119,7 @@ class aggregate:
         group_size: int = 1,
         on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
+        group: Group | None = None,
     ) -> None:
         check_loss_reduction(loss_reduction)
         if nonfinite not in get_args(NonFinite):
@@ -128,6 +136,8 @@ class aggregate:
         self._group_size = check_group_size(group_size)
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
+        self._group = check_group(group)
+        self._stack = ExitStack()
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
 
@@ -145,8 +155,12 @@ class aggregate:
         if isinstance(self._rule, GramRule) and self._rule.carries is not None:
             self._rule.carries.check(parameters)
         capture = Capture(self._model, parameters, self._request(), self._filler.around)
-        self._filler.begin(capture.results, parameters)
-        capture.__enter__()
+        self._filler.begin(capture, parameters)
+        with ExitStack() as stack:
+            if isinstance(self._rule, GramRule) and capture.across is not None:
+                stack.enter_context(without_sync(self._model))
+            stack.enter_context(capture)
+            self._stack = stack.pop_all()
         self._capture = capture
         return self
 
@@ -158,8 +172,9 @@ class aggregate:
     ) -> None:
         if self._capture is None:
             return
-        self._capture.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
         self._capture.forget()
+        self._capture.leave(kind)
         if kind is None and not self._capture.passes.seen:
             raise RuntimeError(
                 "no backward pass of this model was seen in the block, so that nothing was "
@@ -178,6 +193,8 @@ class aggregate:
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
+            ranks=ranks_of(self._group),
+            is_mean=self._loss_reduction == "mean",
         )
 
     @property
@@ -187,7 +204,7 @@ class aggregate:
         Raises:
             RuntimeError: No backward pass has run to its end.
         """
-        results = None if self._capture is None else self._capture.results
+        results = None if self._capture is None else self._capture.whole
         if results is None or results.batch_size is None or not self._filler.done:
             raise RuntimeError(
                 "no backward pass has run to its end in the block; call loss.backward() in it first"
@@ -221,19 +238,21 @@ class _Filler:
         self.network: Choice | None = None
         self.done = False
 
-    def begin(self, results: Results, parameters: Mapping[str, nn.Parameter]) -> None:
+    def begin(self, capture: Capture, parameters: Mapping[str, nn.Parameter]) -> None:
         """Take what a block fills."""
-        self._results, self._parameters = results, parameters
+        self._results, self._parameters = capture.results, parameters
+        self._whole, self._across = capture.whole, capture.across
 
     @contextmanager
     def around(self) -> Iterator[None]:
         """Run a backward pass inside."""
         results = self._results
-        if results.batch_size:
-            why = self._rule.check_batch(results.batch_size)
+        size = self._whole.batch_size
+        if size:
+            why = self._rule.check_batch(size)
             if why is not None:
                 raise ValueError(
-                    f"{self._rule} {why}, got {results.batch_size}; take larger batches, leave out "
+                    f"{self._rule} {why}, got {size}; take larger batches, leave out "
                     "a last smaller one (drop_last=True), or change the rule"
                 )
         if isinstance(self._rule, GramRule):
@@ -249,7 +268,7 @@ class _Filler:
         means = self._means(rule)
         if rule.carries is not None:
             rule.carries.move(means)
-        size, skipped = results.batch_size, results.skipped
+        size, skipped = self._whole.batch_size, results.skipped
         assert size is not None
         parameters = {name: p for name, p in self._parameters.items() if name not in skipped}
         # An empty batch, which Poisson sampling draws, gets the noise of a batch of one.
@@ -257,6 +276,10 @@ class _Filler:
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():
             noise = rule.noise(p, size, len(parameters))
+            if noise is not None and self._across is not None:
+                # All draw, so that their generators stay in step, and one draw counts.
+                self._across.ranks.step(f"noise of {name}")
+                noise = self._across.decided(noise)
             parts = [part for part in (means.pop(name, None), noise) if part is not None]
             if parts:
                 gradients[name] = (sum(parts[1:], parts[0]) * scale).to(p.dtype)
@@ -267,18 +290,21 @@ class _Filler:
     def _means(self, rule: GramRule) -> dict[str, Tensor]:
         """The robust mean of each parameter that has one; the factors are freed."""
         results = self._results
-        factors, size = results.factors, results.batch_size
+        factors, size, across = results.factors, self._whole.batch_size, self._across
         assert size is not None
         expect_unchanged(factors, "leave what the layers pass on as it is until backward() returns")
         share = (size if self._is_mean else 1) / results.loss_scale
         centre = {} if rule.carries is None else rule.carries.value
         taking = [name for name in results.parameters if name in factors or name in centre]
         groups = [taking] if rule.per == "network" else [[name] for name in taking]
+        if across is not None:
+            for name, kept in factors.items():
+                factors[name] = FactorsAcross(kept.site, kept.versions, across, name)
         means: dict[str, Tensor] = {}
         for group in groups:
             mine = {name: factors.pop(name) for name in group if name in factors}
             point = {name: centre[name] for name in group if name in centre}
-            choice = decide(rule, mine, point, Batch(size, share), self._drop)
+            choice = decide(rule, mine, point, Batch(size, share), self._drop, across)
             self.network = choice if rule.per == "network" else None
             for name in group:
                 self.choices[name] = choice

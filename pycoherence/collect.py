@@ -12,6 +12,7 @@ from pycoherence.capture import (
     check_loss_scale,
     tracked_parameters,
 )
+from pycoherence.ranks import Group, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     Record,
@@ -54,6 +55,10 @@ class collect:
         loss_scale: What the loss is multiplied by before `backward()`, a number or the
             `torch.amp.GradScaler` that does it, read when `backward()` runs. All
             results are divided by it, and `.grad` is not.
+        group: The processes whose examples count together, a `torch.distributed.ProcessGroup` or a
+            `DeviceMesh`; `None` for those of this process alone. All of them run the block. The
+            record then is of all their examples, in the order of ranks, and the same on each;
+            `Record.local` is that of this process. `.grad` is not changed by it.
 
     Returns:
         On entering, the `Record` that holds the results once `backward()` has run.
@@ -62,7 +67,9 @@ class collect:
         ValueError: No statistic, two of one kind, no parameter to track, an unknown
             `loss_reduction`, `group_size` or `loss_scale`, or directions that do not fit the
             parameters.
-        RuntimeError: The blocks of two `collect` are nested.
+        RuntimeError: The blocks of two `collect` are nested; `group` has no process of this kind.
+        RanksError: From `backward()` or on leaving, on all processes of `group`: they run
+            different passes, or one of them has raised an error.
         TypeError: A statistic is a class instead of an object, `group_size` is not an integer, or a
             direction has a dtype or device that does not fit.
         UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
@@ -94,6 +101,7 @@ class collect:
         group_size: int = 1,
         on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
+        group: Group | None = None,
     ) -> None:
         check_loss_reduction(loss_reduction)
         if not statistics and not keep_factors:
@@ -105,6 +113,7 @@ class collect:
         self._group_size = check_group_size(group_size)
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
+        self._group = check_group(group)
         self._capture: Capture | None = None
         self._loss_reduction: LossReduction = loss_reduction
 
@@ -118,11 +127,17 @@ class collect:
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
+            ranks=ranks_of(self._group),
+            is_mean=self._loss_reduction == "mean",
         )
         capture = Capture(self._model, parameters, request)
         capture.__enter__()
         self._capture = capture
-        return Record(capture.results, request, self._statistics, self._loss_reduction)
+        own = Record(capture.results, request, self._statistics, self._loss_reduction)
+        if capture.across is None:
+            return own
+        whole = capture.across.whole
+        return Record(whole, request, self._statistics, self._loss_reduction, own)
 
     def __exit__(
         self,
@@ -133,3 +148,4 @@ class collect:
         if self._capture is not None:
             self._capture.__exit__(kind, error, trace)
             self._capture.forget()
+            self._capture.leave(kind)

@@ -41,19 +41,27 @@ class Ranks:
         self.members = sorted(members)
         self.size, self.rank = len(members), self.members.index(dist.get_rank())
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        self._group = dist.new_group(
+        self._group: Any = dist.new_group(
             self.members,
             timeout=timeout,
             # Headers lie on the host, so that no rank waits for its GPU to read them.
             backend="cpu:gloo,cuda:nccl" if gpus else "gloo",
             use_local_synchronization=True,
         )
-        self._is_lost = False
+        self._is_lost = self._is_over = False
 
     def __repr__(self) -> str:
         return f"Ranks(size={self.size}, rank={self.rank})"
 
     # What ranks are about to do.
+
+    def begin(self) -> None:
+        """Begin a conversation, which ends as soon as all know that it failed."""
+        self._is_over = False
+
+    def end(self) -> None:
+        """Take note that all ranks know that it failed."""
+        self._is_over = True
 
     def step(self, what: str, numbers: Sequence[int] = ()) -> list[list[int]]:
         """Say what comes next, and some numbers; those of all ranks.
@@ -62,22 +70,16 @@ class Ranks:
             RanksError: Another rank says something else, has raised an error or has left its block.
         """
         found = self._headers(_RUNS, what, numbers)
-        for rank, (status, _, *_) in enumerate(found):
-            if status == _HAS_RAISED:
-                raise RanksError(
-                    f"rank {rank} of {self.size} has raised an error, which its own message tells; "
-                    "the others stop here, since their results would lack its examples"
-                )
-            if status == _HAS_LEFT:
-                raise RanksError(
-                    f"rank {rank} of {self.size} has left its block without a backward pass that "
-                    f"this rank has run ({what}); run the same passes on all ranks, with an empty "
-                    "batch where there are no examples"
-                )
+        self._expect_alike(found, _RUNS)
         differing = [rank for rank, header in enumerate(found) if header[1] != found[0][1]]
         if differing:
+            self.end()
             said = self.texts(what)
-            lines = "\n".join(f"  rank {rank}: {one}" for rank, one in enumerate(said))
+            # Names of parameters may be many: what is the same on all ranks is left out.
+            letters = enumerate(zip(*said, strict=False))
+            same = max(0, next((i for i, each in letters if len({*each}) > 1), 0) - 40)
+            cut = [("..." if same else "") + one[same : same + 160] for one in said]
+            lines = "\n".join(f"  rank {rank}: {one}" for rank, one in enumerate(cut))
             raise RanksError(
                 "expected all ranks to run the same layers with the same statistics in the same "
                 f"order, got different ones:\n{lines}\nWhat to do: let no branch of the model "
@@ -85,16 +87,42 @@ class Ranks:
             )
         return [header[2 : 2 + len(numbers)] for header in found]
 
-    def leave(self) -> bool:
-        """Say that the block ends here; whether all ranks say so."""
-        return all(status == _HAS_LEFT for status, *_ in self._headers(_HAS_LEFT, ""))
+    def leave(self) -> None:
+        """Say that the conversation ends here.
+
+        Raises:
+            RanksError: Another rank goes on, or has raised an error.
+        """
+        if not self._is_over:
+            self._expect_alike(self._headers(_HAS_LEFT, ""), _HAS_LEFT)
+            self.end()
 
     def fail(self) -> None:
         """Tell the others that this rank has raised an error, and wait a little for them."""
+        if self._is_over:
+            return
+        self.end()
         try:
             self._headers(_HAS_RAISED, "", patience=_PATIENCE)
         except RuntimeError:
             self._is_lost = True  # what it said may be taken for an answer to a later question
+
+    def _expect_alike(self, headers: Sequence[Sequence[int]], mine: int) -> None:
+        for rank, (status, *_) in enumerate(headers):
+            if status == _HAS_RAISED:
+                self.end()
+                raise RanksError(
+                    f"rank {rank} of {self.size} has raised an error, which its own message tells; "
+                    "the others stop here, since their results would lack its examples"
+                )
+            if status != mine:
+                self.end()
+                behind = rank if status == _HAS_LEFT else self.rank
+                raise RanksError(
+                    f"rank {behind} of {self.size} has left its block, and others run a backward "
+                    "pass in theirs; run the same passes on all ranks, with an empty batch where "
+                    "there are no examples"
+                )
 
     def _headers(
         self,
@@ -191,7 +219,18 @@ class Ranks:
         return x
 
 
-def ranks_of(group: Group) -> Ranks | None:
+def check_group(group: Any) -> Group | None:
+    """The value, if `ranks_of` can take it.
+
+    Raises:
+        TypeError: It is neither a process group, a mesh nor `None`.
+    """
+    if group is not None:
+        _members(group)
+    return group
+
+
+def ranks_of(group: Group | None) -> Ranks | None:
     """The ranks of a group; none if it is `None`.
 
     The processes of the group call it together when it sees a group for the first time.
@@ -213,7 +252,8 @@ def ranks_of(group: Group) -> Ranks | None:
             f"expected a group with this process, of rank {dist.get_rank()}, in it, got one of "
             f"ranks {members}"
         )
-    world, key = dist.group.WORLD, tuple(sorted(members))
+    world: Any = dist.group.WORLD
+    key = tuple(sorted(members))
     known = _known.get(key)
     if known is None or known[0]() is not world:
         _known[key] = known = weakref.ref(world), Ranks(members, _timeout(group))
@@ -225,7 +265,7 @@ _known: "dict[tuple[int, ...], tuple[weakref.ref[Any], Ranks]]" = {}
 
 
 def _members(group: Group) -> list[int]:
-    if isinstance(group, dist.ProcessGroup):
+    if dist.is_available() and isinstance(group, dist.ProcessGroup):
         return dist.get_process_group_ranks(group)
     # A mesh is told by its attribute: to import its class takes a while.
     mesh = getattr(group, "mesh", None)
@@ -240,8 +280,8 @@ def _members(group: Group) -> list[int]:
 def _timeout(group: Group) -> timedelta | None:
     """The timeout of a group, which torch does not tell; its default if it cannot be found."""
     try:
-        any_of = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
-        backend: Any = any_of._get_backend(torch.device("cpu"))  # pyright: ignore
+        known: Any = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
+        backend = known._get_backend(torch.device("cpu"))
         return backend.options._timeout
     except (AttributeError, RuntimeError):
         return None

@@ -69,7 +69,9 @@ class Record:
         request: Request,
         statistics: Sequence[Statistic],
         loss_reduction: LossReduction,
+        local: "Record | None" = None,
     ) -> None:
+        self._local = local
         self._results = results
         self._outputs = dict(request.outputs)
         self._keeps = request.factors
@@ -95,6 +97,11 @@ class Record:
                 "model(x) and loss.backward() inside it"
             )
         return size
+
+    @property
+    def local(self) -> "Record":
+        """The record of the examples of this process, if `group` has others; else this one."""
+        return self if self._local is None else self._local
 
     @property
     def skipped(self) -> list[str]:
@@ -203,6 +210,13 @@ class Record:
 
         Source: Bu et al. 2023, arXiv:2210.00038.
         """
+        if self._local is not None:
+            raise RuntimeError(
+                "a record over the examples of several processes adds nothing up, since to read "
+                "one never communicates; give record.local.weighted_sum(coef) the weights of this "
+                "process's examples and add the results up with torch.distributed.all_reduce, or "
+                "call pc.weighted_sum(..., group=group) on all of them"
+            )
         batch, factors = self._batch(), self._kept()
         parameters = self._results.parameters
         _check_coef(coef, batch.size, next(iter(parameters.values())).device)

@@ -7,6 +7,7 @@ Each file of `functions/` teaches one torch function or a family.
 """
 
 from pycoherence.capture import functions
+from pycoherence.capture.across import Across, FactorsAcross
 from pycoherence.capture.blocks import close_blocks
 from pycoherence.capture.custom import register_site
 from pycoherence.capture.layer import LayerRule
@@ -27,11 +28,14 @@ from pycoherence.capture.request import (
 )
 from pycoherence.capture.results import Factors, ParameterInfo, Results, expect_unchanged
 from pycoherence.capture.rules import register_rule
+from pycoherence.capture.wrappers import without_sync
 
 __all__ = [
+    "Across",
     "Aggregate",
     "Capture",
     "Factors",
+    "FactorsAcross",
     "LayerRule",
     "LossFn",
     "LossScale",
@@ -53,4 +57,5 @@ __all__ = [
     "register_site",
     "run_pass",
     "tracked_parameters",
+    "without_sync",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pycoherence.capture.across import Across
 from pycoherence.capture.errors import unsupported
 from pycoherence.capture.facts import tensors
 from pycoherence.capture.model import modules_of, trained_parameters
@@ -40,6 +41,7 @@ class BackwardPasses:
         request: What to measure.
         results: Where it goes.
         around: Gives what a backward pass that makes gradients of parameters runs inside.
+        across: The part of the block that several processes take together.
 
     Attributes:
         seen: Whether one over a captured call has begun.
@@ -54,6 +56,7 @@ class BackwardPasses:
         request: Request,
         results: Results,
         around: Callable[[], AbstractContextManager[None]],
+        across: Across | None = None,
     ) -> None:
         self.seen = False
         self.reruns = False
@@ -63,6 +66,7 @@ class BackwardPasses:
         self._request = request
         self._results = results
         self._around = around
+        self._across = across
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._skipped: set[str] = set()
         self._asked: set[str] = set()
@@ -118,6 +122,8 @@ class BackwardPasses:
         self._read_scale()
         # A gradient that is made after the pass has no part in torch.autograd.grad.
         makes = accumulate or self._request.gradients
+        if self._across is not None and (accumulate or self._reaches(args, kwargs, names_of)):
+            self._across.meet()
         with self._around() if makes else nullcontext():
             return self.guarded(mode, func, args, kwargs)
 
@@ -142,26 +148,41 @@ class BackwardPasses:
             if this.names & self._asked and (accumulate or asks):
                 self._take_back()
             if not asks or kwargs.get("is_grads_batched"):
-                return self._call(mode, func, args, kwargs)
+                return self._call(this, mode, func, args, kwargs)
             # `torch.autograd.grad` of all parameters measures; a later pass may take its place.
             self._asked |= this.names
             this.keep = True
             try:
-                return self._call(mode, func, args, kwargs)
+                return self._call(this, mode, func, args, kwargs)
             except BaseException:
                 self._take_back()
                 raise
 
     def _call(
         self,
+        this: BackwardPass,
         mode: TorchFunctionMode,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if self.reruns:
-            return run_engine(func, args, kwargs, mode)
-        return func(*args, **kwargs)
+        together = self._across if this.keep and not this.is_inner else None
+        if together is not None:
+            together.expect_same(sorted(this.names))
+        found = run_engine(func, args, kwargs, mode) if self.reruns else func(*args, **kwargs)
+        if together is not None:
+            together.finish()
+        return found
+
+    def _reaches(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names_of: Callable[[Tensor], Iterable[str]],
+    ) -> bool:
+        """Whether `torch.autograd.grad` asks for gradients of parameters."""
+        inputs = args[1] if len(args) > 1 else kwargs.get("inputs")
+        return any(True for x in tensors(inputs) for _ in names_of(x))
 
     def _asks_for_all(self, this: BackwardPass, inputs: Any) -> bool:
         """Whether all parameters that take part are asked for, for the first time."""
@@ -175,6 +196,8 @@ class BackwardPasses:
         """Forget what `torch.autograd.grad` has measured."""
         for name in self._asked:
             self._results.forget(name)
+            if self._across is not None:
+                self._across.whole.forget(name)
         self._asked.clear()
 
     def _check_inputs(self, inputs: Any, names_of: Callable[[Tensor], Iterable[str]]) -> None:
@@ -221,7 +244,9 @@ class BackwardPasses:
         calls = {} if single else self._find_calls(roots, accumulate)
         outer = self._pass
         measures = self._request, self._results
-        this = BackwardPass(calls, *measures, accumulate=accumulate, keep=accumulate or keep)
+        keep = accumulate or keep
+        this = BackwardPass(calls, *measures, self._across, accumulate=accumulate, keep=keep)
+        this.is_inner = outer is not None
         if single:
             leaves = {id(x) for root in roots for x in leaves_below(root)}
             this.names = {self._names[key] for key in leaves if key in self._names}
@@ -235,6 +260,8 @@ class BackwardPasses:
                 yield this
         except BaseException:
             self._results.failed |= accumulate
+            if self._across is not None:
+                self._across.whole.failed |= accumulate
             raise
         finally:
             self._pass = outer

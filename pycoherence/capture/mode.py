@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import UninitializedParameter
 
+from pycoherence.capture.across import Across
 from pycoherence.capture.answers import key_of, recall, remember
 from pycoherence.capture.autocast import expect_no_autocast, is_autocast_enabled
 from pycoherence.capture.backward import BACKWARD, BackwardPasses
@@ -73,6 +74,7 @@ from pycoherence.capture.torch_internals import (
     saved_as_they_are,
 )
 from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
+from pycoherence.capture.wrappers import expect_no_sync, note_averaged
 from pycoherence.errors import UnsupportedError
 
 _RANDOM = frozenset(
@@ -106,6 +108,7 @@ class Capture:
         parameters: The tracked parameters, by name.
         request: As given.
         results: What the backward passes leave.
+        across: The part of the block that several processes take together.
         passes: What runs and guards them.
         count: How many rows the batch has; `None` until it is known.
         function: The torch function that is being called, for messages.
@@ -122,7 +125,10 @@ class Capture:
         self.parameters = parameters
         self.request = request
         self.results = Results({name: info_of(p) for name, p in parameters.items()})
-        self.passes = BackwardPasses(model, parameters, request, self.results, around)
+        ranks = request.ranks
+        self.across = None if ranks is None else Across(ranks, request, self.results)
+        measured = request, self.results, around, self.across
+        self.passes = BackwardPasses(model, parameters, *measured)
         self.count: int | None = None
         self.function: Callable[..., Any] | None = None
         self._seen: list[tuple[Tensor, Facts]] = []
@@ -139,6 +145,11 @@ class Capture:
         is_parameter = Facts(PARAMETERS)
         for p in parameters.values():
             self._facts.put(p, is_parameter)
+
+    @property
+    def whole(self) -> Results:
+        """The results of the examples of all processes that take part."""
+        return self.results if self.across is None else self.across.whole
 
     def __enter__(self) -> "Capture":
         self._mode = Mode(self)
@@ -176,6 +187,8 @@ class Capture:
 
     def measure(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
         """Run a backward pass that leaves the gradients of the model alone."""
+        if self.across is not None:
+            self.across.meet()
         arguments = (loss, leaves), {"allow_unused": True}
         self.passes.guarded(self._mode, torch.autograd.grad, *arguments, keep=True)
 
@@ -404,6 +417,8 @@ class Capture:
         It is then the same for all, such as one time step of a diffusion model; or the batch is of
         one example, whose gradients are those of the batch.
         """
+        if self.across is not None:
+            return False  # other processes may have more examples, and exchange factors
         return all(f.soft and f.owner.count == 1 for _, f in seen if f.kind == EXAMPLES)
 
     def _of_base(self, x: Tensor) -> Facts:
@@ -815,6 +830,8 @@ class Capture:
                 measured.add(name)
                 if not self.results.parameters[name].shape:  # of a lazy parameter perhaps
                     self.results.parameters[name] = info_of(self.parameters[name])
+        if self.across is not None and self.request.aggregate is not None:
+            note_averaged(self.across, call.names, self.parameters, self.refuse)
         return found
 
     def expect_plain(self, inputs: Sequence[Tensor]) -> None:
@@ -823,6 +840,15 @@ class Capture:
             expect_no_autocast(x, self.refuse)
         if not self.request.gradients:
             expect_no_sync(self.refuse)
+
+    def leave(self, error: type[BaseException] | None) -> None:
+        """End the block for the other processes too; an error here is told to them.
+
+        Raises:
+            RanksError: Another one has raised an error, or runs a pass that this one has not.
+        """
+        if self.across is not None:
+            self.across.leave(error)
 
     def _argument(self, p: Tensor) -> ParameterArgument | None:
         found = self._leaves.get(id(p))
@@ -929,20 +955,6 @@ def info_of(p: Tensor) -> ParameterInfo:
     is_lazy = type(p) is not nn.Parameter and isinstance(p, UninitializedParameter)
     shape = () if is_lazy else tuple(p.shape)
     return ParameterInfo(shape, p.dtype, p.device)
-
-
-def expect_no_sync(refuse: Callable[[str, str], NoReturn]) -> None:
-    """Refuse a pass whose gradients DistributedDataParallel would average before they are made."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    ddp = DistributedDataParallel._get_active_ddp_module()
-    if ddp is not None and ddp.require_backward_grad_sync:
-        refuse(
-            "DistributedDataParallel averages gradients in the backward pass, and those of a rule "
-            "over whole examples are made after it",
-            "run forward and backward pass inside model.no_sync(), and average each .grad "
-            "afterwards with torch.distributed.all_reduce; or use a rule over coordinates",
-        )
 
 
 def _only_along(owner: Owner, dim: int, shape: tuple[int, ...]) -> bool:

@@ -23,6 +23,16 @@ def run_pass(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) ->
         ValueError: The loss is not a scalar, or does not use the model.
         UnsupportedError: As in `pycoherence.collect`.
     """
+    try:
+        size = _run(capture, model, loss_fn, batch)
+    except BaseException as error:
+        capture.leave(type(error))
+        raise
+    capture.leave(None)
+    return size
+
+
+def _run(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
     check_batch_norm(model)
     with torch.enable_grad(), capture:
         loss = loss_fn(model, batch)

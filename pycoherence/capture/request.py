@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pycoherence.ranks import Ranks
+
 Shape = Callable[[int, tuple[int, ...]], tuple[int, ...]]
 """Shape of an output, from the batch size and the parameter's shape."""
 
@@ -63,6 +65,8 @@ class Request(NamedTuple):
         group_size: How many consecutive rows make one example.
         on_unsupported: What becomes of a parameter that is used in a way that is not known.
         loss_scale: What the loss is multiplied by.
+        ranks: The processes whose examples count; `None` for this one alone.
+        is_mean: Whether the loss of each is the mean over its examples, and not their sum.
     """
 
     outputs: Mapping[str, Shape]
@@ -74,6 +78,8 @@ class Request(NamedTuple):
     group_size: int = 1
     on_unsupported: OnUnsupported = "auto"
     loss_scale: LossScale = 1.0
+    ranks: Ranks | None = None
+    is_mean: bool = True
 
     @property
     def want(self) -> tuple[str, ...]:

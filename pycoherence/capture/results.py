@@ -67,6 +67,11 @@ class Factors:
         assert total is not None
         return total
 
+    def order(self, examples: Tensor, rule: str, k: float) -> Tensor:
+        """A robust aggregate of some of the gradients, as `Site.order` gives it of all."""
+        some = self.with_tensors(lambda x: x[examples.to(x.device)])
+        return some.order(rule, k, False)
+
     @property
     def changed(self) -> bool:
         """Whether a tensor has been changed in place, here or through the model."""

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from pycoherence.capture.request import Request
+from pycoherence.capture.across import Across
+from pycoherence.capture.request import Aggregate, Request
 from pycoherence.capture.results import Factors, Results, row_norms
 from pycoherence.capture.uses import Use
 from pycoherence.ops import Reduced
@@ -21,10 +22,12 @@ class BackwardPass:
         calls: The captured calls in it, by number, and the parameters of each.
         request: The quantities to measure.
         results: The place for them.
+        across: The part of the block that several processes take together.
         accumulate: Whether gradients are added to leaves.
         keep: Whether its results are those of the block; otherwise only gradients are made.
 
     Attributes:
+        is_inner: Whether it runs inside another one.
         single: Whether the batch is one example, whose gradients are those of the batch.
     """
 
@@ -33,12 +36,14 @@ class BackwardPass:
         calls: Mapping[int, list[str]],
         request: Request,
         results: Results,
+        across: Across | None,
         *,
         accumulate: bool,
         keep: bool,
     ) -> None:
         self.calls, self.accumulate, self.keep = calls, accumulate, keep
-        self.single = False
+        self._across = across
+        self.single = self.is_inner = False
         self.left: dict[str, int] = {}
         for names in calls.values():
             for name in names:
@@ -46,6 +51,11 @@ class BackwardPass:
         self.names = set(self.left)
         self._request, self._results = request, results
         self._want = request.want
+        self._outputs = tuple(request.outputs)
+        if across is not None:
+            # The Gram matrix of this rank's examples is a part of that of all.
+            self._want = across.local(self._want)
+            self._outputs = across.local(self._outputs)
         self._parts: dict[str, list[Site]] = {}
         # The CPU has no launches to save, and to ask for them takes as long as a small layer.
         first = next(iter(results.parameters.values()), None)
@@ -107,16 +117,25 @@ class BackwardPass:
         name, site, dtype = use
         gradient = reduced.weighted_sum if request.gradients and rule is None else None
         if self.keep:
-            results.outputs[name] = {o: getattr(reduced, o) for o in request.outputs}
+            results.outputs[name] = {o: getattr(reduced, o) for o in self._outputs}
             if request.factors:
                 results.factors[name] = Factors.of(site)
             if request.sum_norms and reduced.weighted_sum is not None:
                 total = reduced.weighted_sum
                 results.sum_norms[name] = row_norms(total) if norms is None else norms
         if rule is not None:
-            # The rule gives a mean over examples, and `.grad` a sum, for both loss reductions.
-            assert results.batch_size is not None
-            gradient = site.order(rule.rule, rule.k, rule.drop) * results.batch_size
+            gradient, kept = self._aggregate(name, site, rule)
             if self.keep:
-                results.aggregated[name] = gradient.count_nonzero() if rule.count else None
+                results.aggregated[name] = kept
+        if self.keep and self._across is not None:
+            self._across.measure(name, site, reduced)
         return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
+
+    def _aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
+        """The gradient that a rule gives, and how many of its numbers are not zero, if asked."""
+        # The rule gives a mean over examples, and `.grad` a sum, for both loss reductions.
+        if self._across is not None:
+            return self._across.aggregate(name, site, rule)
+        assert self._results.batch_size is not None
+        gradient = site.order(rule.rule, rule.k, rule.drop) * self._results.batch_size
+        return gradient, gradient.count_nonzero() if rule.count else None

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Factors
+from pycoherence.capture import Across, Factors
 from pycoherence.robust._rule import Decision, Per, Rule
 from pycoherence.robust._space import GramSpace, Requirement, measure
 from pycoherence.robust.centre import Centre
@@ -105,6 +105,7 @@ def decide(
     centre: Mapping[str, Tensor],
     batch: Batch,
     drop: bool,
+    across: Across | None = None,
 ) -> Choice:
     """Apply a rule to the gradients of some parameters together.
 
@@ -114,11 +115,17 @@ def decide(
         centre: The part of the carried centre that belongs to these parameters.
         batch: Its size and share.
         drop: Whether to leave examples out that are not finite; else all weights are NaN.
+        across: The part that several processes take together, if the examples are theirs.
     """
-    space = measure(factors, batch, rule.requires, None if rule.carries is None else centre)
+    centre_or_none = None if rule.carries is None else centre
+    space = measure(factors, batch, rule.requires, centre_or_none, across)
     if not batch.size:
         return Choice(space.sq_norms, torch.ones_like(space.n))
     choice = rule.choose(space)
+    if across is not None:
+        # A rank with another processor may round otherwise, and choose another example.
+        names = [name for name, x in vars(choice).items() if isinstance(x, Tensor)]
+        choice = replace(choice, **{name: across.decided(getattr(choice, name)) for name in names})
     enough = space.n >= (rule.least if drop else batch.size)
     weights = torch.where(space.kept, choice.weights, 0.0)
     carried = choice.carried

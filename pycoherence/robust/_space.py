@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Factors
+from pycoherence.capture import Across, Factors
 from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.dispatch import fastest, forced_backend
 from pycoherence.ops.row_sq_norms import SPEC
@@ -84,6 +84,7 @@ def measure(
     batch: Batch,
     requires: Requirement,
     centre: Mapping[str, Tensor] | None,
+    across: Across | None = None,
 ) -> GramSpace:
     """The space of the gradients `g_b`, over the parameters given.
 
@@ -92,20 +93,25 @@ def measure(
         batch: Its size and share.
         requires: The numbers that are needed; `centre` needs more than the norms.
         centre: Another point, by parameter, those left out being zero; `None` for no such point.
+        across: The part that several processes take together, if the examples are theirs.
     """
     if requires == "sq_norms":
-        total = torch.zeros(batch.size, dtype=torch.float64, device=_device(factors, centre))
+        size = batch.size if across is None else across.sizes[across.ranks.rank]
+        total = torch.zeros(size, dtype=torch.float64, device=_device(factors, centre))
         _add_sq_norms(total, (kept.site for kept in factors.values()))
+        if across is not None:
+            across.ranks.step("squared norms")
+            total = across.gather(total) * across.scales(total) ** 2
         return GramSpace(total * batch.share**2, batch.size)
     device = _device(factors, centre)
     sites = ((name, kept.site) for name, kept in factors.items())
-    space = _products(sites, batch, centre, device)
+    space = _products(sites, batch, centre, device, across)
     short = requires == "distances" and any(_is_short(kept) for kept in factors.values())
     # All that the host waits for: what it starts next depends on it.
-    if short and bool(space.cancels):
+    if short and bool(space.cancels if across is None else across.decided(space.cancels)):
         # One at a time, since copies in float64 are twice as much to hold.
         sites = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
-        space = _products(sites, batch, centre, device)
+        space = _products(sites, batch, centre, device, across)
     return space
 
 
@@ -136,7 +142,10 @@ def _products(
     batch: Batch,
     centre: Mapping[str, Tensor] | None,
     device: torch.device,
+    across: Across | None,
 ) -> GramSpace:
+    if across is not None:
+        return _products_across(sites, batch, centre, device, across)
     n = batch.size
     points = n + (centre is not None)
     total = torch.zeros(points, points, dtype=torch.float64, device=device)
@@ -151,6 +160,34 @@ def _products(
     if centre is not None:
         for v in centre.values():
             total[n, n] += _like(total, _sq_norm(v))
+    return GramSpace(total, n)
+
+
+def _products_across(
+    sites: Iterable[tuple[str, Site]],
+    batch: Batch,
+    centre: Mapping[str, Tensor] | None,
+    device: torch.device,
+    across: Across,
+) -> GramSpace:
+    """The same over the examples of several processes, each with its slices of the parameters."""
+    n = batch.size
+    gram = torch.zeros(n, n, dtype=torch.float64, device=device)
+    mine = torch.zeros(across.sizes[across.ranks.rank], dtype=torch.float64, device=device)
+    for name, site in sites:
+        gram += _like(gram, across.gram(name, site))
+        v = None if centre is None else centre.get(name)
+        if v is not None:
+            mine += _like(mine, site.reduce(("dots",), direction=v).dots)
+    across.ranks.step("dot products")
+    gram = across.ranks.total(gram) * batch.share**2
+    if centre is None:
+        return GramSpace(gram, n)
+    dots = across.gather(mine) * across.scales(mine) * batch.share
+    norm = torch.zeros(1, 1, dtype=torch.float64, device=device)
+    for v in centre.values():
+        norm += _like(norm, _sq_norm(v))
+    total = torch.cat([torch.cat([gram, dots[:, None]], 1), torch.cat([dots[None], norm], 1)])
     return GramSpace(total, n)
 
 

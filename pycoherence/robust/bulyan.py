@@ -92,6 +92,5 @@ class Bulyan(GramRule):
         chosen = choice.decision.chosen if drop else choice.chosen
         if chosen is None:
             return super().mean(factors, share, choice, drop)
-        site = factors.with_tensors(lambda x: x[chosen.to(x.device)])
-        found = site.order("meamed", 2 * self.f, False)
+        found = factors.order(chosen, "meamed", 2 * self.f)
         return found * torch.where(choice.weights[0].isnan(), torch.nan, share).to(found.device)

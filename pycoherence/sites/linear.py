@@ -80,7 +80,7 @@ class LinearSite(FactoredSite):
     def padded(self, positions: int) -> "LinearSite":
         """See `FactoredSite.padded`."""
         n = positions - self.g.shape[1]
-        return LinearSite(*(F.pad(f, (0, 0, 0, n)) for f in (self.x, self.g))) if n else self
+        return LinearSite(F.pad(self.x, (0, 0, 0, n)), F.pad(self.g, (0, 0, 0, n)))
 
     def transposed(self) -> "LinearSite":
         """The gradients of the transposed weight, `[I, O]`."""

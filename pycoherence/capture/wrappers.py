@@ -1,0 +1,75 @@
+"""What wraps a model in several processes, and averages its gradients."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pycoherence.capture.across import Across
+from pycoherence.capture.model import modules_of
+
+Refuse = Callable[[str, str], NoReturn]
+
+
+def expect_no_sync(refuse: Refuse) -> None:
+    """Refuse a pass whose gradients DistributedDataParallel would average before they are made."""
+    ddp = active_ddp()
+    if ddp is not None and ddp.require_backward_grad_sync:
+        refuse(
+            "DistributedDataParallel averages gradients in the backward pass, and those of a rule "
+            "over whole examples are made after it",
+            "give the wrapped model and group=, which applies the rule to the examples of all "
+            "ranks; or run forward and backward pass inside model.no_sync(), and average each "
+            ".grad afterwards with torch.distributed.all_reduce; or use a rule over coordinates",
+        )
+
+
+@contextmanager
+def without_sync(model: nn.Module) -> Iterator[None]:
+    """Let each DistributedDataParallel in a model leave its gradients as they are."""
+    with ExitStack() as stack:
+        for _, module in modules_of(model):
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
+
+
+def note_averaged(
+    across: Across,
+    names: Sequence[str],
+    parameters: Mapping[str, nn.Parameter],
+    refuse: Refuse,
+) -> None:
+    """Note the parameters among some whose gradients a wrapper will average over all ranks."""
+    ddp = active_ddp()
+    if ddp is None or not ddp.require_backward_grad_sync:
+        return
+    theirs = dist.get_process_group_ranks(ddp.process_group)
+    if sorted(theirs) != across.ranks.members:
+        refuse(
+            f"DistributedDataParallel averages over the ranks {theirs}, and group= has "
+            f"{across.ranks.members}",
+            "give both the same processes",
+        )
+    if ddp._comm_hooks:
+        refuse(
+            "DistributedDataParallel has a communication hook, which may not average what it sends",
+            "register none in a model whose gradients a rule makes",
+        )
+    managed = {id(p) for p in _managed(ddp)}
+    across.averaged.update(name for name in names if id(parameters[name]) in managed)
+
+
+def active_ddp() -> Any:
+    """The DistributedDataParallel whose forward pass is running, if there is one."""
+    return DistributedDataParallel._get_active_ddp_module()
+
+
+def _managed(ddp: DistributedDataParallel) -> Iterator[nn.Parameter]:
+    ignored = ddp.parameters_to_ignore
+    for name, p in ddp.module.named_parameters():
+        if name not in ignored:
+            yield p
