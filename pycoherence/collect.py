@@ -39,7 +39,7 @@ class collect:
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are not measured.
-        statistics: What to measure, such as `pc.SqNorms()`; each kind once.
+        statistics: The statistics to measure, such as `pc.SqNorms()`; each kind once.
         loss_reduction: How the loss joins its per-example terms. With `"mean"` the mean of the
             `g_b` is the gradient, with `"sum"` their sum is.
         keep_factors: Keep what the per-example gradients are made of, the inputs and the output
@@ -47,12 +47,12 @@ class collect:
         group_size: How many consecutive rows of the batch make one example, such as those of one
             user. `B` is then the number of groups, and `g_b` the gradient of the mean or the sum of
             the losses in group b, as `loss_reduction` says.
-        on_unsupported: What becomes of a parameter that meets examples in a function nobody has
+        on_unsupported: The treatment of a parameter that meets examples in a function nobody has
             described: `"auto"` makes its gradients example by example if `B` times the parameter
             fits the workspace (`Record.fallbacks` lists it) and refuses it otherwise, `"raise"`
             refuses it, `"skip"` leaves it out (`Record.skipped` lists it), and `"vmap"` makes them
             example by example whatever memory it takes.
-        loss_scale: What the loss is multiplied by before `backward()`, a number or the
+        loss_scale: The number that the loss is multiplied by before `backward()`, or the
             `torch.amp.GradScaler` that does it, read when `backward()` runs. All
             results are divided by it, and `.grad` is not.
         group: The processes whose examples count together, a `torch.distributed.ProcessGroup` or a

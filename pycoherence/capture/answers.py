@@ -40,7 +40,7 @@ def key_of(
         func: The function.
         args: Its positional arguments.
         kwargs: Its arguments by name.
-        results: What it returned, whose sizes may depend on numbers.
+        results: The tensors it returned; their sizes may depend on numbers.
         known: The facts of the tensors of examples among the arguments, by `id`.
         kind: That of its rule.
     """

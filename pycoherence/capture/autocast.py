@@ -14,7 +14,7 @@ from pycoherence.capture.facts import tensors
 Cast = Callable[[Tensor, torch.dtype], Tensor]
 Refuse = Callable[[str, str], NoReturn]
 
-# Of torch's lists, which name some of these for one kind of device and some for another.
+# From torch's lists, which name some of these for one kind of device and some for another.
 _LOWER = {
     *("linear", "matmul", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm", "einsum"),
     *("conv1d", "conv2d", "conv3d", "prelu", "scaled_dot_product_attention"),
@@ -63,7 +63,7 @@ def same_autocast(*values: Any) -> Callable[[], AbstractContextManager[Any]]:
 
 
 def expect_no_autocast(x: Tensor, refuse: Refuse) -> None:
-    """Refuse a function of which it is not known what autocast would make of its arguments."""
+    """Refuse a function if autocast is on and its effect on the arguments is not known."""
     if autocast_device(x) is not None:
         refuse(
             "what autocast would make of its arguments is not known",
@@ -77,7 +77,7 @@ def autocast_done(
 ) -> Iterator[tuple[Any, Any]]:
     """The arguments of a function as autocast would give them to it, with autocast disabled.
 
-    Of a function that is not known they stay as they are, and autocast enabled.
+    The arguments of an unknown function stay as they are, and autocast stays enabled.
 
     Args:
         func: The function.

@@ -38,8 +38,8 @@ class BackwardPasses:
     Args:
         model: Whose passes they are.
         parameters: Those that are tracked.
-        request: What to measure.
-        results: Where it goes.
+        request: The quantities to measure.
+        results: The results to fill.
         around: Gives what a backward pass that makes gradients of parameters runs inside.
         across: The part of the block that several processes take together.
 

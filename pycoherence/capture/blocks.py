@@ -49,7 +49,7 @@ class Block:
     """The only block of its thread.
 
     Args:
-        capture: What sees the torch functions in it; it is not kept alive.
+        capture: The capture that sees the torch functions in it; it is not kept alive.
         mode: The mode that shows them to it.
     """
 

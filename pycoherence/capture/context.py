@@ -53,7 +53,7 @@ class CallContext(Protocol):
         ...
 
     def rewrite(self, x: Tensor, owner: Owner) -> None:
-        """Say whose elements a tensor holds, of which there are views, after it was written."""
+        """Say whose elements a tensor with views holds after it was written."""
         ...
 
     def names_of(self, x: Any) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class CallContext(Protocol):
         ...
 
     def refuse_lost(self, owner: Any, x: Tensor) -> NoReturn:
-        """Refuse a tensor of which it is not known whose elements it holds."""
+        """Refuse a tensor whose owner is not known."""
         ...
 
     def refuse_rows(self, x: Tensor) -> NoReturn:

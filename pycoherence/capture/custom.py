@@ -22,8 +22,8 @@ def register_site(function: Callable[..., Any]) -> Callable[[C], C]:
     by the names the function has for them. `docs/custom-layers.md` has a worked example.
 
     Args:
-        function: As `__torch_function__` sees it, such as `torch.nn.functional.linear`, or
-            `torch.ops.library.op.default`. One that is known already gets another rule, for the
+        function: The function that `__torch_function__` sees, such as `torch.nn.functional.linear`
+            or `torch.ops.library.op.default`. One that is known already gets another rule, for the
             whole process.
 
     Returns:
@@ -75,7 +75,7 @@ def register_site(function: Callable[..., Any]) -> Callable[[C], C]:
 
 
 class _Bound(LayerRule):
-    """A rule of a user with the arguments of one call, of which some are parameters."""
+    """A rule of a user with the arguments of one call, parameters among them."""
 
     def __init__(self, rule: LayerRule, values: list[Any], names: list[bool]) -> None:
         self._rule, self._values, self._names = rule, values, names

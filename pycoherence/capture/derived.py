@@ -40,7 +40,7 @@ class Derived:
     Attributes:
         source: The tensor, with its graph.
         recipe: How it was made, if that can be done again.
-        promoted: What was made of it with a copy for each example, and the owners of these.
+        promoted: The tensors made of it with a copy for each example, and their owners.
     """
 
     __slots__ = ("_stand_in", "_version", "promoted", "recipe", "source")

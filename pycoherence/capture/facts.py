@@ -33,7 +33,7 @@ class Ids:
     """The example of each element; two are equal if they are the same object.
 
     Attributes:
-        ids: As many dimensions as the tensor; those along which nothing varies have size 1.
+        ids: The id of each element; dimensions along which nothing varies have size 1.
         count: How many examples there are.
     """
 
@@ -47,7 +47,7 @@ class Lost(NamedTuple):
     """Whose elements they are is not known, or several examples have a part in each.
 
     Attributes:
-        function: What lost it, as users write it.
+        function: The function that lost it, as users write it.
         mixed: Whether examples are mixed; otherwise nobody has described the function.
         count: How many examples there are.
     """

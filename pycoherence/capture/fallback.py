@@ -237,7 +237,7 @@ def example_by_example(
 
 
 def _batch_dim(x: Tensor, facts: Facts, count: int) -> int | None:
-    """The dimension of the examples, each with as many indices in a row."""
+    """The dimension of the examples, if each has one run of indices, all equally long."""
     if not isinstance(facts.owner, Regular) or not x.dim():
         return None
     if count == 1:

@@ -37,8 +37,8 @@ class LayerRule:
         """Drop what is not needed of the kept tensors, which then may be changed in place.
 
         Args:
-            kept: As `forward` gave it.
-            wants: Of each parameter argument, whether its gradient is wanted.
+            kept: The tensors that `forward` gave to keep.
+            wants: For each parameter argument, whether its gradient is wanted.
             inputs: Whether that of an input is.
         """
         return kept

@@ -20,8 +20,8 @@ def mark_examples(x: Tensor, *, dim: int | None = 0, owner: Tensor | None = None
         x: A tensor that the forward pass will use, as it is given to the model.
         dim: The dimension that is the batch; `None` if all examples share `x`, whatever its size.
         owner: In its place: the example of each row of `x`, `[x.shape[0]]` of whole numbers from 0,
-            and -1 for rows that belong to none, such as padding. There are as many examples as the
-            largest of them says, or as the block has already.
+            and -1 for rows that belong to none, such as padding. The number of examples is the
+            largest of them plus 1, or that of the block if it is larger.
 
     Returns:
         `x` itself. Outside of a block nothing happens, so that a model may mark its inputs.

@@ -54,7 +54,7 @@ def meet(
             if func not in decompositions and not _is_known(c, result):
                 c.note(func, args, kwargs, rule, seen, result, firm=True)
             return result
-    # What integers say is where elements are, and whose they are shows in what they point at.
+    # Integers only point at elements: the owner comes from the tensor that they point into.
     lost = next(((x, f.owner) for x, f in seen if isinstance(f.owner, Lost) and _flows(x)), None)
     if lost is None:
         if rule.name == "broadcast_tensors":
@@ -282,7 +282,7 @@ def _batched(c: CallContext, func: Any, args: Any, kwargs: Any, seen: Seen) -> A
     return result
 
 
-# What is left.
+# Calls that nothing above takes.
 
 
 def _unsupported(

@@ -101,15 +101,15 @@ class Capture:
     Args:
         model: Whose pass it is.
         parameters: Its `tracked_parameters`.
-        request: What to measure.
+        request: The quantities to measure.
         around: Gives what a backward pass that makes gradients of parameters runs inside.
 
     Attributes:
         parameters: The tracked parameters, by name.
-        request: As given.
-        results: What the backward passes leave.
+        request: The quantities to measure.
+        results: The results of the backward passes.
         across: The part of the block that several processes take together.
-        passes: What runs and guards them.
+        passes: Runs and guards the backward passes.
         count: How many rows the batch has; `None` until it is known.
         function: The torch function that is being called, for messages.
         inside: Its input, if several examples lie within what it takes for one row.
@@ -360,7 +360,7 @@ class Capture:
         self._facts.put(x, Facts(EXAMPLES, owner))
 
     def rewrite(self, x: Tensor, owner: Owner) -> None:
-        """Say whose elements a tensor holds, of which there are views, after it was written."""
+        """Say whose elements a tensor with views holds after it was written."""
         self._facts.put(x, Facts(EXAMPLES, owner))
         self._rewritten.add(id(x))
 
@@ -548,7 +548,7 @@ class Capture:
         first = args[0] if args else None
         shaped = isinstance(first, Tensor) and first.dim() > 1
         if rule.writes and rule.kind not in (ELEMENTWISE, VIEW) and shaped:
-            # What changes the shape in place is told by what it was.
+            # The rule needs the shape from before the call, which may change it in place.
             old = args[0].detach()
             self._facts.put(old, self.facts(args[0]))
             before = (old, *args[1:])
@@ -574,9 +574,9 @@ class Capture:
             func: The function.
             args: Its positional arguments.
             kwargs: Its arguments by name.
-            rule: What is known of it.
+            rule: Its rule.
             seen: The tensors among its arguments.
-            result: What it returned.
+            result: Its result.
             firm: Whether the owner is certain, since the function was captured.
         """
         owned = [(x, f) for x, f in seen if f.kind == EXAMPLES]
@@ -908,7 +908,7 @@ class Capture:
         raise unsupported(self.used, self.function, why, fix)
 
     def refuse_lost(self, owner: Lost, x: Tensor) -> NoReturn:
-        """Refuse a tensor of which it is not known whose elements it holds."""
+        """Refuse a tensor whose owner is not known."""
         if owner.function in (NESTED, SPARSE):
             dense = (
                 "torch.nested.to_padded_tensor(x, 0)"
@@ -977,7 +977,7 @@ def _draws(rule: Rule, args: Any, kwargs: Any) -> bool:
 
 
 def _frozen(value: Any) -> Any:
-    """Nested arguments that no one else can change, but for the tensors."""
+    """Nested arguments in containers that no one else can change."""
     if isinstance(value, (list, tuple)):
         return type(value)(map(_frozen, value)) if type(value) in (list, tuple) else value
     if isinstance(value, dict):

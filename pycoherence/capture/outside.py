@@ -144,7 +144,7 @@ def _held_by(model: nn.Module) -> set[int]:
 
 
 _OWN = frozenset(vars(nn.Module()))
-"""Attributes of all modules, none of which is a tensor."""
+"""Attributes that every module has; none is a tensor."""
 
 _NUMBERS = frozenset((bool, int, float, str, type(None)))
 

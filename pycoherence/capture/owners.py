@@ -56,7 +56,7 @@ def owners_of(
 ) -> list[Owner | None]:
     """The owner of each result; `None` for one in which no example has a part.
 
-    What came from outside and is no batch for certain gives way where it disagrees with what is.
+    An owner that is only a default gives way if it disagrees with one that is certain.
     """
     if len({f.owner.count for _, f in owned}) > 1:
         # One row is the same for all, and a batch is what has more dimensions.
@@ -66,7 +66,7 @@ def owners_of(
     firm = [(x, f) for x, f in owned if not f.soft]
     found = _owners(func, args, kwargs, rule, owned, results)
     if rule.name in JOINING and firm and len(firm) < len(owned):
-        # What came from outside may have the batch where its first dimension is not.
+        # The first dimension of a tensor from outside is the batch by default only.
         varying = {dims_of(x, f.owner) for x, f in firm}
         agreeing = [(x, f) for x, f in owned if not f.soft or dims_of(x, f.owner) in varying]
         return _owners(func, args, kwargs, rule, agreeing, results)
@@ -320,7 +320,7 @@ def _strided(
     memory = torch.full((max(ends) + 1,), MIXED, dtype=torch.int64, device=place_of([owner]))
     memory.as_strided(x.shape, x.stride()).copy_(ids_like(x, owner, memory.device))
     found = memory.as_strided(result.shape, result.stride(), start)
-    # What lies outside of the tensor is not known.
+    # The owner of memory outside of the tensor is not known.
     return (
         lost
         if bool((found == MIXED).any())

@@ -21,7 +21,7 @@ def run_pass(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) ->
 
     Raises:
         ValueError: The loss is not a scalar, or does not use the model.
-        UnsupportedError: As in `pycoherence.collect`.
+        UnsupportedError: See `pycoherence.collect`.
     """
     try:
         size = _run(capture, model, loss_fn, batch)

@@ -145,8 +145,8 @@ def moved(
         args: Its arguments, positional.
         kwargs: Its arguments by name.
         owners: By `id` of a tensor among the arguments.
-        results: What it returned.
-        name: Of the function, for messages.
+        results: Its results.
+        name: Name of the function, for messages.
         count: How many examples there are.
     """
     if count == 1:

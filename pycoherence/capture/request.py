@@ -39,7 +39,7 @@ class Aggregate(NamedTuple):
     """A rule over the values of each coordinate.
 
     Attributes:
-        rule: As `Site.order` takes it; so are `k` and `drop`.
+        rule: The argument `rule` of `Site.order`, which takes `k` and `drop` too.
         k: How much of the rule.
         drop: Whether values that are not finite are left out.
         count: Whether to keep how many coordinates of the result are not zero.
@@ -56,15 +56,15 @@ class Request(NamedTuple):
 
     Attributes:
         outputs: Fields of `pycoherence.ops.Reduced`, and their shapes.
-        directions: What the output `dots` is taken with, by parameter.
+        directions: The directions of the output `dots`, by parameter.
         sum_norms: Whether to keep numbers whose squares add up to the squared norm of the
             gradients' sum.
         factors: Whether to keep the factors of the per-example gradients.
         gradients: Whether the backward pass has to give the gradients of the parameters.
-        aggregate: What it gives in their place; `None` for the gradients themselves.
+        aggregate: The rule it gives in their place; `None` for the gradients themselves.
         group_size: How many consecutive rows make one example.
-        on_unsupported: What becomes of a parameter that is used in a way that is not known.
-        loss_scale: What the loss is multiplied by.
+        on_unsupported: The treatment of a parameter that is used in a way that is not known.
+        loss_scale: The number that the loss is multiplied by.
         ranks: The processes whose examples count; `None` for this one alone.
         is_mean: Whether the loss of each is the mean over its examples, and not their sum.
     """

@@ -87,12 +87,12 @@ class Results:
         batch_size: `B`; `None` until a parameter has met examples.
         outputs: Fields of `pycoherence.ops.Reduced`, of the loss as it is.
         sum_norms: Numbers whose squares add up to the squared norm of the gradients' sum.
-        factors: What the per-example gradients are made of.
-        aggregated: Of the gradients that a rule over coordinates gave, how many numbers are not
-            zero, if that was asked for.
+        factors: The factors of the per-example gradients.
+        aggregated: How many numbers are not zero in the gradient that a rule over coordinates
+            gave; `None` if that was not asked for.
         skipped: Parameters that are not measured.
         fallbacks: Why parameters had their gradients made example by example.
-        loss_scale: What the loss was multiplied by.
+        loss_scale: The number that the loss was multiplied by.
         failed: Whether a backward pass has raised, and left some results without the others.
         measured: Parameters that have met examples in a captured call.
     """
@@ -145,4 +145,4 @@ def row_norms(x: Tensor) -> Tensor:
 
 
 _FEW = 1 << 13
-"""So many numbers are copied in less time than their norms take."""
+"""Up to this size a copy takes less time than the norms."""

@@ -126,11 +126,11 @@ def rows_of(
     """The arrangement of a tensor's rows; `None` if an owner varies within a row.
 
     Args:
-        shape: Of the tensor.
+        shape: Shape of the tensor.
         owner: Whose elements it holds.
         features: How many of its last dimensions are a row.
         group: How many consecutive examples count as one.
-        device: Of the tensor.
+        device: Device of the tensor.
         function: For messages.
     """
     n = len(shape) - features

@@ -1,7 +1,7 @@
 """Rules of what torch's functions do to the dimensions of their arguments, by name.
 
 A function is looked up by its bare name, so that `torch.add`, `Tensor.add_`, `Tensor.__iadd__` and
-`torch.ops.aten.add` are one. What torch itself tags as pointwise needs no line here. A function
+`torch.ops.aten.add` are one. Functions that torch tags as pointwise need no line here. A function
 that nobody describes is `None` here: it loses the owner, and its error says so.
 """
 
@@ -22,7 +22,7 @@ class Rule(NamedTuple):
     Attributes:
         name: Bare, such as `add`.
         kind: One of the constants of this file.
-        dimensions: Of a function that is told by its dimensions: the places of each argument.
+        dimensions: For kind `DIMENSIONS`, the rule that gives the places of each argument.
         writes: Whether it changes its first argument in place.
         lasts: Whether owners of its results that are regular depend on those of its arguments,
             on shapes and on plain arguments alone, so that its answers can be kept.
@@ -219,7 +219,8 @@ def register_rule(function: Callable[..., Any]) -> Callable[[Dimensions], Dimens
     the dimension of the result that it becomes, or `-1` if the function joins its elements.
 
     Args:
-        function: As `__torch_function__` sees it, such as `torch.ops.library.op.default`.
+        function: The function that `__torch_function__` sees, such as
+            `torch.ops.library.op.default`.
 
     Returns:
         A decorator for the rule.

@@ -65,7 +65,7 @@ class Broadcast(LayerRule):
 
 
 class Moved(LayerRule):
-    """A movement of the elements of `p`, each of which then belongs to one example.
+    """A movement of the elements of `p`, after which each belongs to one example.
 
     The gradient of an example is the sum over its elements, put back where they came from.
     """
@@ -116,7 +116,7 @@ def spread(c: CallContext, p: Tensor, shape: tuple[int, ...], owner: Owner) -> T
     Args:
         c: The capture.
         p: A parameter, or what is made of some.
-        shape: What `p` broadcasts to.
+        shape: The shape that `p` broadcasts to.
         owner: Whose each element of the shape is.
 
     Raises:
@@ -208,7 +208,7 @@ def _permuted_owner(
 def promote(c: CallContext, p: Tensor, owner: Owner) -> Tensor:
     """Turn what is made of parameters alone into a tensor of examples, element by element.
 
-    What was made by functions that are known is made again from copies for each example, made as
+    A tensor made by known functions is made again from copies for each example, which are taken as
     early as possible: learned queries that were expanded over the batch and went through layers go
     through captured layers the second time.
     """

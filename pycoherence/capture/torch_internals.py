@@ -222,7 +222,7 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
             hooks = p._post_accumulate_grad_hooks
             if hooks is None:
                 bare.append(p)
-                # As torch does when it registers a hook, in less time.
+                # Torch does the same when it registers a hook, but takes longer.
                 hooks = OrderedDict()
                 setattr(p, "_post_accumulate_grad_hooks", hooks)  # noqa: B010
             hooks[_COUNTER] = count

@@ -18,10 +18,10 @@ class ParameterArgument(NamedTuple):
     """An argument of a call that needs the gradient of a parameter.
 
     Attributes:
-        dtype: Of the argument.
-        uses: What it is, or is made of; empty if that is no tracked parameter.
+        dtype: Dtype of the argument.
+        uses: The tracked parameters that it is, or is made of; empty if there are none.
         source: The argument with its graph, if it is not the parameter itself.
-        edge: Where its graph ended when it was used.
+        edge: The end of its graph at the time of use.
         version: How often it had been written into then.
     """
 
@@ -76,8 +76,8 @@ class LayerCall:
     """One captured call, for the autograd Function that carries it out.
 
     Attributes:
-        rule: What computes it and its factors.
-        number: Of this call among those of one capture.
+        rule: The rule that computes it and its factors.
+        number: Number of this call among those of one capture.
         sink: The backward passes of the capture.
         arguments: One for each parameter argument; `None` if it is absent or needs no gradient.
         inputs: How many tensors of examples come before the parameters.

@@ -23,7 +23,7 @@ def made_of(site: Site, source: Tensor, leaves: Sequence[Tensor]) -> list[Site]:
     `[B, *shape]` back through the graph of the tensor.
 
     Args:
-        site: Of the tensor.
+        site: Site of the tensor.
         source: The tensor, with its graph.
         leaves: The parameters.
     """
@@ -79,7 +79,7 @@ def _of_one(site: Site, source: Tensor, leaf: Tensor) -> Site | None:
 
 
 def _within(site: Site, source: Tensor, leaf: Tensor) -> Site | None:
-    """The site of a parameter of which the tensor is a view."""
+    """The site of a parameter, from that of a view of it."""
     if not isinstance(site, FactoredSite) or not _is_view(source, leaf):
         return None
     site, region = site.reshaped(source.shape), Region.of(source, leaf)
@@ -122,8 +122,8 @@ class _Product(NamedTuple):
 
     Attributes:
         tensor: The other one.
-        number: What was multiplied with, or divided by.
-        edge: Where the number was made; `None` for a constant.
+        number: The factor, or the divisor.
+        edge: The end of the graph of the number; `None` for a constant.
         divided: Whether it was divided by.
     """
 
@@ -145,7 +145,7 @@ class _Product(NamedTuple):
 
 
 def _scaled(site: Site, source: Tensor, leaf: Tensor) -> Site | None:
-    """The site of a parameter of which a tensor was multiplied with a number.
+    """The site of a parameter, from that of its product with a number.
 
     The number may be made of the parameter, as a spectral norm is. Then each gradient is moved
     along the derivative of the number, by its dot product with the tensor.
@@ -186,7 +186,7 @@ def _product(source: Tensor) -> _Product | None:
 
 def _operand(node: Any, i: int, saved: str) -> Tensor | None:
     """The argument of a function, if its graph tells."""
-    # What is saved may have been packed by the user, and be no parameter when it is unpacked.
+    # The user may have packed a saved tensor, which is no parameter when it is unpacked.
     variable = getattr(node.next_functions[i][0], "variable", None)
     return getattr(node, saved) if variable is None else variable
 

@@ -16,8 +16,8 @@ def joint(sites: Sequence[Site]) -> Site:
 
     Factors of one kind are put side by side. A table that is both looked up and multiplied with, as
     a tied embedding, is taken for a weight whose output gradients are one where something is looked
-    up, and blocks of a matrix for the whole with zeros around. Of others the gradients are added up
-    as they are, `[B, *shape]`.
+    up, and blocks of a matrix for the whole with zeros around. Gradients of other kinds are
+    added up as they are, `[B, *shape]`.
     """
     first: Any = sites[0]
     if len(sites) == 1:

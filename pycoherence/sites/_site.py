@@ -90,7 +90,7 @@ class FactoredSite:
     says in `op_shape` how the ops see the parameter; the reshapes to and from `shape` are here.
 
     Attributes:
-        family: What the names of the ops begin with.
+        family: The start of the names of the ops.
         g: Gradient with respect to the layer output; its first dimension is the batch.
         shape: Shape of the parameter if it is not `op_shape`.
     """
@@ -218,13 +218,13 @@ def nested(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
     Args:
         tensors: By name.
-        prefix: What the names of the inner ones begin with, which is taken off.
+        prefix: The start of the names of the inner ones, which is taken off.
     """
     return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def norm_rows(site: Site) -> tuple[Tensor, ...]:
-    """Rows `[B, n]` of which the norms, multiplied, are those of `G_b`; none if it has no such."""
+    """Rows `[B, n]` whose norms, multiplied, are those of `G_b`; empty if it has no such."""
     own = getattr(site, "norm_rows", None)
     return () if own is None else own()
 

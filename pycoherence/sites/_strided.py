@@ -13,7 +13,7 @@ class Region(NamedTuple):
     """A strided part of a tensor that lies in memory row by row.
 
     Attributes:
-        size: As of `torch.as_strided`; so are the others.
+        size: Argument of `torch.as_strided`, like the others.
         stride: In elements.
         offset: From the tensor's first element.
     """
@@ -60,7 +60,7 @@ class Region(NamedTuple):
 
         Args:
             x: Contiguous, `[*shape]`, or `[B, *shape]` if there is a batch.
-            batch: `B`, of which each row has the region.
+            batch: `B`; each row has the region.
         """
         start = self.offset + x.storage_offset()
         if batch is None:
@@ -95,7 +95,7 @@ def are_disjoint(regions: Iterable[Region]) -> bool:
 
 
 def _meet(one: Region, two: Region) -> bool:
-    """Whether two regions of which the extents overlap have an element in common."""
+    """Whether two regions whose extents overlap have an element in common."""
     return (one.is_dense and two.is_dense) or _meet_inside(one, two)
 
 
@@ -119,7 +119,7 @@ def _are_nested(region: Region) -> bool:
 
 
 def _elements(numbers: np.ndarray, region: Region, start: int) -> np.ndarray:
-    """The elements of a region, of numbers of which the first has the position `start`.
+    """The elements of a region, from numbers whose first has the position `start`.
 
     These are numpy's: what torch did here a tracer would take for a part of the computation.
     """

@@ -17,7 +17,7 @@ class AffineSite(FactoredSite):
 
     Attributes:
         g: Gradient with respect to the layer output, `[B, T, C]`.
-        x: What is normalised and then scaled, `[B, T, C]`, or `None` for a shift.
+        x: The tensor that is normalised and then scaled, `[B, T, C]`, or `None` for a shift.
         mean: Broadcastable to `x`, or `None` for zero.
         rstd: Broadcastable to `x`, or `None` for one.
         shape: Shape of the parameter if it is not `[C]`.
@@ -58,7 +58,7 @@ class AffineSite(FactoredSite):
         """See `Site.grouped`."""
         rows = self.g.shape[:2]
         groups = {
-            # What all positions of all examples share stays broadcast.
+            # A factor that all positions of all examples share stays broadcast.
             name: f if f.shape[:2] == (1, 1) else joined(f.expand(*rows, f.shape[2]), n)
             for name, f in self.tensors().items()
         }

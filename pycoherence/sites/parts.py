@@ -1,4 +1,4 @@
-"""A parameter of which only some regions are used, each as a tensor of its own."""
+"""A parameter with only some regions in use, each as a tensor of its own."""
 
 import math
 from collections import defaultdict
@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
     Attributes:
         site: Their factors; its parameter has the shape `size`.
-        size: As of `torch.as_strided`; so are the others.
+        size: Argument of `torch.as_strided`, like the others.
         stride: In elements.
         offset: From the parameter's first element.
     """
@@ -105,8 +105,8 @@ class PartsSite:
     def as_linear(self) -> LinearSite | None:
         """The same as a weight with zeros around factors, if the parts are blocks of a matrix.
 
-        This is more to compute. What it is for is a sum with gradients of the whole weight, or of
-        blocks that overlap.
+        This is more to compute. It serves sums with gradients of the whole weight, or of blocks
+        that overlap.
         """
         columns = self.shape[-1] if self.shape else 1
         blocks = [_around(part, self.shape, columns) for part in self.parts]
@@ -153,7 +153,7 @@ class PartsSite:
 
 
 def _around(part: Part, shape: Sequence[int], columns: int) -> LinearSite | None:
-    """A block of a parameter that is a matrix of so many columns, as a site of the whole."""
+    """A block of a parameter that is a matrix of `columns` columns, as a site of the whole."""
     site, region = part.site, part.region
     if not isinstance(site, LinearSite) or len(region.size) != 2 or not columns:
         return None

@@ -111,7 +111,7 @@ class _Terms:
     Args:
         shift: The site.
         along: `d`, `[B]`, if it is needed.
-        weights: Of `weighted_sum`; ones if `None`.
+        weights: The weights of `weighted_sum`; ones if `None`.
     """
 
     def __init__(self, shift: ShiftedSite, along: Tensor | None, weights: Tensor | None) -> None:
@@ -160,7 +160,7 @@ class _Terms:
         return (s * s * dots.double() + across).to(dots.dtype)
 
     def _weighted(self, x: Tensor) -> Tensor:
-        """`sum_b w_b x_b`, without the examples of which the weight is zero."""
+        """`sum_b w_b x_b`, without the examples whose weight is zero."""
         if self.weights is None:
             return x.sum()
         weights = self.weights.to(x.dtype)
@@ -168,7 +168,7 @@ class _Terms:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """`<a, b>` in float64, by the op of which the result is the same for any number of threads."""
+    """`<a, b>` in float64, by an op whose result is the same for any number of threads."""
     found = of_rows(a.double().unsqueeze(0)).reduce(("dots",), direction=b.double()).dots
     assert found is not None
     return found[0]

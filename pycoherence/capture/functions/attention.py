@@ -65,7 +65,7 @@ def _attend(c: CallContext, a: SimpleNamespace) -> tuple[Tensor, Tensor | None]:
         found = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     found = found.transpose(1, 2).flatten(2)
     found = F.linear(found, a.out_proj_weight, a.out_proj_bias)
-    # As torch lays it out, so that dropout behind it draws the same numbers.
+    # Torch lays it out like this, and dropout behind it has to draw the same numbers.
     found = found.transpose(0, 1).contiguous()
     return found, weights
 

@@ -52,7 +52,7 @@ def embedding_bag(
 def _bags(
     ids: Tensor, weights: Tensor | None, offsets: Tensor, *, last: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Bags `[B, n]` of as many ids as the largest has, their weights, and which of them count."""
+    """Bags `[B, n]`, padded to the size of the largest, their weights, and which ids count."""
     n = max(0, len(offsets) - 1) if last else len(offsets)
     ends = offsets[1:] if last else torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])
     starts, ends = offsets[:n], ends[:n]

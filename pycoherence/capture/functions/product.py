@@ -1,8 +1,8 @@
 """Products of two tensors: `x @ p`, `p @ x`, `torch.einsum`, `bmm`, `mv`, `addmm` and their kin.
 
-Every product of an input and a parameter is one formula over named dimensions. Of the letters of
-the parameter, those that only the input shares are features I, those that only the output shares
-are outputs O, and those that all three share are groups, such as heads. All other letters are rows.
+Every product of an input and a parameter is one formula over named dimensions. Letters of the
+parameter that only the input shares are features I, those that only the output shares are outputs
+O, and those that all three share are groups, such as heads. All other letters are rows.
 """
 
 from math import prod
@@ -154,7 +154,7 @@ def product(c: CallContext, x: Tensor, of_x: str, p: Tensor, of_p: str, out: str
 
 
 def _plain(*terms: str) -> list[str]:
-    """The same letters, all of which einsum takes."""
+    """The same terms, with a letter that einsum takes in place of `_`."""
     used = set("".join(terms))
     free = next(l for l in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if l not in used)
     return [term.replace("_", free) for term in terms]

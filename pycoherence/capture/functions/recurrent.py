@@ -115,7 +115,7 @@ def _layers(
 
 
 def _layer(cell: Cell, states: int) -> Handler:
-    """The handler of a recurrent layer whose state is so many tensors."""
+    """The handler of a recurrent layer whose state is `states` tensors."""
 
     def layer(c: CallContext, input: Tensor, hx: Any, params: Any, *options: Any) -> Any:
         if isinstance(hx, Tensor) and not hx.is_floating_point():
