@@ -11,7 +11,7 @@ from torch import Tensor
 class Shift:
     """Moves each image by a whole number of pixels, drawn anew from torch's random numbers.
 
-    What comes in at the edge is zero, the mean of every pixel in standardized images.
+    Pixels that come in at the edge are zero, the mean of every pixel in standardized images.
 
     Attributes:
         pixels: The most to move by, up or down and left or right; all ways are equally likely.

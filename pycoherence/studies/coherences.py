@@ -12,7 +12,7 @@ from pycoherence.studies.gradients import loss
 from pycoherence.studies.measures import Measured, accuracies
 
 SAMPLE = 2000
-"""At most so many training examples are measured: the first."""
+"""The most training examples that are measured: the first ones."""
 
 SUBSAMPLES = (1, 3)
 """Mini-batches that make one."""
@@ -40,7 +40,7 @@ def batch_grams(model: nn.Module, sample: Data, size: int) -> dict[str, Tensor]:
     """Dot products of the gradients of mini-batches, in the whole network and in its `layers`.
 
     They are those of a copy in training mode, where BatchNorm mixes the examples of a batch; the
-    model keeps its running statistics. What does not fill a last batch is left out.
+    model keeps its running statistics. Examples that do not fill a last batch are left out.
     """
     model = copy.deepcopy(model).train()
     named = dict(model.named_parameters())
@@ -79,11 +79,11 @@ def of_batches(grams: dict[str, Tensor], size: int, n: int) -> Measured:
 
 
 def of_subsamples(sums: Sums, gram: Tensor, size: int, batches: int) -> Measured:
-    """Means of alpha, with and without the diagonal, over subsamples of so many mini-batches.
+    """Means of alpha, with and without the diagonal, over subsamples of `batches` mini-batches.
 
     Args:
-        sums: Of the examples.
-        gram: Of the mini-batches of the same gradients.
+        sums: The sums of the examples.
+        gram: Gram matrix of the mini-batches of the same gradients.
         size: Examples in each mini-batch.
         batches: How many make one subsample.
     """

@@ -11,7 +11,7 @@ from pycoherence.studies.data import load
 from pycoherence.studies.settings import Settings
 
 QUICK_EXAMPLES = 1500
-"""At most so many are trained on for a rough look: all of the digits."""
+"""The most examples to train on for a rough look: all of the digits."""
 
 
 def names() -> list[str]:

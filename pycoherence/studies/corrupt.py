@@ -21,7 +21,7 @@ def permuted_labels(labels: Tensor, share: float, *, seed: int) -> Tensor:
     Args:
         labels: Classes `[n]`, integer.
         share: Probability of being chosen, in [0, 1].
-        seed: Of the choice and the permutation.
+        seed: Seed of the choice and the permutation.
 
     Returns:
         The labels `[n]`, of the dtype and on the device of `labels`.
@@ -55,7 +55,7 @@ def uniform_labels(labels: Tensor, share: float, classes: int, *, seed: int) -> 
         labels: Classes `[n]`, integer, in [0, classes).
         share: Probability of being replaced, in [0, 1].
         classes: Their number, K.
-        seed: Of the choice and the classes.
+        seed: Seed of the choice and the classes.
 
     Returns:
         The labels `[n]`, of the dtype and on the device of `labels`.
@@ -88,7 +88,7 @@ def symmetric_labels(labels: Tensor, share: float, classes: int, *, seed: int) -
         labels: Classes `[n]`, integer, in [0, classes).
         share: Probability of being replaced, in [0, 1].
         classes: Their number, K, at least 2.
-        seed: Of the choice and the classes.
+        seed: Seed of the choice and the classes.
 
     Returns:
         The labels `[n]`, of the dtype and on the device of `labels`.
@@ -119,7 +119,7 @@ def shuffled_pixels(images: Tensor, *, seed: int) -> Tensor:
 
     Args:
         images: `[n, C, H, W]`.
-        seed: Of the permutation.
+        seed: Seed of the permutation.
 
     Returns:
         The images `[n, C, H, W]`.
@@ -149,7 +149,7 @@ def random_pixels(images: Tensor, *, seed: int) -> Tensor:
 
     Args:
         images: `[n, C, H, W]`.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
 
     Returns:
         The images `[n, C, H, W]`.
@@ -182,7 +182,7 @@ def gaussian_images(images: Tensor, *, seed: int) -> Tensor:
 
     Args:
         images: `[n, C, H, W]`, floating.
-        seed: Of the pixels.
+        seed: Seed of the pixels.
 
     Returns:
         The images `[n, C, H, W]`, of the dtype and on the device of `images`.
@@ -217,8 +217,8 @@ def blended_images(images: Tensor, share: float, *, seed: int) -> Tensor:
 
     Args:
         images: `[n, C, H, W]`, floating.
-        share: Of the noise, in [0, 1].
-        seed: Of the noise.
+        share: Share of the noise, in [0, 1].
+        seed: Seed of the noise.
 
     Returns:
         The images `[n, C, H, W]`, of the dtype and on the device of `images`.

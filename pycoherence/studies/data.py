@@ -26,8 +26,8 @@ class Data:
 
     Attributes:
         images: `[n, C, H, W]`, standardized.
-        labels: What is trained on, `[n]`.
-        truth: What they should be, `[n]`.
+        labels: Labels to train on, `[n]`.
+        truth: True labels, `[n]`.
         test_images: `[m, C, H, W]`.
         test_labels: `[m]`.
         classes: Their number.
@@ -87,7 +87,7 @@ def load(name: str = "digits", root: Path = Path("data"), download: bool = False
         name: `digits`; `mnist` or `cifar10`, which lie in `root` as torchvision puts them there; or
             a folder of files `train/CLASS.npy` and `test/CLASS.npy`, each with the images of one
             class: `[n, H, W]` or `[n, C, H, W]`.
-        root: Where data sets lie.
+        root: Folder of data sets.
         download: Fetch what is missing.
 
     Raises:

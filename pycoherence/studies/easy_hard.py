@@ -47,15 +47,15 @@ def half_way(history: Sequence[Measured]) -> Measured:
 
 
 def divide(data: Data, right: str, *, alike: bool, seed: int) -> dict[str, Data]:
-    """Easy, hard and random training examples, as many of each, three quarters of them to train on.
+    """Equal numbers of easy, hard and random training examples, three quarters of them to train on.
 
     The others are their test sets. Nothing is to train on in one set and to test in another.
 
     Args:
-        data: Of whose training examples.
+        data: The data with these training examples.
         right: The `marks` of those that are easy.
-        alike: Whether each class has as many of each kind.
-        seed: Of who comes into which.
+        alike: Whether each class has equal numbers of each kind.
+        seed: Seed of the division.
 
     Raises:
         ValueError: There are no examples of one kind.
@@ -93,10 +93,10 @@ def plan_sets(
     """Train on each set and test on all; and on easy and hard ones together, for the coherence.
 
     Args:
-        settings: What the study is told.
+        settings: Settings of the study.
         network: To train.
-        epochs: For how long: as many steps for each set as these of all examples have.
-        sets: What `divide` gives for each seed, by `alike`.
+        epochs: For how long: each set gets the number of steps of these epochs of all examples.
+        sets: Results of `divide` for each seed, by `alike`.
 
     Returns:
         By kind, or `together`, and `alike`.
@@ -154,7 +154,7 @@ def tested(
 
 
 def coherences(model: nn.Module, data: Data) -> Measured:
-    """The m-coherence of both halves of `together`, and of as many examples of both mixed."""
+    """The m-coherence of both halves of `together`, and of every second example of it."""
     half = len(data.labels) // 2
     parts = {"easy": slice(half), "hard": slice(half, None), "random": slice(None, None, 2)}
     return {
@@ -164,7 +164,7 @@ def coherences(model: nn.Module, data: Data) -> Measured:
 
 
 def _of_each_kind(indices: Tensor, easy: Tensor, groups: Tensor) -> dict[str, Tensor]:
-    """In every group as many easy as hard and as random ones: the first of them."""
+    """In every group equal numbers of easy, hard and random ones: the first of them."""
     chosen: dict[str, list[Tensor]] = {kind: [indices[:0]] for kind in KINDS}
     for group in groups.unique():
         inside = indices[groups[indices] == group]
@@ -176,7 +176,7 @@ def _of_each_kind(indices: Tensor, easy: Tensor, groups: Tensor) -> dict[str, Te
 
 
 def _accuracies(at: Measured, size: int) -> Measured:
-    """Shares of `right` on `tested_on_all`, whose kinds have so many test examples each."""
+    """Shares of `right` on `tested_on_all`, whose kinds have `size` test examples each."""
     right = marked(at["right"]).double()
     parts = [*right[: len(KINDS) * size].split(size), right[len(KINDS) * size :]]
     shares = [part.mean().item() for part in parts]

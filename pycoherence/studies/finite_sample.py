@@ -13,7 +13,7 @@ class FiniteSample(nn.Module):
 
     Args:
         a: Direction `[d]`.
-        b: Where the slope changes, `[n]`.
+        b: Points where the slope changes, `[n]`.
         w: By how much, `[n]`.
     """
 
@@ -37,14 +37,14 @@ def fit(points: Tensor, targets: Tensor, *, seed: int, directions: int = 100) ->
         s_j = \frac{y_j - y_{j-1}}{z_j - z_{j-1}}, \quad y_0 = s_0 = 0
 
     The paper has any b between the points, which makes the system to be solved triangular. With b
-    between them an error at one point grows from one to the next; here none does. What is left is
-    rounding, of the size of the steepest slope: of random directions, the one whose least gap is
-    the largest is taken.
+    between them an error at one point grows from one to the next; here none does. Only rounding
+    is left, of the size of the steepest slope: the random direction whose least gap is the largest
+    is taken.
 
     Args:
         points: `[n, ...]`, of d numbers each.
         targets: `[n]`.
-        seed: Of the directions.
+        seed: Seed of the directions.
         directions: How many to try.
 
     Returns:

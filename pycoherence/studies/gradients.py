@@ -24,7 +24,7 @@ class Gradient(Protocol):
         Args:
             model: In training mode.
             batch: To train on.
-            data: What it is from.
+            data: The data that it is from.
         """
         ...
 
@@ -76,7 +76,7 @@ class SumOfSigns:
 
 @dataclass(frozen=True)
 class Splitting:
-    """The gradient of the batch's loss less that of as many test examples that are attacked.
+    """The gradient of the batch's loss less that of an equal number of attacked test examples.
 
     Attributes:
         conditional: Leave the attack out where no more of its batch is right than by chance, which

@@ -28,7 +28,7 @@ class Report:
 
     Attributes:
         title: The headline of `report.md`.
-        results: What `results.json` will hold beside the settings and the runs.
+        results: The content of `results.json` beside the settings and the runs.
     """
 
     title: str

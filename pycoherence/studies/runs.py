@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         name: For people; files begin with it.
-        measure: As in `trainer.Training`.
+        measure: See `trainer.Training`.
     """
 
     name: str
@@ -68,7 +68,7 @@ def train_each(plans: Mapping[Key, Sequence[Run]], folder: Path) -> dict[Key, li
 def train(runs: Sequence[Run], folder: Path) -> list[list[Measured]]:
     """The findings of each run, in their order.
 
-    What is done is kept in `folder` and not done again. A run that was cut off goes on from its
+    A finished run is kept in `folder` and not done again. A run that was cut off goes on from its
     last checkpoint and finds the same.
     """
     folder.mkdir(parents=True, exist_ok=True)

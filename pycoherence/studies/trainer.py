@@ -29,7 +29,7 @@ class Recipe:
 
     Attributes:
         steps: Their number.
-        gradient: What to step along.
+        gradient: The gradient to step along.
         switch: A step, and the gradient to take from then on.
         augment: How to vary the images of each batch.
         optimizer: Name of one of `torch.optim` or `pycoherence.optim`.
@@ -58,7 +58,7 @@ class Recipe:
         return {0, *(round(last ** (i / n)) for i in range(n + 1)), *late}
 
     def gradient_at(self, step: int) -> Gradient:
-        """The gradient to step along next after so many steps."""
+        """The gradient to step along next after `step` steps."""
         return self.switch[1] if self.switch and step >= self.switch[0] else self.gradient
 
     def stepper(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -73,9 +73,9 @@ class Training:
 
     Args:
         recipe: How to train.
-        data: What on.
-        seed: Of the weights, the order of the examples, and all that a step draws.
-        measure: What to find out; it may neither change the model nor draw random numbers.
+        data: The data to train on.
+        seed: Seed of the weights, the order of the examples, and all that a step draws.
+        measure: The measurement; it may neither change the model nor draw random numbers.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Training:
         self.history.append({"step": self.step, **found})
 
     def _chosen(self) -> Tensor:
-        """The next examples: each once in an epoch, of which what is left over is dropped."""
+        """The next examples: each once in an epoch, whose incomplete last batch is dropped."""
         size = min(self._recipe.batch_size, len(self._data.labels))
         epoch, i = divmod(self.step, len(self._data.labels) // size)
         if i == 0 or not hasattr(self, "_order"):

@@ -57,7 +57,7 @@ class Scale:
     """How much is trained.
 
     Attributes:
-        examples: At most so many are trained on.
+        examples: The most examples to train on.
         noise: Beside 0, 0.5 and 1.
     """
 
@@ -114,7 +114,7 @@ def plan(case: Case, scale: Scale, data: Data, seed: int) -> Run:
 
 
 def recipe(case: Case, scale: Scale, data: Data) -> Recipe:
-    """How a case is trained: alike on all data, but for the regulariser that is its subject."""
+    """How a case is trained: alike on all data, except for the regulariser that is its subject."""
     by = case.regularizer
     network, epochs, lr = CNN(scale.channels), scale.cnn_epochs, 0.1
     if case.network == "MLP":

@@ -128,7 +128,7 @@ def plan_compared(settings: Settings, scale: Scale) -> dict[tuple, list[Run]]:
 
 
 def plan_order(settings: Settings, scale: Scale) -> dict[tuple, list[Run]]:
-    """SGD and RM3 on the same labels with other weights and batches, of which it takes two."""
+    """SGD and RM3 on the same labels with other weights and batches, at least two of them."""
     return {
         ("order", noise, method): [
             plan(settings.data, scale.compared[0], noise, method, seed, noise_seed=0)
