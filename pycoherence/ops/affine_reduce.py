@@ -37,7 +37,7 @@ def affine_reduce(
 
     Args:
         g: Gradient with respect to the layer output, `[B, T, C]`, floating, any strides.
-        x: What the scale multiplies, before normalisation, `[B, T, C]`, or `None`.
+        x: The input that is normalised and scaled, `[B, T, C]`, or `None`.
         mean: Subtracted from `x`; broadcastable to `[B, T, C]`; zero if `None`.
         rstd: Multiplied to `x - mean`; broadcastable to `[B, T, C]`; one if `None`.
         coef: `[B]`, the weights of `weighted_sum`; ones if `None`.

@@ -56,14 +56,14 @@ def conv_gram(
         ValueError: Shapes or options disagree, or one of `x2` and `g2` is missing.
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
-    Cost: On the reference path the FLOPs of the weight gradient for the gradients, of which a
-    workspace full of each batch is kept, and `2 B1 B2` times their size for the products. On a GPU
+    Cost: On the reference path the FLOPs of the weight gradient for the gradients, with a
+    workspace full of those of each batch, and `2 B1 B2` times their size for the products. On a GPU
     (triton) the same, with a workspace full of both batches, and copies of factors that do not lie
     channels last.
 
     Errors against float64: as `linear_gram` where gradients are multiplied.
 
-    Source: As `linear_gram`.
+    Source: See `linear_gram`.
 
     Example:
         >>> import torch, pycoherence as pc

@@ -36,7 +36,7 @@ def conv_order(
     where `p` runs over the output positions and `j` over the numbers of the weight. One to four
     spatial dimensions. The rules are those of `dense_order`.
 
-    Scaling: As `linear_order`.
+    Scaling: See `linear_order`.
 
     Args:
         x: Layer input, `[B, I, *S]`, floating, any strides.
@@ -48,7 +48,7 @@ def conv_order(
         padding: Zeros on both sides, or `"valid"`, or `"same"` (stride 1 only, as in torch).
         dilation: Spacing of the kernel points.
         groups: Groups of channels.
-        nonfinite: What NaN and Inf in a `G_b` do, as of `dense_order`: `"nan"` or `"drop"`.
+        nonfinite: Effect of NaN and Inf in a `G_b`, as of `dense_order`: `"nan"` or `"drop"`.
 
     Returns:
         `[O, I / groups, *kernel_size]`, float32, or float64 for float64 inputs.
@@ -59,13 +59,13 @@ def conv_order(
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
     Cost: On the reference path the FLOPs of the weight gradient and a sort of `B` values for each
-    coordinate, some output channels at a time (the workspace, or one), for each of which a bounded
-    chunk of the batch is unfolded anew. On a GPU (triton) as `linear_order`, with nothing unfolded
+    coordinate, some output channels at a time (the workspace, or one), each time with bounded
+    chunks of the batch unfolded anew. On a GPU (triton) as `linear_order`, with nothing unfolded
     and copies of factors that do not lie channels last.
 
     Errors against float64: as `linear_order`.
 
-    Source: As `dense_order`.
+    Source: See `dense_order`.
 
     Example:
         >>> import torch, pycoherence as pc

@@ -35,7 +35,7 @@ def dense_gram(a: Tensor, b: Tensor | None = None) -> Tensor:
     nothing is converted; partial sums, or what torch copies of rows that lie apart, fit the
     workspace, with at least one `[B1, B2]` or 64 columns.
 
-    Source: As `linear_gram`.
+    Source: See `linear_gram`.
 
     Example:
         >>> import torch, pycoherence as pc

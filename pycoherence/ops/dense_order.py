@@ -36,7 +36,7 @@ def dense_order(rows: Tensor, rule: str, k: float = 0, *, nonfinite: str = "nan"
     ================= ===================== ====================================================
 
     Groups are of consecutive examples, of sizes that differ by at most one, the larger ones first,
-    as `torch.tensor_split` cuts them. Of two values equally near, the lower one is taken first.
+    as `torch.tensor_split` cuts them. If two values are equally near, the lower is first.
 
     Scaling: A mean of the rows as they are: multiply by `B` for what stands in for their sum.
 
@@ -44,7 +44,7 @@ def dense_order(rows: Tensor, rule: str, k: float = 0, *, nonfinite: str = "nan"
         rows: One gradient in each row, `[B, ...]`, float16/bfloat16/float32/float64, any strides.
         rule: Name of the rule.
         k: Number of the rule; examples on each side, groups, or a share.
-        nonfinite: What NaN and Inf do: `"nan"` makes the coordinate NaN; `"drop"` applies the rule
+        nonfinite: For NaN and Inf, `"nan"` makes the coordinate NaN; `"drop"` applies the rule
             to the other examples there, and gives NaN if they are too few for `k`.
             `median_of_means` drops them from their groups, and groups that are left empty.
 

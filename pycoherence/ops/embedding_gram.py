@@ -57,7 +57,7 @@ def embedding_gram(
     (half the pairs for a batch with itself), and the workspace is full of `[B, T, D]`, some columns
     at a time.
 
-    Source: As `linear_gram`.
+    Source: See `linear_gram`.
 
     Example:
         >>> import torch, pycoherence as pc

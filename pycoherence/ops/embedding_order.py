@@ -39,7 +39,7 @@ def embedding_order(
     at most `k` examples look up is not moved by `trimmed_mean` or `winsorized_mean`, and one that
     fewer than half of them do is not moved by `median`. The rules are those of `dense_order`.
 
-    Scaling: As `linear_order`.
+    Scaling: See `linear_order`.
 
     Args:
         ids: Looked-up rows, `[B, T]`, int32 or int64, in `[0, num_embeddings)`, any strides.
@@ -48,7 +48,7 @@ def embedding_order(
         rule: Name of the rule, as of `dense_order`.
         k: Its number, as of `dense_order`.
         padding_idx: Row in `[0, V)` that receives no gradient, or `None`.
-        nonfinite: What NaN and Inf in a `G_b` do, as of `dense_order`: `"nan"` or `"drop"`.
+        nonfinite: Effect of NaN and Inf in a `G_b`, as of `dense_order`: `"nan"` or `"drop"`.
 
     Returns:
         `[V, D]`, float32, or float64 for float64 inputs. Zero-length `B` or `T` gives zeros.
@@ -64,10 +64,10 @@ def embedding_order(
     looks up, some rows at a time (the workspace, or one). On a GPU (native) ids are sorted, without
     other workspace than for factors in half precision, which are converted; 32 to 128 columns of a
     row are a block's, which adds up the lookups of each example in shared memory. There they stay
-    for batches of up to 384, for means of few clipped values of up to 96 (half as many in float64);
+    for batches of up to 384, for means of few clipped values of up to 96 (half of that in float64);
     of a larger batch they are added up anew whenever `dense_order` would read them.
 
-    Source: As `dense_order`.
+    Source: See `dense_order`.
 
     Example:
         >>> import torch, pycoherence as pc

@@ -127,7 +127,7 @@ def materialise(ids: Tensor, g: Tensor, padded: Tensor, rows: int) -> Chunks:
         ids: `[B, T]`, in `[0, rows)`.
         g: `[B, T, D]`.
         padded: `[B, T]`, the lookups that give no gradient.
-        rows: Of the table.
+        rows: Number of rows of the table.
     """
     acc = accumulate_dtype(g.dtype)
 

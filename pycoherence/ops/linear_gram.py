@@ -41,8 +41,8 @@ def linear_gram(
         ValueError: Shapes disagree, or one of `x2` and `g2` is missing.
         TypeError: Dtypes or devices differ, or a dtype is not floating.
 
-    Cost: On the reference path `2 B T I O` for the gradients, of which a workspace full of each
-    batch is kept, and `2 B1 B2 I O` for their products. On a GPU (triton) the same, with a
+    Cost: On the reference path `2 B T I O` for the gradients, with a workspace full of those of
+    each batch, and `2 B1 B2 I O` for their products. On a GPU (triton) the same, with a
     workspace full of both batches, or `2 B1 T1 B2 T2 (I + O)`, half of it for a batch with itself,
     and the memory of a few Gram matrices of the batch, whichever is cheaper.
 

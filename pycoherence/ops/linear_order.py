@@ -33,7 +33,7 @@ def linear_order(
         g: Gradient with respect to the layer output, `[B, T, O]`, same dtype and device.
         rule: Name of the rule, as of `dense_order`.
         k: Its number, as of `dense_order`.
-        nonfinite: What NaN and Inf in a `G_b` do, as of `dense_order`: `"nan"` or `"drop"`.
+        nonfinite: Effect of NaN and Inf in a `G_b`, as of `dense_order`: `"nan"` or `"drop"`.
 
     Returns:
         `[O, I]`, float32, or float64 for float64 inputs. Zero-length `B` or `T` gives zeros.
@@ -57,7 +57,7 @@ def linear_order(
     `sign_agreement` a sign, in `phocas` and `meamed` what is near, may change where it is nearly a
     tie.
 
-    Source: As `dense_order`.
+    Source: See `dense_order`.
 
     Example:
         >>> import torch, pycoherence as pc

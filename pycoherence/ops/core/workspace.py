@@ -8,7 +8,7 @@ from pycoherence.ops.core.dispatch import NATIVE_NAMESPACE, load_native
 
 _LEAST = 64 * 2**20
 _SHARE = 128
-"""A GPU gives one part in so many of its memory: small parts of the work would leave it idle."""
+"""A GPU gives its memory divided by this: small parts of the work would leave it idle."""
 
 _bytes: int | None = None
 

@@ -51,14 +51,14 @@ def gram_spec(
     itself, and then options.
 
     Args:
-        name: Of the op.
+        name: Name of the op.
         factor: Name of the factor beside `g`, without the number of the batch.
         options: Schema of the options, with a leading comma, or nothing.
         check: Checks one batch: what to call it, its two factors, the options.
         shape: Shape of a gradient, from the two factors and the options.
         materialise: Gradients of both batches, from all arguments, none of them `None`.
         pairs: Samples of all arguments, from device and dtype.
-        supports: As of `OpSpec`.
+        supports: See `OpSpec`.
     """
 
     def check_both(

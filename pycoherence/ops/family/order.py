@@ -16,7 +16,7 @@ from pycoherence.ops.family.rules import RULES, aggregate, check_rule
 
 _TAIL = "str rule, float k, bool drop) -> Tensor"
 
-# What a rule takes of each number: it is copied, sorted with indices of 8 bytes, and masked.
+# Bytes that a rule takes for each number: it is copied, sorted with indices of 8 bytes, and masked.
 BYTES_BESIDE = 24
 
 
@@ -26,7 +26,7 @@ def order(op: str, *head: Any, rule: str, k: float, nonfinite: str) -> Tensor:
     Args:
         op: Name of the op.
         head: Its arguments before the rule.
-        rule: As of the public function; so are the others.
+        rule: Argument of the public function, like the others.
         k: Number of the rule.
         nonfinite: `"nan"` or `"drop"`.
     """
@@ -54,10 +54,10 @@ def order_reference(
         rule: Name of the rule.
         k: Its number.
         drop: Whether an example is left out of coordinates in which it is not finite.
-        unit: A slice of rows has a multiple of so many, or lies within one such multiple.
+        unit: A slice has a multiple of this number of rows, or lies within one such multiple.
 
     Returns:
-        As `order_fake`.
+        See `order_fake`.
     """
     out = order_fake(g, shape).zero_()
     if not len(g) or not out.numel():
@@ -100,10 +100,10 @@ def order_spec(
         check: Checks the head; takes the name of the op before it.
         like: From the head, a tensor (for batch size, dtype, device) and the shape of the
             parameter.
-        reference: As in `OpSpec`.
+        reference: See `OpSpec`.
         heads: Samples of the head, from device and dtype.
-        supports: As in `OpSpec`.
-        helper: As in `OpSpec`.
+        supports: See `OpSpec`.
+        helper: See `OpSpec`.
     """
     name = head.partition("(")[0]
 

@@ -163,9 +163,9 @@ def reduce_spec(
         check: Checks the head; takes the name of the op before it.
         like: From the head, the output gradient (for batch size, dtype, device) and the shape of
             the parameter.
-        reference: As in `OpSpec`.
+        reference: See `OpSpec`.
         heads: Samples of the head, from device and dtype.
-        supports: As in `OpSpec`.
+        supports: See `OpSpec`.
     """
     name = head.partition("(")[0]
 

@@ -94,7 +94,7 @@ class Rule:
 
     Attributes:
         aggregate: From values `[B, N]`, which of them are finite `[B, N]`, and `k`: `[N]`, of the
-            finite ones. What it gives where these are fewer than `least` does not matter.
+            finite ones. Its result where these are fewer than `least` does not matter.
         most: The largest `k`, from the size of the batch.
         fewest: The smallest `k`.
         least: Number of values that the rule needs, from `k`.
