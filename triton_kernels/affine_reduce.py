@@ -43,8 +43,8 @@ class AffineTiles(NamedTuple):
     """How the work is divided.
 
     Attributes:
-        positions: Of a tile.
-        channels: Of a tile.
+        positions: Positions of a tile.
+        channels: Channels of a tile.
         chunk: Positions of a program, a multiple of the tile's.
         parts: Number of programs for all positions, at least one.
     """

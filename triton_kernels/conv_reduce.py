@@ -34,7 +34,7 @@ def conv_reduce(
 ) -> tuple[Tensor | None, ...]:
     """The outputs of `conv_reduce`, as its schema says, which `finish` completes.
 
-    What is wanted comes from one pass over the factors, `sum_dots` from a second one if gradients
+    The outputs come from one pass over the factors, `sum_dots` from a second one if gradients
     are not rows, the Gram from materialised rows of the weight. Errors stay below 1e-5 of the
     largest number of an output, 1e-12 for float64; with TensorFloat-32 allowed, of its rounding.
     """

@@ -14,8 +14,8 @@ def dense_gram(a: Tensor, b: Tensor | None) -> Tensor:
     """The output of `dense_gram`, as its schema says; exactly symmetric for a batch with itself.
 
     Half precision is multiplied as it lies and added up in float32, as outer products of columns,
-    by a kernel whose partial sums fit the workspace. Other dtypes are multiplied by torch, so many
-    columns at a time, at least 64, that a copy which it may need of them fits the workspace.
+    by a kernel whose partial sums fit the workspace. Other dtypes are multiplied by torch, some
+    columns at a time, at least 64, so that the copy it may need of them fits the workspace.
 
     Its errors stay below 1e-5 of the largest number, 1e-12 for float64; with TensorFloat-32
     allowed, of its rounding.

@@ -44,10 +44,10 @@ def products_are_cheaper(
 
     Args:
         one: Examples and positions of the first batch.
-        two: Of the second; `None` for the first with itself.
+        two: Those of the second; `None` for the first with itself.
         i: Input features.
         o: Output features.
-        dtype: Of the factors.
+        dtype: Dtype of the factors.
     """
     (b1, t1), (b2, t2) = one, two or one
     if t1 == t2 == 1:

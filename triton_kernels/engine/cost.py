@@ -5,13 +5,13 @@ from itertools import combinations
 
 from pycoherence.triton_kernels.launch.host import cdiv
 
-# What an operation of an epilogue costs, in multiply-adds of the products beside it. The epilogue
+# The cost of an operation of an epilogue, in multiply-adds of the products beside it. The epilogue
 # of norms and a sum is 280 instructions of a warp for a tile of 128x128 (SASS of sm_90), the time
 # of the tensor cores for 94 positions of half precision. Predicted, not measured.
 _EPILOGUE = {"half": 47.0, "tf32": 24.0, "float32": 2.0, "float64": 2.0}
 
 # For tiles of 128x256 the L2 cache has to give three quarters as much as for those of 128x128, and
-# the epilogue of twice as many numbers takes less than twice as long.
+# the epilogue of twice the numbers takes less than twice as long.
 _WIDE, _WIDE_EPILOGUE = 0.76, 28.0
 
 # Positions that the engine multiplies at a time; those past the last are zeros.

@@ -63,8 +63,8 @@ class Factors(NamedTuple):
     def of_conv(cls, x: Tensor, g: Tensor, *options: Any) -> "Factors":
         """Those of a convolution, from the arguments of its op, with neighbours in memory.
 
-        What lies otherwise is copied to channels last, unless it is `narrow`. A kernel of one sees
-        positions in a row.
+        Tensors that lie otherwise are copied to channels last, unless `narrow`. A kernel of one
+        sees positions in a row.
         """
         *window, groups = options
         kernel, stride, padding, dilation = map(tuple, window)
@@ -133,7 +133,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _vectorised(x: Tensor) -> Tensor:
-    """`[B, C, T]`, of which 16 bytes lie together wherever that is possible."""
+    """`[B, C, T]`, with 16 bytes lying together wherever that is possible."""
     whole = x.stride(2) == 1 and x.stride(1) * x.itemsize % 16 == 0
     return x if whole else _channels_last(x)
 
@@ -152,16 +152,16 @@ def reduce(
 
     Args:
         factors: Not empty.
-        wanted: Of `sq_norms`, `dots`, `weighted_sum`, `second_moment`, `sign_sum`, `gradients`.
+        wanted: From `sq_norms`, `dots`, `weighted_sum`, `second_moment`, `sign_sum`, `gradients`.
         coef: `[B]`, the weights of `weighted_sum`; ones if `None`.
         direction: Parameter-shaped, what `dots` are taken with.
         request: How the weighted sum is wanted, if there is one part.
         parts: Among how many programs the examples are divided; chosen if `None`.
-        tile: Of each program; chosen if `None`.
+        tile: Tile of each program; chosen if `None`.
 
     Returns:
-        By name, in accumulation dtype but for the `request`: `[tiles, B]` of norms and dots,
-        `[parts, O, K]` of sums, to be added up over their first dimension; `[B, O, K]` of
+        By name, in accumulation dtype unless the `request` has another: `[tiles, B]` of norms and
+        dots, `[parts, O, K]` of sums, to be added up over their first dimension; `[B, O, K]` of
         gradients.
     """
     x, g = factors.x, factors.g

@@ -116,7 +116,7 @@ def reduce_tiles(
     which it reduces at the end of each example. All steps of all examples are one loop, so that
     loads run ahead over the ends of examples. An output that is `None` is not wanted.
 
-    A group of channels has `O` outputs and `K = I * TAPS` columns, neighbours of which are channels
+    A group of channels has `O` outputs and `K = I * TAPS` columns; neighbours are channels
     of one tap. Examples lie `x_batch` and `g_batch` numbers apart, channels `x_channel` and
     `g_channel`, positions of `x` `x_space` along each dimension, those of `g` `g_position`. A
     linear layer is a convolution of one dimension with a kernel of one. `O_READ` rows and `K_READ`

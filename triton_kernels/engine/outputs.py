@@ -63,7 +63,7 @@ def with_sum_dots(
 
     Args:
         run: Makes one pass; it takes the other arguments, without `sum_dots`.
-        wanted: Outputs, but for `gram`.
+        wanted: Outputs other than `gram`.
         coef: The weights of the sum.
         direction: Parameter-shaped.
         request: How the weighted sum is wanted.
@@ -90,7 +90,7 @@ def one_pass(
 
     Args:
         factors: Those of one batch, not empty.
-        wanted: Outputs, but for `sum_dots` and `gram`.
+        wanted: Outputs other than `sum_dots` and `gram`.
         coef: The weights of the sum.
         direction: Parameter-shaped.
         request: How the weighted sum is wanted.
@@ -116,7 +116,7 @@ def _of_rows(
     request: SumRequest,
     finish: Finish,
 ) -> list[Tensor | None]:
-    """The outputs of `reduced`, from gradients that are rows, as many as the workspace holds."""
+    """The outputs of `reduced`, from gradients that are rows, in parts that fit the workspace."""
     size = len(factors.x) * accumulate_dtype(factors.x.dtype).itemsize
     along = None if direction is None else direction.reshape(factors.shape)
     parts = list(row_parts(factors, size))
@@ -132,7 +132,7 @@ def _of_rows(
             x.view(factors.shape) if name in _SUMS and x is not None else x
             for name, x in zip(Reduced._fields, outputs, strict=True)
         ]
-    # What is joined here must be complete.
+    # Parts that are joined here must be complete.
     found = [finished(of_part, part, SumRequest()) for part in parts]
     out: list[Tensor | None] = []
     for name, each in zip(Reduced._fields, zip(*found, strict=True), strict=True):

@@ -22,8 +22,8 @@ class Tile(NamedTuple):
         o: Outputs.
         k: Columns: inputs, times the taps of a convolution.
         t: Positions in one step.
-        warps: Of the program.
-        stages: Of the software pipeline.
+        warps: Warps of the program.
+        stages: Stages of the software pipeline.
     """
 
     o: int
@@ -54,7 +54,7 @@ _TABLE = {
 _HOPPER = {0: (128, 256, 64, 8, 3), 1: (128, 128, 64, 8, 4)}
 
 # The same where the GPU copies factors by descriptors, which take no registers: those of 16 warps
-# hold a tile of 128x256 and one beside it, but for a few numbers at the end of an example, if the
+# hold a tile of 128x256 and one beside it, save a few numbers at the end of an example, if the
 # parameter is made of whole tiles; those of 8 warps a tile of 128x128 and two.
 _DESCRIBED = {0: (128, 256, 64, 8, 4), 1: (128, 256, 64, 16, 3), 2: (128, 128, 64, 8, 3)}
 
@@ -105,8 +105,8 @@ def tile_for(
 
     Args:
         device: The GPU.
-        dtype: Of the factors.
-        precision: As `precision` gives it.
+        dtype: Dtype of the factors.
+        precision: Result of `precision`.
         o: Outputs in a group.
         k: Columns in a group.
         beside: How many tiles are kept beside the product.
@@ -158,9 +158,9 @@ def parts_of(device: Device, batch: int, tiles: int, most: int, each: float, sum
         device: The GPU.
         batch: Number of examples.
         tiles: Number of tiles.
-        most: As many parts there is room for.
+        most: The most parts there is room for.
         each: Seconds of an example of one tile.
-        sum_bytes: What the sums of one part take.
+        sum_bytes: Bytes of the sums of one part.
     """
 
     def time(parts: int) -> float:

@@ -55,7 +55,7 @@ def tune(out: Path) -> None:
 def compile_all() -> None:
     """Compile all candidates on all cores; one after the other they take longer than the rest.
 
-    What is compiled serves all sizes, and other processes through Triton's folder of compiled code.
+    Compiled kernels serve all sizes, and other processes through Triton's folder of compiled code.
     """
     jobs = [(kind, beside, tile) for kind in _KINDS for beside in _WANTED for tile in _of(kind)]
     processes = min(16, os.cpu_count() or 1)  # each takes half a GB of the GPU

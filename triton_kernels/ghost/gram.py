@@ -25,7 +25,7 @@ class _Grid(NamedTuple):
     """How the positions of two batches become rows and columns of tiles.
 
     Attributes:
-        rows: Of a tile, and its columns.
+        rows: Rows of a tile, and its columns.
         positions: Padded number of positions of a group, for both batches.
         splits: Groups of an example.
         groups: Groups of a batch.

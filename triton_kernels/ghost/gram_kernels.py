@@ -65,8 +65,8 @@ def _dots(
 ):
     """Do as `dots` over all features; if `EXACT`, of factors that are converted to `ACC` first.
 
-    What that multiplies was read a step before: Triton 3.6 does not compile a product of what is
-    read and widened in the same step.
+    Such factors are read a step before they are multiplied: Triton 3.6 does not compile a product
+    of what is read and widened in the same step.
     """
     if EXACT:
         total = tl.zeros((ROWS, ROWS), ACC)

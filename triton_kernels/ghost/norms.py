@@ -19,10 +19,10 @@ class Block(NamedTuple):
 
     Attributes:
         depth: Features of one step.
-        warps: Of the program.
+        warps: Warps of the program.
         registers: The most that a thread may have; left alone, the compiler rather spills some for
             the sake of more programs at a time.
-        stages: Of the software pipeline.
+        stages: Stages of the software pipeline.
     """
 
     depth: int
@@ -168,7 +168,7 @@ def _ghost(
 def ghost_sq_norms(x: Tensor, g: Tensor, finish: Finish) -> Tensor:
     """Squared norms of gradients without the gradients.
 
-    They are `sum_ts <x_t, x_s> <g_t, g_s>`. Where its terms cancel, rounding is all that would be
+    They are `sum_ts <x_t, x_s> <g_t, g_s>`. If its terms cancel, rounding is all that would be
     left; such an example's gradient is multiplied out after all, tile by tile, and so is one whose
     products are not finite. Which examples these are never leaves the GPU.
 
@@ -210,7 +210,7 @@ def ghost_sq_norms(x: Tensor, g: Tensor, finish: Finish) -> Tensor:
 
 
 def _rows_for(device: Device, dtype: torch.dtype, batch: int, positions: int) -> int:
-    """Positions of a block: as many as fit, but programs enough for the GPU."""
+    """Positions of a block: the most that fit and leave programs enough for the GPU."""
     rows = min(max(16, power_of_two(positions)), largest_tile(dtype))
     while rows > 32 and batch * cdiv(positions, rows) ** 2 < device.processors / 2:
         rows //= 2

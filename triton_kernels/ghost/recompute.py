@@ -1,4 +1,4 @@
-"""Squared norms of gradients of which products of Grams have lost the digits."""
+"""Squared norms of gradients whose digits products of Grams have lost."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from pycoherence.triton_kernels.launch.device import device_of, launch, precisio
 from pycoherence.triton_kernels.launch.finish import Finish
 from pycoherence.triton_kernels.launch.host import cdiv
 
-# A sum is trusted if its terms are no larger than so many times what is left of them.
+# A sum is trusted if the sizes of its terms add up to no more than this multiple of it.
 LIMIT = {torch.float32: 16.0, torch.float64: 2.0**20}
 
 # Parts among which the tiles of one example are divided.

@@ -17,7 +17,7 @@ class Device(NamedTuple):
     Attributes:
         capability: Compute capability, 90 for sm_90.
         processors: Number of streaming multiprocessors.
-        name: As torch gives it.
+        name: Its name in torch.
     """
 
     capability: int
@@ -49,7 +49,7 @@ def precision(dtype: torch.dtype, *, exact: bool = False) -> str:
     """How `tl.dot` multiplies: its `input_precision`, which means something for float32 alone.
 
     Args:
-        dtype: Of what is multiplied, before any conversion. Half precision that a kernel has
+        dtype: Dtype of the factors, before any conversion. Half precision that a kernel has
             converted keeps its digits, in three products of TensorFloat-32.
         exact: Whether cancellation needs all digits: where torch allows TensorFloat-32, three
             products are taken.
@@ -75,8 +75,8 @@ def launch(
         kernel: A function compiled by `triton.jit`.
         grid: Number of programs in each of up to three dimensions; none run if one is zero.
         args: In the order of the kernel's parameters: tensors, numbers, and tuples of these.
-        warps: Of each program.
-        stages: Of the software pipeline; two at most where shared memory is small.
+        warps: Warps of each program.
+        stages: Stages of the software pipeline; two at most where shared memory is small.
         constants: Parameters that are `tl.constexpr`, in their order, and options of the compiler.
     """
     if 0 in grid:

@@ -16,9 +16,9 @@ from pycoherence.triton_kernels.launch.host import cdiv, power_of_two
 from pycoherence.triton_kernels.launch.tape import taped
 
 PARTS = 16
-"""So many parts of a row are best added up where they are read; more, by a launch of their own."""
+"""The most parts of a row to add up where they are read; more take a launch of their own."""
 
-# Of one program: so many numbers of a row, and so many rows, in the order they are added up.
+# The most numbers of a row, and rows, of one program, in the order they are added up.
 _LONGEST, _MOST = 2**14, 2**10
 
 # Numbers of a tile of partial sums, the most of its columns, and those of numbers by example.
@@ -27,7 +27,7 @@ _TILE, _WIDE, _NARROW = 4096, 1024, 32
 # Examples and channels of a tile that sums over examples.
 _EXAMPLES, _CHANNELS = 32, 32
 
-# Outputs of one launch, each of which is compiled into the kernel.
+# Outputs of one launch; each is compiled into the kernel.
 _TASKS = 8
 
 # The next round may need what one adds up: sums of parts, then dots with the sum of gradients, then
@@ -41,7 +41,7 @@ class SumRequest:
     Attributes:
         dtype: The dtype of the sum; `None` for the accumulation dtype.
         wants_norms: Whether `norms` are to be made.
-        norms: Numbers of which the squares add up to the squared norm of the sum.
+        norms: Numbers whose squares add up to the squared norm of the sum.
     """
 
     __slots__ = ("dtype", "norms", "wants_norms")
@@ -55,7 +55,7 @@ class SumRequest:
         return like.new_empty(size, dtype=self.dtype or accumulate_dtype(like.dtype))
 
     def norms_of(self, like: Tensor, count: int) -> Tensor | None:
-        """Memory for so many norms, if they are wanted."""
+        """Memory for `count` norms, if they are wanted."""
         if self.wants_norms:
             self.norms = like.new_empty(count, dtype=accumulate_dtype(like.dtype))
         return self.norms
@@ -74,7 +74,7 @@ class _Sum(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The gradients of a batch as rows `[B, parts, C]`, and outputs, of which `None` is not wanted.
+    """The gradients of a batch as rows `[B, parts, C]`, and outputs, `None` if not wanted.
 
     Long rows and many are summed in parts: outputs by example are `[long, B]`, others `[many, C]`.
     """
@@ -174,7 +174,7 @@ class Finish:
         when: int,
         request: SumRequest | None = None,
     ) -> Tensor | None:
-        """Memory for so many sums of an output, which a later round adds up; itself if it is one.
+        """Memory for `parts` sums of an output, which a later round adds up; itself if it is one.
 
         Args:
             out: The output; `None` if it is not wanted.

@@ -2,8 +2,8 @@
 
 Which kernels an op launches, with which arguments and on which memory, follows from the shapes,
 strides and dtypes of its arguments. To find it out takes Python longer than small layers take a
-GPU. A tape holds what was found: tensors to allocate, and compiled kernels with their arguments, of
-which pointers alone are new each time.
+GPU. A tape holds what was found: tensors to allocate, and compiled kernels with their arguments;
+only pointers are new each time.
 """
 
 import threading
@@ -153,7 +153,7 @@ class _Recorder(TorchDispatchMode):
         if x is root:
             return f"of[{source}]"
         names[f"c{len(names)}"] = tuple(x.shape), x.stride(), x.storage_offset()
-        # An output is part of what was allocated, of which the offset is zero.
+        # An output is part of an allocated tensor, whose offset is zero.
         self.complete = self.complete and source >= self._given and x.dtype == root.dtype
         return f"of[{source}].as_strided(*c{len(names) - 1})"
 

@@ -10,7 +10,7 @@ from pycoherence.triton_kernels.launch.finish import Completed, Finish, SumReque
 from pycoherence.triton_kernels.launch.tape import taped
 
 Found = tuple[tuple[Tensor | None, ...], Tensor | None]
-"""The outputs of an op, and numbers of which the squares add up to the norm of the sum, squared."""
+"""The outputs of an op, and numbers whose squares add up to the squared norm of the sum."""
 
 
 def together(

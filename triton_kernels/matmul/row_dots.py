@@ -23,8 +23,8 @@ class Tiles(NamedTuple):
         rows: Rows of `x` and `g`.
         outputs: Rows of the direction.
         depth: Columns of both that a step multiplies.
-        warps: Of a program.
-        stages: Of the pipeline.
+        warps: Warps of a program.
+        stages: Stages of the pipeline.
     """
 
     rows: int
@@ -66,7 +66,7 @@ def row_dots(x: Tensor, g: Tensor, v: Tensor) -> Tensor:
 
 
 def tiles(dtype: torch.dtype, rows: int, capability: int) -> Tiles:
-    """The tile for a product of so many rows; none of them spills registers."""
+    """The tile for a product of `rows` rows; none of them spills registers."""
     if dtype == torch.float64:
         return Tiles(64 if rows > 32 else 32, 64, 16, 8, 3)
     if precision(dtype) == "ieee":

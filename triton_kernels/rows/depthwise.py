@@ -19,9 +19,9 @@ class DepthwiseTiles(NamedTuple):
     """How the work is divided.
 
     Attributes:
-        taps: Of a tile.
-        positions: Of a tile.
-        outputs: Of a tile.
+        taps: Taps of a tile.
+        positions: Positions of a tile.
+        outputs: Outputs of a tile.
         parts: Among how many programs positions are divided.
     """
 
@@ -34,7 +34,7 @@ class DepthwiseTiles(NamedTuple):
 _TILE = 4096
 _MOST_TAPS = 64
 
-# So many terms a sum has before it is added to another, so that long ones keep their digits.
+# Terms of a sum before it is added to another, so that long ones keep their digits.
 _TERMS = 512
 
 

@@ -14,7 +14,7 @@ from pycoherence.triton_kernels.rows.depthwise import gradients_in_parts
 # A product of matrices adds up each number in one go: longer rows would lose digits.
 PIECE = 2**15
 
-# Slices of so many rows start where their neighbours do, seen in blocks of 16 bytes.
+# Slices of this number of rows start where their neighbours do, seen in blocks of 16 bytes.
 _ALIGNED = 16
 
 
@@ -28,7 +28,7 @@ def rows_of(factors: Factors, part: slice) -> Factors:
 
 
 def row_parts(factors: Factors, size: int) -> Iterator[slice]:
-    """Slices of rows of the parameter, as many as fit the workspace, at least one.
+    """Slices of rows of the parameter that fit the workspace, with at least one row.
 
     Args:
         factors: Not empty.
@@ -60,8 +60,8 @@ def added(partial: Tensor, dim: int) -> Tensor:
 def gram_of_tiles(one: Factors, two: Factors | None = None) -> Tensor:
     """All dot products of the gradients of two batches, or of a batch with itself.
 
-    As many rows of the parameter as the workspace holds of all examples, at least one, are
-    materialised, and the products of what they hold are added up.
+    The rows of the parameter are materialised in parts, for all examples, that fit the workspace
+    or have one row, and the products of the parts are added up.
 
     Args:
         one: Factors of the first batch.

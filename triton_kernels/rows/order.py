@@ -22,12 +22,12 @@ def ordered(factors: Factors, rule: str, k: float, drop: bool, helper: Helper) -
 
     Two rules take sums from the engine and no single gradient: the median of means, whose groups
     are the engine's parts, and sign agreement. For the others, where values are left out, and for
-    gradients that are `narrow`, these are materialised, as many rows of the parameter at a time as
+    gradients that are `narrow`, these are materialised, some rows of the parameter at a time that
     the workspace holds, and handed to what the `helper` gives.
 
     Args:
-        factors: Of the batch.
-        rule: As of the op; so are the others.
+        factors: Factors of the batch.
+        rule: Argument of the op, like the others.
         k: Number of the rule.
         drop: Whether values that are not finite are left out.
         helper: See `Helper`.

@@ -108,7 +108,7 @@ def _norm(
         zero |= (mask & (value == 0)).to(tl.int32)
     high, middle, low = tl.sum(large, 1), tl.sum(medium, 1), tl.sum(small, 1)
     down = 1 / SCALE
-    # Of neighbours the smaller one is brought to the scale of the larger one.
+    # The smaller one of neighbours is brought to the scale of the larger one.
     is_high, is_low = high > 0, middle == 0
     value = tl.where(is_low, low, middle + low * down * down)
     value = tl.where(is_high, high + middle * down * down, value)
