@@ -56,17 +56,17 @@ class aggregate:
         rule: Such as `pc.Winsorized(2)`.
         loss_reduction: How the loss joins its per-example terms. With `"mean"` the mean of the
             `g_b` is the gradient, with `"sum"` their sum is.
-        nonfinite: What becomes of gradients that are not finite. With `"nan"` they show: as NaN in
+        nonfinite: The treatment of gradients that are not finite. With `"nan"` they show: as NaN in
             the coordinates they touch, or everywhere for a rule over whole examples. With
             `"drop"` their examples are left out of these coordinates, or wholly, and the rule is
             applied to the others (NaN if these are too few for it). Over whole examples those whose
             squared norm overflows float32 count as not finite.
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`.
-        on_unsupported: What becomes of a parameter that is used in a way that is not known, as in
+        on_unsupported: The treatment of a parameter that is used in a way that is not known, as in
             `pycoherence.collect`; with `"skip"` it gets its ordinary gradient, and the report lists
             it.
-        loss_scale: What the loss is multiplied by before `backward()`, a number or the
+        loss_scale: The number that the loss is multiplied by before `backward()`, or the
             `torch.amp.GradScaler` that does it, read when `backward()` runs.
             A rule sees gradients that are divided by it; those in `.grad` are multiplied by it
             again, as the scaler expects.
@@ -87,10 +87,10 @@ class aggregate:
         RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
             pass of the model was seen in the block; from `backward()`, a second pass in the block
             with a rule over whole examples.
-        UnsupportedError: As in `pycoherence.collect`; from `backward()`, parameters have hooks on
+        UnsupportedError: See `pycoherence.collect`; from `backward()`, parameters have hooks on
             their gradients, with a rule over whole examples.
 
-    Cost: As the rule says.
+    Cost: See the rule.
 
     Source: Chatterjee 2020, arXiv:2002.10657, for robust gradients against memorisation; each
     rule names its own.
@@ -227,7 +227,7 @@ class _Filler:
     """The work around a backward pass: checks before, and `.grad` after.
 
     Attributes:
-        choices: What a rule over whole examples did, by parameter.
+        choices: The choices of a rule over whole examples, by parameter.
         network: The same for all together, if it was.
         done: Whether a backward pass has run.
     """
@@ -283,7 +283,7 @@ class _Filler:
             parts = [part for part in (means.pop(name, None), noise) if part is not None]
             if parts:
                 gradients[name] = (sum(parts[1:], parts[0]) * scale).to(p.dtype)
-        # As a backward pass fills it: added to what is there, in the parameter's layout.
+        # A backward pass fills it in this way: added to what is there, in the parameter's layout.
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))
 

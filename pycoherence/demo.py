@@ -67,9 +67,9 @@ def run(*, steps: int = STEPS, seed: int = SEED, out: Path, device: str = "cpu")
 
     Args:
         steps: Training steps of each network.
-        seed: Of the data split, the random labels, the initial weights and the batches.
+        seed: Seed of the data split, the random labels, the initial weights and the batches.
         out: Folder for both files; made if it does not exist.
-        device: Where to train, as `torch.device` spells it.
+        device: Device to train on, as `torch.device` spells it.
 
     Raises:
         ValueError: A number is out of range, the folder cannot be written to, or the device

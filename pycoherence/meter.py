@@ -99,7 +99,7 @@ class CoherenceMeter:
             RuntimeError: The weights, or which of them are trained, have changed since the first
                 batch.
             ValueError: The loss is not a scalar, or does not use the model.
-            UnsupportedError: As in `pycoherence.collect`.
+            UnsupportedError: See `pycoherence.collect`.
         """
         if self._n == 0:
             self.reset()

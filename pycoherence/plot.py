@@ -19,8 +19,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     """Write the picture: m-coherence over the steps, of the network and each layer; accuracies.
 
     Args:
-        result: What `coherence.json` holds.
-        path: Where to; the ending chooses the format.
+        result: The content of `coherence.json`.
+        path: The file to write; the ending chooses the format.
     """
     runs = result["runs"]
     network, *layers = runs["real"][0]["modules"]

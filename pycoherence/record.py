@@ -58,9 +58,9 @@ class Record:
 
     Results can be read as soon as `backward()` has run in the block. They are scaled so that `g_b`
     is the gradient of example b's own loss, as `loss_reduction` says. Each is there if its
-    statistic was asked for, and otherwise raises an `AttributeError` that names it. What has the
-    shape of a parameter, moments and sums of signs, is in `by_parameter` alone. `weighted_sum` adds
-    the gradients themselves up, with a weight for each example.
+    statistic was asked for, and otherwise raises an `AttributeError` that names it. Moments and
+    sums of signs have the shape of a parameter and are in `by_parameter` alone. `weighted_sum` adds
+    up the gradients themselves, with a weight for each example.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class Verification:
     Attributes:
         sq_norms: Largest error of a per-example squared norm over the largest such norm.
         gradient: Norm of the error of the gradient's sum over the sum of the per-example norms.
-        rtol: What was allowed.
+        rtol: The largest error that was allowed.
     """
 
     sq_norms: Mapping[str, float]
@@ -75,8 +75,8 @@ def verify(
         ValueError: The batch is empty, or `group_size` less than one.
         TypeError: `group_size` is not an integer.
         VerificationError: An error is larger than `rtol`; the message lists the parameters. Or no
-            tensor of the batch has as many rows as the capture has found examples.
-        UnsupportedError: As in `pycoherence.collect`.
+            tensor of the batch has the rows of the examples that the capture has found.
+        UnsupportedError: See `pycoherence.collect`.
 
     Cost: One forward and backward pass for each example; memory of two gradients.
 
@@ -106,7 +106,7 @@ def verify(
     norm_errors: dict[str, float] = {}
     gradient_errors: dict[str, float] = {}
     for name, parameter in parameters.items():
-        # A gradient that is zero but for rounding is compared with the whole network's.
+        # A gradient that is zero up to rounding is compared with the whole network's.
         largest = _largest(true_norms[name])
         unit = largest.maximum(floor * torch.finfo(parameter.dtype).eps)
         ours = norms[name].double().cpu() * scale**2 if name in norms else torch.zeros(size)

@@ -43,7 +43,7 @@ def weighted_sum(
         batch: Passed on as it is.
         coef: The weights `[B]`, floating, on the model's device; or what makes them from the
             record of the pass. An example of weight zero is left out, even if it is not finite.
-        statistics: What the record has; `SqNorms()` if none is given. It has no `coherence()`: for
+        statistics: Those of the record; `SqNorms()` if none is given. It has no `coherence()`: for
             both, use `collect(..., keep_factors=True)` and `Record.weighted_sum`.
         loss_reduction: How `loss_fn` joins per-example losses.
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
@@ -57,7 +57,7 @@ def weighted_sum(
         ValueError: The loss is not a scalar or does not use the model, the weights are not `[B]`,
             or as in `pycoherence.collect`.
         TypeError: The weights are not floating or on another device.
-        UnsupportedError: As in `pycoherence.collect`.
+        UnsupportedError: See `pycoherence.collect`.
 
     Cost: One forward and backward pass with the statistics, in which no weight gradient is
     computed, then the weighted ones; memory of the inputs and output gradients of all layers.

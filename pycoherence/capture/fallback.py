@@ -192,8 +192,8 @@ def example_by_example(
         always: Whether to do so whatever memory it takes.
 
     Returns:
-        What the function returns; `NotImplemented` if the gradients would not fit the workspace, or
-        it is not known where the examples are in its arguments or results.
+        Its result; `NotImplemented` if the gradients would not fit the workspace, or if it is not
+        known where the examples are in its arguments or results.
     """
     kinds = {id(x): f for x, f in seen}
     run = Function(function, (args, kwargs), lambda x: kinds[id(x)].kind)

@@ -770,8 +770,8 @@ class Capture:
             parameters: Its parameter arguments; `None` where one is absent.
 
         Returns:
-            What the function returns; `NotImplemented` if an example's elements lie within what the
-            function takes for one row.
+            Its result; `NotImplemented` if an example's elements lie within what the function takes
+            for one row.
         """
         several = inputs if isinstance(inputs, tuple) else (inputs,)
         x = several[0]

@@ -47,7 +47,7 @@ def tracin(
     .. math::
         \text{TracInCP}(z, z') = \sum_t \eta_t \, g_z(w_t) \cdot g_{z'}(w_t)
 
-    over T checkpoints. What `dots` hold decides between whom: cross Grams `[T, B1, B2]` give
+    over T checkpoints. The kind of `dots` decides between whom: cross Grams `[T, B1, B2]` give
     the influence of each example on each other one; dots `[T, B]` with the mean gradient of a
     validation set that on the mean validation loss; squared norms `[T, B]` self-influence.
 

@@ -47,8 +47,8 @@ def alpha_interval(dots: Tensor, sq_norms: Tensor, level: float = 0.95) -> Inter
         \text{interval} = \hat\alpha \pm z \cdot \text{error}
 
     with z the quantile of the normal distribution. The interval is for the alpha of the population
-    that the examples are drawn from, at these weights: it says nothing of another training. Where
-    alpha is 0 the error comes out too large, by about the square root of 2. Where few examples
+    that the examples are drawn from, at these weights: it says nothing of another training. If
+    alpha is 0, the error comes out too large, by about the square root of 2. If few examples
     hold most of Q, alpha itself is too large and the interval too narrow: with log-normal norms
     of sigma 1.5 and n = 200, 95% intervals held the truth 6 to 7 times of 10 in a simulation.
 

@@ -17,7 +17,7 @@ def sign_agreement(sign_sum: Number, n: int) -> Number:
     The AND-mask of the source keeps the coordinates whose agreement reaches a threshold; its
     "examples" are the mean gradients of environments.
 
-    Range: [0, 1]; 0 when as many signs are positive as negative, 1 when all are the same.
+    Range: [0, 1]; 0 when positive and negative signs balance, 1 when all are the same.
 
     Scaling: unchanged when any gradient is multiplied by a positive constant. Over a sample of n,
     signs drawn at random read about `0.8 / sqrt(n)`, not 0.
@@ -41,7 +41,7 @@ def same_sign_share(sign_sum: Number, n: int) -> Number:
     with the agreement `a_j` of `sign_agreement`. A gradient of 0 counts half for either
     sign. Its mean over coordinates follows the `p_same_sign` of the source.
 
-    Range: [1/2, 1]; 1/2 when as many signs are positive as negative, 1 when all are the same.
+    Range: [1/2, 1]; 1/2 when positive and negative signs balance, 1 when all are the same.
 
     Scaling: unchanged when any gradient is multiplied by a positive constant. Over a sample of n,
     signs drawn at random read about `1/2 + 0.4 / sqrt(n)`.

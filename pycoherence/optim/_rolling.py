@@ -123,7 +123,7 @@ class Rolling(Optimizer):
             closure: Computes the loss anew, with its gradients, and returns it.
 
         Returns:
-            What the closure returned.
+            The result of the closure.
 
         Raises:
             RuntimeError: A gradient is sparse; no parameter has been changed.

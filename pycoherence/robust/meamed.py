@@ -12,8 +12,8 @@ class MeaMed(CoordinateRule):
     .. math:: \frac{1}{B - k} \sum_{b \in J} g_b, \qquad
         J = \text{the } B - k \text{ values nearest to } \operatorname{median}_b g_b
 
-    The median of an even number of values is the mean of the two middle ones. Of two values equally
-    far from it the lower one is taken first.
+    The median of an even number of values is the mean of the two middle ones. If two values are
+    equally far from it, the lower one is taken first.
 
     Give it to `pycoherence.aggregate`.
 

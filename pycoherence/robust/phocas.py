@@ -12,7 +12,7 @@ class Phocas(CoordinateRule):
     .. math:: \frac{1}{B - k} \sum_{b \in J} g_b, \qquad
         J = \text{the } B - k \text{ values nearest to } \frac{1}{B - 2k} \sum_{i=k+1}^{B-k} g_{(i)}
 
-    Of two values equally far the lower one is taken first.
+    If two values are equally far, the lower one is taken first.
 
     Give it to `pycoherence.aggregate`.
 
