@@ -12,7 +12,7 @@ using pc::Outputs;
 using pc::Reduction;
 using pc::Tensor;
 
-// A factor broadcast to [B, outer, inner], of which the inner numbers lie one after another:
+// A factor broadcast to [B, outer, inner], whose inner numbers lie one after another:
 // positions and channels, or the other way round. Strides are 0 where it is broadcast.
 template <typename T>
 struct Factor {
@@ -33,7 +33,7 @@ struct Inputs {
   int64_t channels() const { return channels_last ? inner : outer; }
 };
 
-// What g is multiplied by: nothing, x, or x normalised by statistics that are the same for all
+// The factor of g: nothing, x, or x normalised by statistics that are the same for all
 // inner numbers, or may not be.
 enum class Kind { kShift, kScale, kAlike, kNormal };
 
@@ -169,7 +169,7 @@ Outputs affine_reduce(const Tensor& g, const std::optional<Tensor>& x,
   const int64_t batch = g.size(0), positions = g.size(1), channels = g.size(2);
   const pc::ReduceOp<T> op(g, {channels}, coef, direction, want);
   if (std::min({batch, positions, channels}) == 0) return pc::zeros(op.outputs);
-  // What a [B, C, T] layer has transposed is used as it lies in memory.
+  // A tensor that a [B, C, T] layer has transposed is used as it lies in memory.
   const bool channels_last =
       positions == 1 || g.stride(1) != 1 || (g.stride(2) == 1 && channels > 1);
   const auto of = [&](const std::optional<Tensor>& from) {

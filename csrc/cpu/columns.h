@@ -25,7 +25,7 @@ class Columns {
     if (order.drop) column_.resize(count);
   }
 
-  // Of value(b), a vector with an example's values of some coordinates, for all examples.
+  // The aggregate of value(b) over all b, a vector of example b's values of some coordinates.
   template <typename Value>
   PC_INLINE V operator()(const Value& value) {
     const V result = whole(value);
@@ -69,8 +69,8 @@ class Columns {
     return of_sorted(values, count, order_) + bad;
   }
 
-  // Winsorized or trimmed means of which `size` values at either end, one more than are clipped,
-  // fit into registers.
+  // Winsorized or trimmed means whose `size` values at either end, one more than are clipped, fit
+  // into registers.
   template <int size, typename Value>
   PC_INLINE V clipped(const Value& value) {
     Extremes<size, V> extremes;

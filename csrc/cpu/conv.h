@@ -16,7 +16,7 @@ namespace pc {
 // tap meets at a position is at starts[position] + offsets[tap] there.
 struct Window {
   int64_t taps = 1, inputs = 1, padded = 1, positions = 1;
-  int64_t run = 1;                  // so many taps meet neighbours in memory
+  int64_t run = 1;                  // taps that meet neighbours in memory
   std::vector<int64_t> places{0};   // [inputs], where each of them is in the padded input
   std::vector<int64_t> starts{0};   // [positions]
   std::vector<int64_t> offsets{0};  // [taps]
@@ -42,7 +42,7 @@ struct Window {
   bool pointwise() const { return taps == 1 && inputs == padded && positions == padded; }
 
  private:
-  // Adds a dimension of `size`, of which there are `count` from `first`, `step` apart.
+  // Adds a dimension of `size`, with `count` indices from `first`, `step` apart.
   static void extend(std::vector<int64_t>& indices, int64_t size, int64_t count, int64_t step,
                      int64_t first) {
     std::vector<int64_t> result;
@@ -124,8 +124,8 @@ struct Patches {
     return image;
   }
 
-  // Columns first .. last of the patches of an example, of which image has the channels of a group,
-  // to rows apart by stride.
+  // Columns first .. last of the patches of an example, to rows apart by stride; image has the
+  // channels of a group.
   PC_INLINE void gather(const Buffer<T>& image, int64_t first, int64_t last, int64_t stride,
                         T* to) const {
     const int64_t run = window.run * channels;
@@ -209,7 +209,7 @@ struct TapsFirst {
 template <typename T>
 void reduce_conv(const Patches<T>& patches, const Reduction<T>& to);
 
-// What the tile engine makes of them, a parameter with its taps first.
+// The outputs of the tile engine, for a parameter with its taps first.
 template <typename T>
 void run_conv(const Patches<T>& patches, const Reduction<T>& to);
 

@@ -1,4 +1,4 @@
-// What the bindings of conv_reduce and conv_gram share.
+// Code that the bindings of conv_reduce and conv_gram share.
 #pragma once
 
 #include <algorithm>

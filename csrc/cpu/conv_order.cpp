@@ -52,7 +52,7 @@ void order_dense(const Patches<T>& patches, const Order& order, T* out) {
   pc::run_conv(patches, to);
 }
 
-// Of a parameter in torch's order, as reduce_conv has it.
+// For a parameter in torch's order, as reduce_conv has it.
 template <typename T>
 void sign_agreement(const Patches<T>& patches, const Order& order, T* out) {
   Buffer<T> sign_sum(patches.groups * patches.out * patches.in);
@@ -63,7 +63,7 @@ void sign_agreement(const Patches<T>& patches, const Order& order, T* out) {
   pc::keep_agreed(patches.batch, order.k, sign_sum, out);
 }
 
-// Of a parameter in torch's order.
+// For a parameter in torch's order.
 template <typename T>
 void order_in_order(const Patches<T>& patches, const Order& order, T* out) {
   if (order.of_sums(pc::Rule::kSignAgreement)) return sign_agreement(patches, order, out);

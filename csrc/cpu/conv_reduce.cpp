@@ -96,7 +96,7 @@ void reduce(const Patches<T>& patches, const Reduction<T>& to) {
   if (rest.any()) pc::run_engine(patches, rest);
 }
 
-// As reduce, for a parameter in torch's order.
+// Like reduce, for a parameter in torch's order.
 template <typename T>
 void reduce_in_order(const Patches<T>& patches, const Reduction<T>& to) {
   const pc::TapsFirst<T> layout{patches.groups * patches.out, patches.channels,

@@ -66,7 +66,7 @@ struct RowOf {
   }
 };
 
-// What needs every row on its own, or adds them up.
+// Outputs that need every row on its own, or add rows up.
 template <typename T>
 class Dense {
  public:

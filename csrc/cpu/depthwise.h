@@ -22,7 +22,7 @@ struct DepthwiseRows {
   const std::vector<int64_t>&starts, &offsets;
 
   // sum_t g[t] * x[starts[t] + offsets[tap]], rows [taps, width], of some taps and vectors of
-  // channels from c: as many at a time as hide the latency of an addition.
+  // channels from c: enough at a time to hide the latency of an addition.
   template <typename V, int64_t taps, int64_t vectors>
   PC_INLINE void sum(int64_t tap, int64_t c, T* to) const {
     constexpr int64_t lanes = kLanesOf<V>;
@@ -58,7 +58,7 @@ struct DepthwiseRows {
     }
   }
 
-  // Of all channels.
+  // The sums of all channels.
   template <typename V, int64_t taps>
   PC_INLINE void sum_channels(int64_t tap, T* to) const {
     constexpr int64_t lanes = kLanesOf<V>;
@@ -102,7 +102,7 @@ Buffer<T> depthwise_rows(const Patches<T>& patches, int64_t first, int64_t last)
   return rows;
 }
 
-// Of so many examples, as the workspace has room for.
+// The number of channels for whose examples the workspace has room at once.
 template <typename T>
 int64_t channels_at_once(const Patches<T>& patches, int64_t batch) {
   const int64_t room = workspace() / 4 / int64_t{sizeof(T)} / (batch * patches.window.taps);

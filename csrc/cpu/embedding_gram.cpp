@@ -11,7 +11,7 @@ namespace {
 
 using pc::Tensor;
 
-// What a batch looks up, in the order of the ids.
+// The lookups of a batch, in the order of the ids.
 inline pc::Lookups sorted_lookups(const Tensor& ids, int64_t padding_idx) {
   const Tensor wide = pc::prepare_ids(ids);
   const int64_t* found = wide.const_data_ptr<int64_t>();

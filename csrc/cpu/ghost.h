@@ -173,7 +173,7 @@ PC_INLINE double sq_norm_of(const Factors<T>& factors) {
                                    PC_INLINED { sum.add(value, 2); });
   }
   const double value = settled(sum, factors, factors);
-  // What cancels wholly may be less than nothing by rounding.
+  // A sum that cancels wholly may be negative by rounding.
   return value < 0 ? 0 : value;
 }
 

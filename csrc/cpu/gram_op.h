@@ -1,4 +1,4 @@
-// What the bindings of the *_gram ops share.
+// Code that the bindings of the *_gram ops share.
 #pragma once
 
 #include <cstdint>

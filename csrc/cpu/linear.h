@@ -24,7 +24,7 @@ struct Linear {
     return result;
   }
 
-  // Where a segment starts, in rows.
+  // The start of a segment, in rows.
   int64_t start(int64_t s) const {
     return length * (examples == 0 ? s : group_start(s, segments, examples));
   }
@@ -56,7 +56,7 @@ struct Linear {
 template <typename T>
 void reduce_linear(const Linear<T>& linear, const Reduction<T>& to);
 
-// What the tile engine makes of them, whatever that costs. Defined in linear_reduce.cpp, once for
+// The outputs of the tile engine, whatever they cost. Defined in linear_reduce.cpp, once for
 // all ops: it takes long to compile.
 template <typename T>
 void run_linear(const Linear<T>& linear, const Reduction<T>& to);

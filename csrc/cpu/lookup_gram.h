@@ -77,7 +77,7 @@ std::vector<std::pair<int64_t, int64_t>> matches(const LookupRows<T>& a, const L
   return found;
 }
 
-// gram [B1, B2], if b is a the upper triangle; as many columns at a time as the workspace holds.
+// gram [B1, B2], if b is a the upper triangle; the workspace limits the columns at a time.
 template <typename T>
 void lookup_gram(LookupRows<T>& a, LookupRows<T>& b, bool same, T* gram) {
   const int64_t rows = std::max<int64_t>(a.count() + (same ? 0 : b.count()), 1);

@@ -1,4 +1,4 @@
-// What the examples of a batch look up in a table, in the order of the table.
+// The lookups of a batch in a table, example by example, in the order of the table.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -29,7 +29,7 @@ inline std::pair<int64_t, int64_t> id_bounds(const int64_t* ids, int64_t count) 
   return {low, high};
 }
 
-// The largest of some ids, all of which must be rows of the table.
+// The largest of some ids, which must all be rows of the table.
 inline int64_t check_ids(const std::string& op, const int64_t* ids, int64_t count, int64_t rows) {
   const auto [low, high] = id_bounds(ids, count);
   if (low >= 0 && high < rows) return high;
@@ -125,8 +125,8 @@ class Lookups {
   Buffer<Lookup> list_;
 };
 
-// to = the sum over lookups begin .. end of weight(i) * their rows of g, of which there are some
-// columns. What has no weight is left out.
+// to = the sum over lookups begin .. end of weight(i) * their rows of g, in some columns. Lookups
+// without weight are left out.
 template <typename Machine, int64_t vectors, typename T, typename Weight>
 PC_INLINE void add_block(const Lookups& lookups, int64_t begin, int64_t end, const T* g,
                          int64_t width, const Weight& weight, T* to) {

@@ -35,7 +35,7 @@ void keep_agreed(int64_t batch, double threshold, const Buffer<T>& sign_sum, T* 
   });
 }
 
-// What each example of a group is worth in the mean of its group.
+// The share of each example of a group in the mean of its group.
 template <typename T>
 Buffer<T> group_shares(int64_t groups, int64_t count) {
   Buffer<T> shares(groups);

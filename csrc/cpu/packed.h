@@ -10,7 +10,7 @@
 
 namespace pc {
 
-// Where the engine takes its factors from. A Source has members
+// The engine takes its factors from a Source. It has members
 //   int64_t groups, in, out              parameters [out, in] that lie one behind the other
 //   int64_t segments                     examples, or parts of the sum over all of them
 //   int64_t positions(s)                 of segment s, at most positions(0)
@@ -18,7 +18,7 @@ namespace pc {
 //   void pack_g(group, s, first, used, to)   columns of g, to [used / kPanel, positions, kPanel],
 //                                            both padded with zeros, and PC_INLINED
 
-// One batch, or two, of which the first has the first `split` segments: their Gram is the dot
+// One batch, or two, the first with the first `split` segments: their Gram is the dot
 // products of one with the other.
 template <typename Source>
 struct Batches {

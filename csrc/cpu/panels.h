@@ -18,7 +18,7 @@ constexpr int64_t kPanel = 8;
 // Positions, and segments, added up on their own, so that rounding does not grow with their number.
 constexpr int64_t kBlock = 256;
 
-// Where group j of some examples starts, whose sizes differ by one at most, larger ones first.
+// The start of group j of some examples; sizes differ by one at most, larger ones come first.
 inline int64_t group_start(int64_t j, int64_t groups, int64_t count) {
   return j * (count / groups) + std::min(j, count % groups);
 }
@@ -27,7 +27,7 @@ inline int64_t round_up(int64_t size, int64_t step) {
   return std::max(step, (size + step - 1) / step * step);
 }
 
-// Columns i .. of rows, as many times `step` as there are before `used`, to panels of `size`.
+// Columns i .. of rows, `step` at a time while they end before `used`, to panels of `size`.
 template <int64_t size, int64_t step, typename T, typename Row>
 PC_INLINE void pack_steps(const Row& row, int64_t rows, int64_t used, int64_t& i, T* to) {
   constexpr int64_t run = std::min(size, kLine<T>);
@@ -154,7 +154,7 @@ PC_INLINE void dot_rows(const Rows<T>& a, const Rows<T>& b, int64_t size, const 
           for (int64_t c = 0; c < wide; ++c) sums[r * wide + c] += value * values[c];
         }
       }
-      // As many sums at a time as a vector has lanes.
+      // Sums are taken at a time that fill the lanes of a vector.
       T results[many];
       for (int64_t k = 0; k < many; k += lanes) {
         store<V>(results + k, totals<lanes / 2>(sums + k));

@@ -21,7 +21,7 @@ struct Plan {
   bool plain_dots = false;   // dots with a direction from its products with the rows of x
 };
 
-// What of `to` the tile engine is left with.
+// The outputs of `to` that are left to the tile engine.
 template <typename T>
 Reduction<T> left_over(const Plan& plan, Reduction<T> to) {
   if (plan.ghost_norms) to.sq_norms = nullptr;

@@ -50,7 +50,7 @@ void balance(const Linear<T>& linear, T* x_scale, T* g_scale) {
   });
 }
 
-// What is summed over rows: products of their entries, the squares of these, or the signs.
+// The terms of a sum over rows: products of their entries, the squares of these, or the signs.
 enum class Power { kFirst, kSecond, kSign };
 
 // Rows [rows, width] as Power says and times scale[row], which may be null.

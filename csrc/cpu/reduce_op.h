@@ -1,4 +1,4 @@
-// What the bindings of the *_reduce ops share: their outputs, and where these lie.
+// Code that the bindings of the *_reduce ops share: their outputs, and where these lie.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-// What a *_reduce op makes of the gradients.
+// The outputs of a *_reduce op.
 #pragma once
 
 #include <algorithm>
@@ -69,8 +69,8 @@ void weigh_rows(const T* gram, int64_t n, const T* coef, T* out) {
 // first, the last, the second, ...
 inline int64_t fold(int64_t row, int64_t n) { return row % 2 == 0 ? row / 2 : n - 1 - row / 2; }
 
-// The lower triangle of [n, n] from the upper one, in blocks of as many rows as the cache holds the
-// lines of.
+// The lower triangle of [n, n] from the upper one, in blocks of rows whose lines the cache holds
+// together.
 template <typename T>
 void mirror(T* gram, int64_t n) {
   constexpr int64_t block = 32;

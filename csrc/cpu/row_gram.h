@@ -99,7 +99,7 @@ class RowGram {
   }
 
  private:
-  // Of the Gram, and the columns at a time: rows of both stay in the L2 cache.
+  // Rows of a block of the Gram, and columns at a time: both fit the L2 cache.
   static constexpr int64_t kBlockRows = 64, kColumns = 4096 / sizeof(T);
 
   static int64_t blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }

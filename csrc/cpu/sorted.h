@@ -88,7 +88,7 @@ PC_INLINE V mean_near(V centre, const V* sorted, int64_t count, int64_t k) {
   return sum_of_sorted<V>(count, value) / static_cast<T>(size);
 }
 
-// What the rule makes of sorted values; NaN if they are too few for it.
+// The result of the rule for sorted values; NaN if they are too few for it.
 template <typename V>
 PC_INLINE V of_sorted(const V* sorted, int64_t count, const Order& order) {
   using T = typename Lanes<V>::Number;
@@ -121,7 +121,7 @@ PC_INLINE V of_sorted(const V* sorted, int64_t count, const Order& order) {
 template <typename Machine>
 constexpr int kSorted = Machine::bytes == 64 ? 16 : 8;
 
-// The power of two that a sort of so many values takes.
+// The power of two that a sort of `count` values takes.
 template <typename Machine>
 PC_INLINE int64_t sort_size(int64_t count) {
   int64_t size = kSorted<Machine>;

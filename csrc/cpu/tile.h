@@ -12,7 +12,7 @@ namespace pc {
 // A parameter cut into tiles that depend on shapes alone, never on the number of threads.
 template <typename T>
 struct Grid {
-  // Tiles of an area and with sides that are no longer together, and at least so many of them.
+  // Tiles whose area and sides together are no larger than these, and at least `enough` of them.
   Grid(int64_t out, int64_t in, int64_t area, int64_t sides, int64_t enough)
       : out(out), in(in), height(round_up(out, kPanel)), width(round_up(in, kLanes<T>)) {
     const auto halve = [](int64_t& side, int64_t step) { side = round_up(side / 2, step); };
@@ -59,7 +59,7 @@ struct Place {
   PC_INLINE T* at(int64_t row) const { return data + row * stride; }
 };
 
-// What a tile holds of one output. Vectors are stored to the parameter itself; columns that do not
+// The part of one output in a tile. Vectors are stored to the parameter itself; columns that do not
 // fill a panel are kept in padded rows of their own until the end, and with more segments than a
 // block all are, so that blocks are added up on their own.
 template <typename T>
@@ -123,7 +123,7 @@ class TileInput {
   Buffer<T> padded_;
 };
 
-// Where a panel of columns goes, and the running reductions of one segment.
+// The places of a panel of columns, and the running reductions of one segment.
 template <typename Machine, typename T>
 struct Epilogue {
   using V = Vector<Machine, T>;

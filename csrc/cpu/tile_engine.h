@@ -1,5 +1,5 @@
 // The tile engine: per-example gradients G_b = sum_t g_bt x_bt^T, tile by tile in registers. Each
-// tile is reduced as soon as its example ends, so no G_b is ever stored. Where all examples must
+// tile is reduced as soon as its example ends, so no G_b is ever stored. If all examples must
 // meet, the rows of one tile are, [B, tile].
 #pragma once
 
@@ -18,9 +18,9 @@
 
 namespace pc {
 
-// What all tiles share. A part is a range of the segments of one tile. Lanes are tasks, each of
-// which takes every so-many-th part and has partial sums [B], or [B, B], of its own. The numbers of
-// all these depend on shapes alone, never on threads.
+// The state that all tiles share. A part is a range of the segments of one tile. Lanes are tasks:
+// lane i takes parts i, i + lanes, ... and has partial sums [B], or [B, B], of its own. The numbers
+// of all these depend on shapes alone, never on threads.
 template <typename T, typename Source>
 struct Job {
   Job(const Source& source, const Reduction<T>& to)
@@ -49,7 +49,8 @@ struct Job {
     if (to.sign_sum) sign_sums.resize((ranges - 1) * size);
   }
 
-  // What the L2 cache holds of a tile: the rows of all examples, or the outputs and the direction.
+  // The largest tile that the L2 cache holds, with the rows of all examples, or with the outputs
+  // and the direction.
   int64_t area() const {
     constexpr int64_t cached = (512 << 10) / sizeof(T);
     const int64_t outputs = !!to.direction + !!to.weighted_sum + !!to.second_moment + !!to.sign_sum;
@@ -57,10 +58,10 @@ struct Job {
     return cached / copies;
   }
 
-  // What there is room for of the factors that a tile meets.
+  // The sides of a tile whose factors there is room for.
   int64_t sides() const { return workspace() / 16 / int64_t{sizeof(T)} / source.most_positions(); }
 
-  // Where a range of some group puts an output: the first one into the output itself.
+  // The place of a range of some group in an output: the first one uses the output itself.
   T* at(T* output, Buffer<T>& others, int64_t range, int64_t group) const {
     if (output == nullptr) return nullptr;
     const int64_t size = source.out * source.in;
@@ -103,7 +104,7 @@ void aggregate(const Job<T, Source>& job, const Rows<T>& rows, const Tile<T>& ti
   }
 }
 
-// What needs all examples of a tile, `rows` [B, size].
+// The outputs that need all examples of a tile, `rows` [B, size].
 template <typename Machine, typename T, typename Source>
 PC_INLINE void meet(Job<T, Source>& job, const Rows<T>& rows, int64_t size, int64_t lane) {
   if (job.to.gram) {
@@ -222,7 +223,7 @@ void add_ranges(const Buffer<T>& others, int64_t size, T* output) {
 template <typename T, typename Source>
 void run_engine(const Source& one, const Reduction<T>& to, const Source* two = nullptr);
 
-// Dots with the sum of so many examples that there is no room for them to meet: the sum comes
+// Dots with the sum of examples that are too many to meet in the workspace: the sum comes
 // first.
 template <typename T, typename Source>
 void run_twice(const Source& source, const Reduction<T>& to) {
@@ -236,9 +237,9 @@ void run_twice(const Source& source, const Reduction<T>& to) {
   run_engine(source, second);
 }
 
-// Writes all outputs of `to`. What is small, and what several tiles would pack again, is packed
-// once if there is room; otherwise tiles pack for themselves, which the cache likes better. With a
-// second batch `to` may want nothing but the Gram [B1, B2].
+// Writes all outputs of `to`. Factors that are small, or that several tiles would pack again, are
+// packed once if there is room; otherwise tiles pack for themselves, which the cache likes better.
+// With a second batch `to` may want nothing but the Gram [B1, B2].
 template <typename T, typename Source>
 void run_engine(const Source& one, const Reduction<T>& to, const Source* two) {
   const int64_t meeting = one.segments * (kPanel + 1) * kLanes<T> * int64_t{sizeof(T)};

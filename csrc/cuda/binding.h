@@ -1,4 +1,4 @@
-// What all bindings of CUDA kernels need.
+// Code that all bindings of CUDA kernels need.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -88,7 +88,7 @@ PC_KERNEL void gram_pairs_kernel(SegmentRows<T> one, SegmentRows<T> two, int64_t
   if (same) out[c * two.batch + b] = to;
 }
 
-// How many columns to take at a time, so that those of so many lookups fit into the workspace.
+// How many columns to take at a time, so that those of all lookups fit into the workspace.
 template <typename T>
 int64_t gram_columns(int64_t lookups, int64_t width, int64_t workspace) {
   const int64_t room = workspace / static_cast<int64_t>(sizeof(T)) / lookups / kLanes;

@@ -61,7 +61,7 @@ struct LookupSource {
     return first_of(first, stop, [&](int64_t j) { return lookups.place(j) >= place; });
   }
 
-  // Of the examples that are held: zeros for those that do not look the row up.
+  // Adds up the examples that are held: zeros for those that do not look the row up.
   PC_DEVICE void add_up(int64_t start, int64_t last) {
     constexpr int ahead = 4;  // rows that are under way together
     Sum<T> sums[owned] = {};
@@ -99,7 +99,7 @@ struct LookupSource {
   }
 };
 
-// Where the lookups of an id end that begin at i: most are few.
+// The end of the lookups of an id that begin at i: most are few.
 template <typename T>
 PC_DEVICE int64_t run_end(const Lookups<T>& lookups, int64_t i) {
   const int64_t id = lookups.ids[i];

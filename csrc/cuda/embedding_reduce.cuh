@@ -11,8 +11,8 @@ namespace pc {
 // Lookups that one warp takes of a run, and warps that take the longer ones.
 constexpr int kShortRun = 64, kLongWarps = 8;
 
-// What is made of V rows of a table and B examples; null where not wanted. In kernels, what is per
-// example is per lookup: a number for each tile of columns [tiles, B * T], of a segment at its
+// The outputs for V rows of a table and B examples; null where not wanted. In kernels, outputs per
+// example are per lookup: a number for each tile of columns [tiles, B * T], of a segment at its
 // first place, zero at the others.
 template <typename T>
 struct TableReduction {

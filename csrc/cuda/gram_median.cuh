@@ -31,7 +31,7 @@ PC_DEVICE double block_sum(int size, double* partial, const F& f) {
   return total;
 }
 
-// What all threads of the block know.
+// The state that all threads of the block know.
 template <typename T>
 struct Median {
   const T* gram;     // [B, B]

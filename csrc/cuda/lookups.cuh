@@ -11,7 +11,7 @@ namespace pc {
 
 constexpr int kLanes = 32;
 
-// What numbers are added up in.
+// The dtype that numbers are added up in.
 template <typename scalar_t>
 using SumOf = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
@@ -80,7 +80,7 @@ struct Blocked {
     block = 0;
   }
 
-  // Of n values.
+  // The sum of n values.
   PC_DEVICE T get(int64_t n) const { return n < 64 ? block : static_cast<T>(total + block); }
 };
 
@@ -122,7 +122,7 @@ struct Lookups {
     return begins_run(i) || place(i - 1) < example(i) * positions;
   }
 
-  // Where the run ends, or the segment, that begins at i.
+  // The end of the run, or of the segment, that begins at i.
   PC_DEVICE int64_t run_end(int64_t i) const {
     const int64_t id = ids[i];
     return first_near(i, [&](int64_t j) { return j >= count || ids[j] != id; });

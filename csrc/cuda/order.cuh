@@ -111,8 +111,8 @@ PC_DEVICE T mean_near(const Column& column, T centre, int count, int k) {
   return column.sum(start, start + size, low, high) / static_cast<T>(size);
 }
 
-// What the rule makes of `count` values that a column has in order: `at(i, j, low, high)` those of
-// two ranks, `sum(first, last, low, high)` over ranks, of which the first and the last value are
+// The result of the rule for `count` values that a column has in order: `at(i, j, low, high)` gives
+// those of two ranks, `sum(first, last, low, high)` adds up ranks whose first and last value are
 // known. There is one call for all rules, since each is a lot of code.
 template <typename T, typename Column>
 PC_DEVICE T of_sorted(const Column& column, int count, const Asked<T>& asked) {

@@ -68,7 +68,7 @@ class Stream {
     high = Key<T>::number(c);
   }
 
-  // Of equal values at either end as many as there are ranks.
+  // Equal values at either end count as often as there are ranks.
   PC_DEVICE T sum(int first, int last, T low, T high) const {
     Sum<T> inner = {};
     int under = -below_, over = -below_;

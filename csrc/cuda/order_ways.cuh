@@ -35,7 +35,7 @@ struct Sums {
 };
 
 // Winsorized or trimmed means: the `size` values at either end in registers, more than k of them,
-// or k for a trimmed mean. Without `drop`, of at least twice as many examples.
+// or k for a trimmed mean. Without `drop`, there are at least 2 * `size` examples.
 template <int size, bool drop>
 struct Ends {
   static constexpr int owned = size <= 4 ? 4 : size <= 8 ? 2 : 1;
@@ -57,7 +57,7 @@ struct Ends {
       });
     }
 
-    // What is nothing goes through the largest as the smallest and the other way round.
+    // A value that is left out goes through the largest as the smallest, then the other way round.
     PC_DEVICE void pass(int b, T value) {
       if constexpr (drop) {
         const bool kept = is_finite(value);
@@ -71,7 +71,7 @@ struct Ends {
       }
     }
 
-    // Of `all` values; the two ends meet if they are few.
+    // The mean of `all` values; the two ends meet if they are few.
     PC_DEVICE T get(int all, const Asked<T>& asked) const {
       const int k = asked.k;
       T sum = middle.get(), low = 0, high = 0;
@@ -143,7 +143,7 @@ struct Network {
   }
 };
 
-// use(mean) of each group of examples; NaN for one of which nothing is kept, Inf for one whose sum
+// use(mean) of each group of examples; NaN for one that keeps nothing, Inf for one whose sum
 // leaves the range of the dtype.
 template <typename T, typename Source, typename Use>
 PC_DEVICE void each_mean(Source& source, const Asked<T>& asked, const Use& use) {
@@ -164,7 +164,7 @@ PC_DEVICE void each_mean(Source& source, const Asked<T>& asked, const Use& use) 
   }
 }
 
-// The median of the means of up to `size` groups, each of which takes its place as it comes.
+// The median of the means of up to `size` groups; each takes its place as it comes.
 template <int size>
 struct Means {
   static constexpr int owned = 1;

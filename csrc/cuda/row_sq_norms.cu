@@ -12,7 +12,7 @@ namespace {
 using pc::ScalarType;
 using pc::Tensor;
 
-// Of matrices of T, as many in each launch as one takes.
+// Squared norms for matrices of T; each launch takes up to `most` of them.
 template <typename T>
 void row_sq_norms(const std::vector<Tensor>& rows, const Tensor& out, cudaStream_t stream) {
   const int64_t many = out.size(0), batch = out.size(1);

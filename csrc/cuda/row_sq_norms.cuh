@@ -8,7 +8,7 @@
 
 namespace pc {
 
-// Where matrices lie: a parameter of the kernel, which may have 4 KiB.
+// The places of matrices: a parameter of the kernel, which may have 4 KiB.
 template <typename T>
 struct Matrices {
   static constexpr int most = 64;
@@ -64,7 +64,7 @@ PC_KERNEL void row_sq_norms_kernel(Matrices<T> matrices, double* out, int64_t ba
   if (lane == 0) out[matrix * batch + b] = sum;
 }
 
-// Of the first `count` matrices.
+// Runs the first `count` matrices.
 template <typename T>
 cudaError_t launch_row_sq_norms(const Matrices<T>& matrices, int count, double* out, int64_t batch,
                                 cudaStream_t stream) {

@@ -1,5 +1,5 @@
-// What kernels use of a GPU beyond plain C++. They name no intrinsic themselves, so that the same
-// source runs on the host too, where pc/emulation.h has the same names.
+// The parts of a GPU that kernels use beyond plain C++. Kernels name no intrinsic themselves, so
+// that the same source runs on the host too, where pc/emulation.h has the same names.
 #pragma once
 
 #if !defined(__CUDACC__)
@@ -33,7 +33,7 @@ PC_DEVICE int64_t blocks() { return gridDim.x; }
 PC_DEVICE int64_t thread_index() { return block() * threads() + thread(); }
 PC_DEVICE int64_t thread_count() { return blocks() * threads(); }
 
-// What the block has from its launch, aligned to 16 bytes, in no known state.
+// The memory of the block from its launch, aligned to 16 bytes, in no known state.
 template <typename T>
 PC_DEVICE T* shared_memory() {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -69,7 +69,7 @@ PC_DEVICE bool any(bool value) { return __any_sync(kAllLanes, value); }
 // A bit for each lane of the warp, the first lane's the lowest: whether it is true there.
 PC_DEVICE uint32_t ballot(bool value) { return __ballot_sync(kAllLanes, value); }
 
-// Of the lowest bit that is set, of which there is one.
+// The index of the lowest bit that is set; there must be one.
 PC_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 // Fails on the device unless it is true, as torch does for an index out of range: the host learns

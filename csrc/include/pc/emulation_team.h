@@ -22,7 +22,7 @@ namespace pc::emulation {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
 
-// What a kernel did that no GPU forgives; launch throws it.
+// An act of a kernel that no GPU forgives; launch throws it.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -30,19 +30,19 @@ struct Fault : std::runtime_error {
 // Ends the lanes of a block that has failed.
 struct Stopped {};
 
-// Of the blocks of a grid: no result may depend on it.
+// The order of the blocks of a grid: no result may depend on it.
 enum class Order { forward, reversed, shuffled };
 inline Order order = Order::forward;
 
-// Where some lanes meet. There is no lock, since one that other lanes take too would hide their
-// races.
+// A place for some lanes to meet. There is no lock, since one that other lanes take too would hide
+// their races.
 struct Meeting {
   int size = 0;
   std::atomic<int> arrived{0}, turn{0};
   std::atomic<unsigned> line{0};  // of the call that the first lane came to
 };
 
-// What a lane shows to the others of its warp.
+// The value that a lane shows to the others of its warp.
 struct alignas(16) Slot {
   std::byte bytes[24];
 };
@@ -214,8 +214,8 @@ inline void Lane::wait_copies(int left) {
   });
 }
 
-// What each lane of the warp has for a value, by its index. The slots of this turn are written
-// again after the next one, to which no lane comes before all have read.
+// The value of each lane of the warp, by its index. The slots of this turn are written again
+// after the next one, and no lane comes to that before all have read.
 template <typename T>
 auto Lane::exchange(const T& value, unsigned line) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(Slot));

@@ -1,4 +1,4 @@
-// What an order statistic is asked for. Its truth: pycoherence/ops/family/rules.py.
+// The arguments of an order statistic. Its truth: pycoherence/ops/family/rules.py.
 #pragma once
 
 #include <algorithm>

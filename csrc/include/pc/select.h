@@ -80,8 +80,8 @@ PC_SELECT void sort_all(V* values) {
   }
 }
 
-// The `size` largest and the `size` smallest of a stream of values, each of which goes through both
-// and leaves as one that is neither, or any longer. No sum is ever corrected by what it held.
+// The `size` largest and the `size` smallest of a stream of values. Each value goes through both,
+// and one that is in neither, or no longer, comes out. No sum is ever corrected by what it held.
 template <int size, typename V>
 struct Extremes {
   V top[size], bottom[size];  // each from the outside in

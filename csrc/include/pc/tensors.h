@@ -29,8 +29,8 @@ enum Want : int64_t {
 template <typename T>
 constexpr ScalarType kDtype = sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 
-// What torch::stable has looks an operator up by its name, which takes longer than a small kernel;
-// these two call torch directly, or not at all.
+// The function of torch::stable looks up an operator by its name, which takes longer than a small
+// kernel; these two call torch directly, or not at all.
 template <typename T>
 inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& size) {
   int32_t dtype =

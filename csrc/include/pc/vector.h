@@ -1,5 +1,5 @@
-// Vectors as wide as a machine has them, and functions compiled for several machines of which one
-// is picked at run time.
+// Vectors as wide as a machine has them, and functions compiled for several machines, one picked
+// at run time.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-// What is compiled for a better machine must be inlined into a function that says so.
+// Code compiled for a better machine must be inlined into a function that says so.
 #define PC_INLINE inline __attribute__((always_inline))
 #define PC_INLINED __attribute__((always_inline))
 
@@ -110,7 +110,7 @@ PC_INLINE V halves(V a, V b, std::index_sequence<i...>) {
       a, b, ((i & step ? kLanesOf<V> : 0) + (upper ? i | step : i & ~std::size_t{step}))...);
 }
 
-// Lane i is the sum of the lanes of values[i]: as many vectors as lanes are added up in pairs.
+// Lane i is the sum of the lanes of values[i]: a vector for each lane, added up in pairs.
 template <int step, typename V>
 PC_INLINE V totals(const V* values) {
   constexpr std::make_index_sequence<kLanesOf<V>> all;
@@ -231,7 +231,7 @@ PC_INLINE double exact_dot(const T* a, const T* b, int64_t size) {
 }
 
 // Starts its memory at a cache line: a vector that lies across two takes twice the time to load.
-// What is not given a value has none.
+// An element that is not given a value has none.
 template <typename T>
 struct LineAllocator {
   using value_type = T;
