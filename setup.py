@@ -59,7 +59,7 @@ class BuildError(Exception):
 
 
 def output_of(what: str, command: list[str]) -> str:
-    """What a tool prints; BuildError if it is missing or fails."""
+    """The output of a tool; BuildError if it is missing or fails."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:

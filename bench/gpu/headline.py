@@ -35,7 +35,7 @@ LONG = 3.0
 """Seconds."""
 
 SHORTEST = 2e-3
-"""Runs are repeated until they take so many seconds."""
+"""Runs are repeated until they take this number of seconds."""
 
 EXTREMES = 64
 """Minima and maxima of float32 in a cycle of one processor of a GPU."""

@@ -22,14 +22,14 @@ class Figure:
     Attributes:
         op: Its name.
         what: The shape, for people.
-        args: Of the op.
+        args: Arguments of the op.
         ours: Gives what is checked.
-        theirs: What torch does on the same numbers.
-        truth: What `ours` should give, in float64.
-        flops: Of what torch does, if it multiplies matrices.
+        theirs: The computation in torch on the same numbers.
+        truth: The result that `ours` should give, in float64.
+        flops: Number of FLOPs in torch, if it multiplies matrices.
         goal: The ratio to reach, if there is one.
-        seconds: To reach on an H200, if there is a goal.
-        bytes: That a kernel has to read and write.
+        seconds: Seconds to reach on an H200, if there is a goal.
+        bytes: Bytes that a kernel has to read and write.
         extremes: Minima and maxima that a kernel has to take.
         predicted: Seconds on an H200; see `bench/gpu/predicted.py`.
     """

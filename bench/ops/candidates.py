@@ -37,9 +37,9 @@ class Candidate:
 
     Attributes:
         kind: `"backend"` or `"plain"`.
-        name: Of the backend, or of the way.
+        name: Name of the backend, or of the way.
         run: Gives the wanted outputs.
-        context: What it runs in; entering it is not timed.
+        context: The context it runs in; entering it is not timed.
     """
 
     kind: str
@@ -80,7 +80,7 @@ def measure(case: Case, seconds: float) -> list[Row]:
     """One row for each backend, and for each candidate that is wrong.
 
     Args:
-        case: What to compute.
+        case: The case to compute.
         seconds: How long to repeat; every candidate runs three times at least, unless it is
             hopeless.
     """

@@ -54,8 +54,8 @@ class Case:
         spec: The op.
         shape: For people.
         wanted: Names of the outputs to compute.
-        arguments: Of the op, by the names in its schema.
-        ways: What plain torch has for it.
+        arguments: Arguments of the op, by the names in its schema.
+        ways: The ways of plain torch to compute it.
         truth: Gives the outputs by the reference in float64; those of one shape share it.
     """
 

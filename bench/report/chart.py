@@ -21,8 +21,8 @@ def draw(result: Result, path: Path) -> None:
     """Write the picture: a panel for each model, a bar for each statistic and rival.
 
     Args:
-        result: What `bench training` wrote.
-        path: Where to; the ending chooses the format.
+        result: The output of `bench training`.
+        path: The file to write; the ending chooses the format.
     """
     models = result["models"]
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)

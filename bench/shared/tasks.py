@@ -199,8 +199,8 @@ def make(
     Args:
         name: One of `TASKS`.
         batch: Size of the batch, if not the task's own.
-        device: Where model and batch are.
-        dtype: Of parameters and inputs.
+        device: Device of model and batch.
+        dtype: Dtype of parameters and inputs.
     """
     build, usual = TASKS[name]
     with torch.random.fork_rng():
@@ -211,7 +211,7 @@ def make(
 
 
 def coordinates(parameters: Sequence[Tensor]) -> Tensor:
-    """Some coordinates of the whole gradient, of which rules by coordinate are checked."""
+    """Some coordinates of the whole gradient, for checks of rules by coordinate."""
     size = sum(p.numel() for p in parameters)
     return torch.linspace(0, size - 1, min(size, 4096), dtype=torch.float64).long()
 

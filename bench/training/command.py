@@ -99,7 +99,7 @@ def check(
     Args:
         cases: To try.
         new: Makes the task.
-        truth: Of the task.
+        truth: True outputs of the task.
         limit: Allowed error.
 
     Returns:

@@ -36,7 +36,7 @@ from pycoherence.capture import Capture, Request, tracked_parameters
 Step = Callable[[Task], object]
 
 SHORTEST = 5e-3
-"""Steps are repeated until they take so many seconds, or the clock would be seen."""
+"""Seconds for which steps are repeated at least, or the clock would be seen."""
 
 
 class Counted(TorchFunctionMode):
@@ -93,7 +93,7 @@ def least(task: Task, rounds: int, *steps: Step) -> list[float]:
 
 
 def small() -> Task:
-    """A task of as many functions as the GPT has, which compute next to nothing."""
+    """A task with the functions of the GPT, which compute next to nothing."""
     model = GPT(vocabulary=8, length=2, width=4, layers=4, heads=4, mean=True)
     return Task(model, torch.randint(8, (2, 2)), torch.randint(8, (2,)))
 

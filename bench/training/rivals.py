@@ -33,7 +33,7 @@ def opacus_hooks(task: Task) -> Step:
 
 
 def opacus_ghost(task: Task) -> Step:
-    """The norms of ghost clipping, of which this is the first backward pass."""
+    """The norms of ghost clipping, from its first backward pass."""
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
     for module in task.model.modules():

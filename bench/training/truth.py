@@ -16,7 +16,7 @@ Outputs = dict[str, Tensor]
 """Statistics by name."""
 
 FIRST = 16
-"""So many examples keep their whole gradients, for dot products."""
+"""The number of examples that keep their whole gradients, for dot products."""
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Allowed error over the largest value, by dtype; for sign sums, allowed share of wrong signs."""

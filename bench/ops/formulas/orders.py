@@ -18,7 +18,7 @@ PART = 64 * 2**20
 
 
 def steps(size: int, bytes_each: float) -> Iterator[slice]:
-    """Slices of something, so many bytes each, that take no more than `PART`."""
+    """Slices of things of `bytes_each`, each slice of no more than `PART` bytes."""
     step = max(1, int(PART // max(1, bytes_each)))
     return (slice(start, start + step) for start in range(0, size, step))
 

@@ -1,4 +1,4 @@
-"""Plain torch for `gram_median`: as many iterations as it takes, asked for after each."""
+"""Plain torch for `gram_median`: it checks for convergence after each iteration."""
 
 from typing import Any
 
