@@ -132,7 +132,7 @@ def head(axes: Axes, title: str, text: str) -> None:
 
 
 def foot(axes: Axes, text: str) -> None:
-    """What a family costs."""
+    """The cost of a family."""
     note(axes, (5, 0.35), text, fontweight="bold")
 
 

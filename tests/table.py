@@ -9,7 +9,7 @@ PAGE = Path(__file__).parent.parent / "docs/models.md"
 INTRODUCTION = """\
 # Models
 
-What `collect`, `aggregate` and the other verbs make of models, by what these use. Each row is a
+`collect`, `aggregate` and the other verbs treat models by what these use. Each row is a
 test: norms, Gram matrix, weighted sums and `.grad` agree with autograd on one example at a time, in
 float64, to 1e-9. `python tests/table.py` writes this page.
 
