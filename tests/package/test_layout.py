@@ -164,6 +164,16 @@ def module_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@pytest.mark.parametrize("path", [*MODULES, *KERNELS], ids=short)
+def test_no_sentence_opens_with_a_riddle(path: Path) -> None:
+    """Docstrings, their sentences and their entries name the thing first."""
+    opening = re.compile(r"(?:\A|[.:!?]\s+|\n\s*\n\s*)(?:Of|What|Where|As)\b.*")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found = opening.search(str(node.value.value))
+            assert not found, f"{short(path)}:{node.lineno}: {found[0].strip()!r}"
+
+
 def test_there_are_no_import_circles() -> None:
     """None inside functions or behind TYPE_CHECKING either, in all folders."""
     known = {module_of(path): path for path in (*MODULES, *KERNELS)}
