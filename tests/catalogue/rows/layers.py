@@ -79,7 +79,7 @@ ROWS = [
             shift=normal(),
         ),
         sequence,
-        note="Rows have to stay where they are from there to the layer.",
+        note="As long as rows stay where they are from there to the layer.",
     ),
     Row(
         LINEAR,

@@ -216,7 +216,7 @@ ROWS = [
         "a product of two weights",
         uses(lambda m, x: F.linear(x, m.a @ m.b * 0.5), a=normal(4, 2), b=normal(2, 6)),
         sequence,
-        note="LoRA merged into a weight is one; gradients are made `[B, ...]`.",
+        note="As LoRA merged into a weight; gradients are made `[B, ...]`.",
     ),
     Row(
         MADE,
