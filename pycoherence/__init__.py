@@ -6,7 +6,7 @@ from pycoherence import metrics, ops, optim, sites
 from pycoherence.aggregate import aggregate
 from pycoherence.capture import LayerRule, close_blocks, mark_examples, register_rule, register_site
 from pycoherence.collect import collect
-from pycoherence.errors import UnsupportedError, VerificationError
+from pycoherence.errors import RanksError, UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
 from pycoherence.ops import backend, set_workspace, workspace
 from pycoherence.record import Record
@@ -65,6 +65,7 @@ __all__ = [
     "NormClip",
     "ParameterRecord",
     "Phocas",
+    "RanksError",
     "Record",
     "Report",
     "SignAgreement",

@@ -15,6 +15,7 @@ from pycoherence.capture import (
     run_pass,
     tracked_parameters,
 )
+from pycoherence.ranks import Group, Ranks, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     check_group_size,
@@ -143,6 +144,48 @@ class CoherenceMeter:
                 differ in what an example is.
         """
         self._add(other.state_dict())
+
+    def all_reduce(self, group: Group) -> None:
+        """Add the examples of the meters of other processes at the same weights.
+
+        All processes call it together; afterwards their meters have the examples of all.
+
+        Args:
+            group: The processes, a `torch.distributed.ProcessGroup` or a `DeviceMesh`.
+
+        Raises:
+            TypeError: It is neither.
+            ValueError: The meters are at different weights.
+            RanksError: They track different parameters, or differ in what an example is.
+
+        Cost: One sum over the processes of a float64 number for each of the model's.
+        """
+        check_group(group)
+        ranks = ranks_of(group)
+        if ranks is None:
+            raise TypeError("expected a process group or a DeviceMesh, got None")
+        with ranks.conversation():
+            self._add_all(ranks)
+
+    def _add_all(self, ranks: Ranks) -> None:
+        shapes = {name: tuple(s.shape) for name, s in self._sums.items()}
+        said = ranks.step(f"a meter of {shapes}, group_size={self._group_size}", [self._n])
+        sizes = [n for (n,) in said]
+        if not any(sizes):
+            return
+        first = next(rank for rank, n in enumerate(sizes) if n)
+        point = self._point or {n: _sample(p) for n, p in self._model.named_parameters()}
+        shared = {name: ranks.first(x, first) for name, x in point.items()}
+        agree = ranks.step("whether the weights agree", [_agree(point, shared)])
+        if not all(one for (one,) in agree):
+            others = [rank for rank, (one,) in enumerate(agree) if not one]
+            raise ValueError(
+                f"expected meters at the same weights, got others on ranks {others} than on rank "
+                f"{first}; coherence belongs to one point"
+            )
+        self._sums = {name: ranks.total(s) for name, s in self._sums.items()}
+        self._totals = {name: ranks.total(total) for name, total in self._totals.items()}
+        self._n, self._point = sum(sizes), point
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been accumulated, as tensors and numbers."""

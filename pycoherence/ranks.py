@@ -7,7 +7,8 @@ which one has raised an error, thus all find out and raise, and none waits for a
 
 import hashlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +63,17 @@ class Ranks:
     def end(self) -> None:
         """Take note that all ranks know that it failed."""
         self._is_over = True
+
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Send in the block; an error in it is told to the others, and so is its end."""
+        self.begin()
+        try:
+            yield
+        except BaseException:
+            self.fail()
+            raise
+        self.leave()
 
     def step(self, what: str, numbers: Sequence[int] = ()) -> list[list[int]]:
         """Say what comes next, and some numbers; those of all ranks.
@@ -200,6 +212,11 @@ class Ranks:
         dist.all_reduce(x, group=self._group)
         return x
 
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest over all ranks of each number; NaN where one has it."""
+        found = self.gather(x.unsqueeze(0), [1] * self.size)
+        return found.amax(0)
+
     def sum_slice(self, x: Tensor) -> Tensor:
         """This rank's slice of the sum of a tensor over all ranks, flat.
 
@@ -209,13 +226,13 @@ class Ranks:
         got = self.swap(parts, [parts[self.rank].shape] * self.size)
         return torch.stack(got).sum(0)
 
-    def first(self, x: Tensor) -> Tensor:
-        """What rank 0 has.
+    def first(self, x: Tensor, source: int = 0) -> Tensor:
+        """A tensor as one rank has it.
 
-        Numbers received: those of the tensor, but for rank 0.
+        Numbers received: those of the tensor, by all ranks but that one.
         """
         x = x.clone(memory_format=torch.contiguous_format)
-        dist.broadcast(x, group=self._group, group_src=0)
+        dist.broadcast(x, group=self._group, group_src=source)
         return x
 
 

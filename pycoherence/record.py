@@ -219,7 +219,7 @@ class Record:
             )
         batch, factors = self._batch(), self._kept()
         parameters = self._results.parameters
-        _check_coef(coef, batch.size, next(iter(parameters.values())).device)
+        self.check_coef(coef)
         expect_unchanged(factors, "call weighted_sum before such changes")
         share, total = coef.detach() * batch.share, dict[str, Tensor]()
         for name, p in parameters.items():
@@ -230,6 +230,11 @@ class Record:
                 total[name] = factors.pop(name).weighted_sum(share.to(total[name]))
         self._factors_used = True
         return total
+
+    def check_coef(self, coef: Tensor) -> None:
+        """Raise `TypeError` or `ValueError` unless there is a weight for each example."""
+        device = next(iter(self._results.parameters.values())).device
+        _check_coef(coef, self.batch_size, device)
 
     def _kept(self) -> dict[str, Factors]:
         if not self._keeps:

@@ -1,6 +1,7 @@
 """Does the capture agree with plain autograd on this very model?"""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pycoherence.capture import LossFn, tracked_parameters
+from pycoherence.capture import LossFn, tracked_parameters, without_sync
 from pycoherence.errors import VerificationError
 from pycoherence.meter import measure
+from pycoherence.ranks import Group, ranks_of
 from pycoherence.record import (
     LossReduction,
     check_group_size,
@@ -50,6 +52,7 @@ def verify(
     rtol: float | None = None,
     group_size: int = 1,
     on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
+    group: Group | None = None,
 ) -> Verification:
     """Compare per-example gradients with those of autograd, one example at a time, on your model.
 
@@ -67,6 +70,8 @@ def verify(
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`; `loss_fn` is then also given the rows of one.
         on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
+        group: The processes that verify together, as in `pycoherence.collect`: each its own batch,
+            and all raise if one would. The errors are the largest over all of them.
 
     Returns:
         The errors found, by parameter.
@@ -89,6 +94,33 @@ def verify(
         []
     """
     check_loss_reduction(loss_reduction)
+    ranks = ranks_of(group)
+    with nullcontext() if ranks is None else ranks.conversation():
+        found = _compare(model, loss_fn, batch, loss_reduction, group_size, on_unsupported)
+        norms, gradients = ({n: each[i] for n, each in found.items()} for i in range(2))
+        if ranks is not None:
+            ranks.step(f"verify {', '.join(found)}")
+            errors = torch.tensor(list(found.values()), dtype=torch.float64)
+            norms, gradients = (
+                dict(zip(found, column, strict=True)) for column in ranks.largest(errors).T.tolist()
+            )
+    dtypes = {p.dtype for p in tracked_parameters(model).values()}
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    result = Verification(norms, gradients, rounding**0.5 if rtol is None else rtol)
+    if result.failures:
+        raise VerificationError(_message(result))
+    return result
+
+
+def _compare(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: Any,
+    loss_reduction: LossReduction,
+    group_size: int,
+    on_unsupported: Any,
+) -> dict[str, tuple[float, float]]:
+    """The errors of squared norms and of the gradient, by parameter."""
     parameters = tracked_parameters(model)
     group_size = check_group_size(group_size)
     fallback = check_on_unsupported(on_unsupported, skip=False)
@@ -98,28 +130,23 @@ def verify(
     _expect_rows(batch, size, group_size)
     scale = size if loss_reduction == "mean" else 1
     is_mean = loss_reduction == "mean"
-    true_norms, true_sums = _one_at_a_time(
-        model, loss_fn, batch, size, group_size, parameters, is_mean=is_mean
-    )
+    with without_sync(model):
+        true_norms, true_sums = _one_at_a_time(
+            model, loss_fn, batch, size, group_size, parameters, is_mean=is_mean
+        )
 
     floor = _largest(torch.stack(list(true_norms.values())).sum(0))
-    norm_errors: dict[str, float] = {}
-    gradient_errors: dict[str, float] = {}
+    found: dict[str, tuple[float, float]] = {}
     for name, parameter in parameters.items():
         # A gradient that is zero up to rounding is compared with the whole network's.
         largest = _largest(true_norms[name])
         unit = largest.maximum(floor * torch.finfo(parameter.dtype).eps)
         ours = norms[name].double().cpu() * scale**2 if name in norms else torch.zeros(size)
-        norm_errors[name] = _relative(_difference(ours, true_norms[name]).abs().max(), unit)
+        norm_error = _relative(_difference(ours, true_norms[name]).abs().max(), unit)
         sum_ours = sums[name].double() * scale if name in sums else torch.zeros_like(parameter)
         error = torch.linalg.vector_norm(_difference(sum_ours, true_sums[name])).cpu()
-        gradient_errors[name] = _relative(error, size * unit.sqrt())
-    rounding = max(torch.finfo(p.dtype).eps for p in parameters.values())
-    allowed = rounding**0.5 if rtol is None else rtol
-    result = Verification(norm_errors, gradient_errors, allowed)
-    if result.failures:
-        raise VerificationError(_message(result))
-    return result
+        found[name] = norm_error, _relative(error, size * unit.sqrt())
+    return found
 
 
 def _expect_rows(batch: Any, size: int, group_size: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pycoherence.capture import Capture, LossFn, run_pass, tracked_parameters
+from pycoherence.ranks import Group, ranks_of
 from pycoherence.record import (
     LossReduction,
     Record,
@@ -25,6 +26,7 @@ def weighted_sum(
     loss_reduction: LossReduction = "mean",
     group_size: int = 1,
     on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
+    group: Group | None = None,
 ) -> dict[str, Tensor]:
     r"""A weighted sum of the per-example gradients of a batch, in one forward and backward pass.
 
@@ -48,6 +50,9 @@ def weighted_sum(
         loss_reduction: How `loss_fn` joins per-example losses.
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
         on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
+        group: The processes whose examples count together, as in `pycoherence.collect`; all of
+            them call this. The weights are then those of all examples, in the order of ranks,
+            and the result is the same on each.
 
     Returns:
         For each parameter that requires a gradient a tensor of its shape, in float32 (float64 for
@@ -87,8 +92,17 @@ def weighted_sum(
         gradients=False,
         group_size=group_size,
         on_unsupported=check_on_unsupported(on_unsupported, skip=False),
+        ranks=ranks_of(group),
+        is_mean=loss_reduction == "mean",
     )
     capture = Capture(model, parameters, request)
     run_pass(capture, model, loss_fn, batch)
     record = Record(capture.results, request, asked, loss_reduction)
-    return record.weighted_sum(coef(record) if callable(coef) else coef)
+    across = capture.across
+    if across is None:
+        return record.weighted_sum(coef(record) if callable(coef) else coef)
+    whole = Record(capture.whole, request, asked, loss_reduction, record)
+    with across.ranks.conversation():
+        weights = coef(whole) if callable(coef) else coef
+        whole.check_coef(weights)
+        return across.totals(record.weighted_sum(weights[across.own]))

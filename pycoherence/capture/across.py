@@ -4,7 +4,7 @@ All that is sent is sent inside `backward()`. The gradients of this rank's examp
 own loss; `share` brings them to those of one loss over all examples, as one process would have it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -266,6 +266,11 @@ class Across:
         """What the first rank has decided; all others do the same."""
         return self.ranks.first(x)
 
+    def totals(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of some tensors of all parameters over the ranks."""
+        self.ranks.step("weighted sums")
+        return {name: self.ranks.total(x) for name, x in sums.items()}
+
     # The end of a block.
 
     def leave(self, error: type[BaseException] | None) -> None:
@@ -274,10 +279,10 @@ class Across:
         Raises:
             RanksError: Another rank has raised an error, or runs another pass.
         """
-        if error is not None:
-            self.ranks.fail()
-        else:
+        if error is None:
             self.ranks.leave()
+        else:
+            self.ranks.fail()
 
 
 @dataclass(frozen=True)

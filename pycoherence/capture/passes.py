@@ -1,6 +1,7 @@
 """A forward and backward pass that measures, and leaves the model's gradients alone."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from pycoherence.capture.mode import Capture
 from pycoherence.capture.model import check_batch_norm
+from pycoherence.capture.wrappers import without_sync
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """`loss_fn(model, batch)`: the loss of a batch, a scalar."""
@@ -23,18 +25,14 @@ def run_pass(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) ->
         ValueError: The loss is not a scalar, or does not use the model.
         UnsupportedError: See `pycoherence.collect`.
     """
-    try:
-        size = _run(capture, model, loss_fn, batch)
-    except BaseException as error:
-        capture.leave(type(error))
-        raise
-    capture.leave(None)
-    return size
+    with nullcontext() if capture.across is None else capture.across.ranks.conversation():
+        return _run(capture, model, loss_fn, batch)
 
 
 def _run(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
     check_batch_norm(model)
-    with torch.enable_grad(), capture:
+    # A wrapper that waits for gradients of this pass would wait for ever.
+    with without_sync(model), torch.enable_grad(), capture:
         loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"expected loss_fn to return a scalar tensor, got {_describe(loss)}")
