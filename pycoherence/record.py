@@ -7,7 +7,14 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Factors, OnUnsupported, Request, Results, expect_unchanged
+from pycoherence.capture import (
+    Factors,
+    OnUnsupported,
+    Request,
+    Results,
+    expect_unchanged,
+    like_parameter,
+)
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.statistics import (
     Batch,
@@ -225,9 +232,11 @@ class Record:
         for name, p in parameters.items():
             if name in self._results.skipped:
                 continue
-            total[name] = torch.zeros(p.shape, dtype=accumulate_dtype(p.dtype), device=p.device)
+            dtype = accumulate_dtype(p.dtype)
             if name in factors:
-                total[name] = factors.pop(name).weighted_sum(share.to(total[name]))
+                total[name] = factors.pop(name).weighted_sum(share.to(p.device, dtype))
+            else:
+                total[name] = p.zeros(dtype)
         self._factors_used = True
         return total
 
@@ -290,7 +299,9 @@ class Record:
             if found is None:
                 dtype = accumulate_dtype(info.dtype)
                 found = {
-                    output: torch.zeros(shape(size, info.shape), dtype=dtype, device=info.device)
+                    output: info.zeros(dtype)
+                    if shape is like_parameter
+                    else torch.zeros(shape(size, info.shape), dtype=dtype, device=info.device)
                     for output, shape in self._outputs.items()
                 }
                 found["sum_norms"] = torch.zeros(1)

@@ -20,6 +20,7 @@ from pycoherence.capture.torch_internals import (
     CustomNode,
     counted_gradients,
     graph_below,
+    is_distribution,
     is_reentrant_checkpoint,
     leaves_below,
     run_engine,
@@ -339,7 +340,7 @@ class BackwardPasses:
                 if isinstance(call, LayerCall) and call.sink is self:
                     calls[call.number] = call.names
                     continue
-                self.reruns = True
+                self.reruns = self.reruns or not is_distribution(node)
             past: list[str] = []
             if leaves:
                 past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]

@@ -15,6 +15,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from pycoherence.capture.torch_internals import note_of
+
 SHARED = -1
 """The id of an element in which no example has a part: padding, constants."""
 
@@ -117,6 +119,8 @@ class FactTable:
         except RuntimeError:
             version = 0
         self.entries[id(x)] = ref(x), facts, version
+        if type(x) is not Tensor and facts.kind == EXAMPLES and x.grad_fn is not None:
+            note_of(x.grad_fn)[x.output_nr] = ref(self), facts, tuple(x.shape)
         if facts.kind == EXAMPLES and self.batch_first:
             owner = facts.owner
             if type(owner) is Regular:
@@ -125,6 +129,14 @@ class FactTable:
             else:
                 first = type(owner) is Lost
             self.batch_first = first or not x.is_floating_point()
+
+    def recall(self, node: Any, output: int) -> tuple[Facts, tuple[int, ...]] | None:
+        """The facts and the shape of an output of a node, if it was no plain tensor.
+
+        Hooks that distribute tensors let go of those that they are given.
+        """
+        found = note_of(node).get(output)
+        return None if found is None or found[0]() is not self else found[1:]
 
     def is_stale(self, x: Tensor) -> bool:
         """Whether a tensor has been written into since its facts were put."""

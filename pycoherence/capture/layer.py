@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from pycoherence.capture.autocast import is_autocast_enabled, without_autocast
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.sharded import Cuts, sharded_factors
 from pycoherence.capture.torch_internals import apply_of
 from pycoherence.capture.uses import LayerCall, RunningPass
 from pycoherence.errors import UnsupportedError
@@ -25,9 +26,12 @@ class LayerRule:
     Attributes:
         features: How many of the last dimensions of the input are a row; those before are rows,
             each of one example.
+        cuts: How factors of a parameter that is distributed over ranks are cut; `None` if nobody
+            has said.
     """
 
     features: int = 1
+    cuts: ClassVar[Cuts | None] = None
 
     def forward(self, x: Any, *parameters: Any) -> tuple[Any, Kept]:
         """Return the result of the function, and the tensors to keep for the methods below."""
@@ -109,6 +113,8 @@ def _gradients(ctx: Any, call: LayerCall, this: RunningPass, grads: Any, kept: A
     needed = ctx.needs_input_grad[1 : 1 + call.inputs]
     inputs = rule.input_grads(needed, g, *kept) if True in needed else (None,) * call.inputs
     rows = call.rows
+    if call.layouts is not None:
+        return None, *inputs, *call.gradients(this, sharded_factors(call, call.layouts, g, kept))
     if rows is not None and rows.check is not None:
         rows.check(rule.rows_first(g))
     return None, *inputs, *call.gradients(this, rule.factors(rows, g, *kept))

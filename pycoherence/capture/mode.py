@@ -62,11 +62,13 @@ from pycoherence.capture.rules import (
     known_rules,
     rule_of,
 )
+from pycoherence.capture.sharded import carried, layouts_of
 from pycoherence.capture.torch_internals import (
     CustomNode,
     active,
     are_saved_otherwise,
     has_captured,
+    is_distributed,
     is_hooked,
     is_in_custom_function,
     kept_by,
@@ -76,6 +78,7 @@ from pycoherence.capture.torch_internals import (
 from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
 from pycoherence.capture.wrappers import expect_no_sync, note_averaged
 from pycoherence.errors import UnsupportedError
+from pycoherence.sites import Layout
 
 _RANDOM = frozenset(
     """
@@ -298,7 +301,7 @@ class Capture:
             if found is IS_MADE and self._is_of_parameters(x):
                 found = Facts(PARAMETERS, derived=Derived(x, None))
             else:
-                found = self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
+                found = self._unseen(x)
             self._facts.put(x, found)
         elif not found.soft and not self._rewritten:
             return found
@@ -339,6 +342,12 @@ class Capture:
 
     def _from_outside(self, x: Tensor) -> Facts:
         return self._outside.facts(x, self.count, self._facts.batch_first)
+
+    def _unseen(self, x: Tensor) -> Facts:
+        """The facts of a tensor that no function of the block has made, as far as is seen."""
+        if type(x) is not Tensor or is_distributed(x):
+            return carried(x, self._facts) or self._from_outside(x)
+        return self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
 
     def _behind_hook(self, x: Tensor) -> Facts:
         """The facts of a module's output that its backward hooks have wrapped, unseen."""
@@ -825,6 +834,8 @@ class Capture:
             )
         passes.reruns = passes.reruns or are_saved_otherwise()
         found = apply_layer(call, *inputs, *values, *leaves)
+        if type(found) is not Tensor or (inputs and type(inputs[0]) is not Tensor):
+            call.layouts = layouts_of(call, (*inputs, *values), found)
         for name in call.names:
             if name not in measured:
                 measured.add(name)
@@ -954,7 +965,8 @@ def info_of(p: Tensor) -> ParameterInfo:
     # To ask a plain parameter whether it is another kind takes as long as all the rest.
     is_lazy = type(p) is not nn.Parameter and isinstance(p, UninitializedParameter)
     shape = () if is_lazy else tuple(p.shape)
-    return ParameterInfo(shape, p.dtype, p.device)
+    layout = None if type(p) is nn.Parameter else Layout.of(p)
+    return ParameterInfo(shape, p.dtype, p.device, layout)
 
 
 def _only_along(owner: Owner, dim: int, shape: tuple[int, ...]) -> bool:

@@ -20,6 +20,7 @@ from pycoherence.capture.facts import (
 )
 from pycoherence.capture.model import modules_of
 from pycoherence.capture.torch_internals import has_captured, is_in_vmap
+from pycoherence.sites import is_dtensor
 
 NESTED, SPARSE, VMAP = "a nested tensor", "a sparse tensor", "torch.vmap"
 """Kinds of tensors in which examples cannot be followed."""
@@ -58,6 +59,10 @@ class Outside:
             if count is not None and (x.shape[0] != count or not batch_first):
                 return Facts(EXAMPLES, Lost("a function torch does not show", False, count))
             return Facts(EXAMPLES, _first(x), soft=int(count is None))
+        if is_dtensor(x) and not batch_first:
+            # Made where no mode sees it, perhaps of a tensor that has its batch elsewhere.
+            lost = Lost("distributing it (DTensor)", mixed=False, count=count or x.shape[0])
+            return Facts(EXAMPLES, lost)
         return self.by_first_dimension(x, 1)
 
     def by_first_dimension(self, x: Tensor, soft: int) -> Facts:

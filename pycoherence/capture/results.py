@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pycoherence.sites import Site
+from pycoherence.sites import Layout, Site, is_dtensor, norm_numbers
 
 
 class ParameterInfo(NamedTuple):
@@ -16,6 +16,13 @@ class ParameterInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    layout: Layout | None = None
+
+    def zeros(self, dtype: torch.dtype) -> Tensor:
+        """Zeros of its shape, distributed as it is."""
+        if self.layout is not None:
+            return self.layout.zeros(dtype, self.device)
+        return torch.zeros(self.shape, dtype=dtype, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,8 @@ def row_norms(x: Tensor) -> Tensor:
     They tell the norm of the whole, and unlike it, the order in which torch adds them up does not
     depend on the number of threads.
     """
+    if is_dtensor(x):
+        return norm_numbers(x)
     if x.dim() < 2 or x.shape[0] == 1 or x.numel() <= _FEW:
         return x.clone()  # the gradient itself belongs to the user
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())))

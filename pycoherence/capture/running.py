@@ -10,7 +10,7 @@ from pycoherence.capture.results import Factors, Results, row_norms
 from pycoherence.capture.uses import Use
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.dispatch import forced_backend
-from pycoherence.sites import Site, Wish, joint, reduce_together
+from pycoherence.sites import Site, Wish, count_nonzero, is_dtensor, joint, reduce_together
 
 _GRADIENT_ALONE = ("weighted_sum",)
 
@@ -120,8 +120,9 @@ class BackwardPass:
             results.outputs[name] = {o: getattr(reduced, o) for o in self._outputs}
             if request.factors:
                 results.factors[name] = Factors.of(site)
-            if request.sum_norms and reduced.weighted_sum is not None:
-                total = reduced.weighted_sum
+            total = reduced.weighted_sum
+            # A record reads what is there, and asks no other rank.
+            if total is not None and (request.sum_norms or is_dtensor(total)):
                 results.sum_norms[name] = row_norms(total) if norms is None else norms
         if rule is not None:
             gradient, kept = self._aggregate(name, site, rule)
@@ -138,4 +139,4 @@ class BackwardPass:
             return self._across.aggregate(name, site, rule)
         assert self._results.batch_size is not None
         gradient = site.order(rule.rule, rule.k, rule.drop) * self._results.batch_size
-        return gradient, gradient.count_nonzero() if rule.count else None
+        return gradient, count_nonzero(gradient) if rule.count else None

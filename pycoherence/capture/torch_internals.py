@@ -170,7 +170,50 @@ _APPLY = torch.autograd.Function.apply.__func__.__code__
 
 def is_hooked(x: Tensor) -> bool:
     """Whether a tensor is the input or output of a module, wrapped for its backward hooks."""
-    return type(x.grad_fn).__name__ == "BackwardHookFunctionBackward"
+    return type(x.grad_fn).__name__ == _HOOKED
+
+
+_HOOKED = "BackwardHookFunctionBackward"
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether a function of `DTensor` made a tensor, which no mode sees."""
+    return is_distribution(x.grad_fn)
+
+
+def is_distribution(node: Any) -> bool:
+    """Whether a node distributes a tensor over ranks, or makes it local; it runs nothing else."""
+    if type(node).__name__ not in _DISTRIBUTIONS:
+        return False
+    # Private, since a node is told from one of a user that has the same name.
+    return node._forward_cls.__module__.startswith("torch.distributed.")
+
+
+_DISTRIBUTIONS = frozenset(
+    f"{name}Backward" for name in ("_FromTorchTensor", "_ToTorchTensor", "Redistribute")
+)
+
+
+def before_distribution(node: Any, output: int) -> tuple[Any, int]:
+    """The node, and which of its outputs, behind those that distribute tensors or hook modules."""
+    while node is not None:
+        if is_distribution(node):
+            node, output = node.next_functions[0]
+        elif type(node).__name__ == _HOOKED:
+            node, output = node.next_functions[output]
+        else:
+            break
+    return node, output
+
+
+def is_leaf_of(x: Tensor, node: Any) -> bool:
+    """Whether a node fills the gradient of a tensor."""
+    return type(node) is _FillLeaf and node.variable is x  # pyright: ignore
+
+
+def note_of(node: Any) -> dict[int, Any]:
+    """A place on a node of the graph for what is known of its outputs, by their number."""
+    return node.metadata.setdefault(_COUNTER, {})
 
 
 def has_captured(root: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from pycoherence.capture.rows import Rows
-from pycoherence.sites import Site, made_of, made_of_edge
+from pycoherence.sites import Layout, Site, made_of, made_of_edge
 
 ParameterUse = tuple[str, Tensor]
 """The name of a tracked parameter that an argument of a call is, or is made of; the parameter."""
@@ -83,9 +83,10 @@ class LayerCall:
         inputs: How many tensors of examples come before the parameters.
         rows: The arrangement of the rows of the input.
         names: The tracked parameters that take part, once for each use.
+        layouts: How each parameter argument is distributed; `None` for a call of plain tensors.
     """
 
-    __slots__ = ("arguments", "inputs", "names", "number", "rows", "rule", "sink")
+    __slots__ = ("arguments", "inputs", "layouts", "names", "number", "rows", "rule", "sink")
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class LayerCall:
     ) -> None:
         self.rule, self.number, self.sink = rule, number, sink
         self.arguments, self.inputs, self.rows = arguments, inputs, rows
+        self.layouts: Sequence[Layout | None] | None = None
         self.names = [name for a in arguments if a is not None for name, _ in a.uses]
 
     def gradients(self, this: RunningPass, sites: Sequence[Site | None]) -> list[Tensor | None]:

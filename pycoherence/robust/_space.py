@@ -12,7 +12,7 @@ from pycoherence.capture import Across, Factors
 from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.dispatch import fastest, forced_backend
 from pycoherence.ops.row_sq_norms import SPEC
-from pycoherence.sites import Site, norm_rows
+from pycoherence.sites import Site, norm_rows, sq_norm
 from pycoherence.statistics import Batch
 
 Requirement = Literal["sq_norms", "gram", "distances"]
@@ -159,7 +159,7 @@ def _products(
             total[n, :n] += dots
     if centre is not None:
         for v in centre.values():
-            total[n, n] += _like(total, _sq_norm(v))
+            total[n, n] += _like(total, sq_norm(v))
     return GramSpace(total, n)
 
 
@@ -186,15 +186,9 @@ def _products_across(
     dots = across.gather(mine) * across.scales(mine) * batch.share
     norm = torch.zeros(1, 1, dtype=torch.float64, device=device)
     for v in centre.values():
-        norm += _like(norm, _sq_norm(v))
+        norm += _like(norm, sq_norm(v))
     total = torch.cat([torch.cat([gram, dots[:, None]], 1), torch.cat([dots[None], norm], 1)])
     return GramSpace(total, n)
-
-
-def _sq_norm(v: Tensor) -> Tensor:
-    # In rows, since torch splits a longer sum by the number of threads.
-    rows = torch.stack([part.double().square().sum() for part in v.flatten().split(2**14)])
-    return rows.sum()
 
 
 def _device(factors: Mapping[str, Factors], centre: Mapping[str, Tensor] | None) -> torch.device:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.sites import gathered
 
 
 class Centre:
@@ -66,7 +67,7 @@ class Centre:
 
     def move(self, value: Mapping[str, Tensor]) -> None:
         """Carry a new value on; one that is not finite would never leave, so it does not count."""
-        finite = [torch.isfinite(v).all() for v in value.values()]
+        finite = [gathered(torch.isfinite(v).all()) for v in value.values()]
         counts = torch.stack([x.to(finite[0].device) for x in finite]).all()
         self.value = {
             name: torch.where(counts.to(v.device), v, self.value.get(name, 0.0))

@@ -10,6 +10,7 @@ from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.sites import Layout
 
 
 @dataclass(frozen=True)
@@ -90,5 +91,8 @@ class NormClip(GramRule):
             return None
         dtype, device = accumulate_dtype(parameter.dtype), parameter.device
         sample = torch.randn(parameter.shape, generator=self.generator, dtype=dtype, device=device)
+        layout = Layout.of(parameter)
+        if layout is not None:
+            sample = layout.join(layout.slice(sample))
         parts = parameters if self.per == "parameter" else 1
         return sample * (self.noise_multiplier * self.max_norm * parts**0.5 / max(batch_size, 1))

@@ -10,6 +10,17 @@ from pycoherence.sites.conv import ConvSite, Window
 from pycoherence.sites.embedding import EmbeddingSite
 from pycoherence.sites.linear import LinearSite
 from pycoherence.sites.parts import Part, PartsSite
+from pycoherence.sites.sharded import (
+    Layout,
+    ShardedSite,
+    count_nonzero,
+    gathered,
+    is_dtensor,
+    local_part,
+    norm_numbers,
+    sq_norm,
+    waited,
+)
 from pycoherence.sites.shifted import ShiftedSite
 
 __all__ = [
@@ -17,19 +28,28 @@ __all__ = [
     "ConvSite",
     "EmbeddingSite",
     "FactoredSite",
+    "Layout",
     "LinearSite",
     "Part",
     "PartsSite",
+    "ShardedSite",
     "ShiftedSite",
     "Site",
     "Slice",
     "Window",
     "Wish",
     "exchange",
+    "count_nonzero",
+    "gathered",
+    "is_dtensor",
     "joint",
+    "local_part",
     "made_of",
     "made_of_edge",
+    "norm_numbers",
     "norm_rows",
     "of_rows",
     "reduce_together",
+    "sq_norm",
+    "waited",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from pycoherence.sites._site import Site
 from pycoherence.sites.affine import AffineSite
 from pycoherence.sites.linear import LinearSite
+from pycoherence.sites.sharded import ShardedSite, is_dtensor, split_rows
 
 
 def joint(sites: Sequence[Site]) -> Site:
@@ -54,6 +55,9 @@ class ComplexRows:
 
 def of_rows(rows: Tensor) -> Any:
     """The site of gradients `[B, *shape]` as they are."""
+    if is_dtensor(rows):
+        part, layout = split_rows(rows)
+        return ShardedSite(of_rows(part), layout)
     if rows.is_complex():
         return ComplexRows(rows)
     shape = tuple(rows.shape[1:])

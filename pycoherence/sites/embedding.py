@@ -87,6 +87,15 @@ class EmbeddingSite(FactoredSite):
         pad = torch.nn.functional.pad
         return replace(self, ids=pad(self.ids, (0, n)), g=pad(self.g, (0, 0, 0, n)))
 
+    def narrowed(self, start: int, length: int) -> "EmbeddingSite | LinearSite":
+        """The gradients of `length` rows of the table, from `start` on."""
+        g, ids = positions_last(self.g), self.ids.flatten(1) - start
+        if not length:
+            return LinearSite(g, g.new_zeros(*g.shape[:2], 0))
+        inside = (ids >= 0) & (ids < length) & ~self._padded()
+        ids, g = torch.where(inside, ids, 0), torch.where(inside.unsqueeze(-1), g, 0)
+        return EmbeddingSite(ids, g, length, None)
+
     def as_linear(self) -> LinearSite:
         """The same as the gradient of a weight `[V, D]`, whose outputs are what is looked up."""
         g = positions_last(self.g)

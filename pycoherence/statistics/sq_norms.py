@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Shape, per_example
+from pycoherence.sites import sq_norm
 from pycoherence.statistics._statistic import Batch, Raw, Statistic
 
 
@@ -57,10 +58,4 @@ def sum_sq_norm(raw: Raw) -> Tensor:
     """`||sum_b g_b||^2` of one parameter, in float64, from what there is to tell it."""
     if "sum_dots" in raw:
         return raw["sum_dots"].double().sum()
-    numbers = raw["weighted_sum" if "weighted_sum" in raw else "sum_norms"].flatten()
-    # In parts, since torch splits a longer sum by the number of threads.
-    parts = [part.double().square().sum() for part in numbers.split(_UNSPLIT)]
-    return torch.stack(parts).sum()
-
-
-_UNSPLIT = 2**14
+    return sq_norm(raw["sum_norms" if "sum_norms" in raw else "weighted_sum"])

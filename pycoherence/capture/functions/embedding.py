@@ -8,6 +8,7 @@ from torch import Tensor
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.sharded import Cuts
 from pycoherence.sites import EmbeddingSite, Site
 
 
@@ -15,6 +16,7 @@ class Embedding(LayerRule):
     """Rows of a table; each id is a row of the input."""
 
     features = 0
+    cuts = Cuts((True,), {(0, 1): {0: -1}})
 
     def __init__(self, padding_idx: int | None) -> None:
         self._padding_idx = padding_idx

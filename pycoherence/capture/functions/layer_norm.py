@@ -10,11 +10,14 @@ from torch import Tensor
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.sharded import Cuts
 from pycoherence.sites import AffineSite, Site
 
 
 class LayerNorm(LayerRule):
     """Normalised rows, scaled and shifted."""
+
+    cuts = Cuts((True, True, True, False, False))
 
     def __init__(self, shape: Sequence[int], eps: float) -> None:
         self._shape, self._eps = list(shape), eps

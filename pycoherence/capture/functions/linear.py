@@ -10,12 +10,15 @@ from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.sharded import Cuts
 from pycoherence.capture.torch_internals import untracked_views
 from pycoherence.sites import AffineSite, LinearSite, Site
 
 
 class Linear(LayerRule):
     """`y = x W^T + b`, for rows of `I` features."""
+
+    cuts = Cuts((True, False), {(0, 0): {0: -1}, (0, 1): {1: -1}, (1, 0): {0: -1}})
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Kept]:
         with untracked_views():

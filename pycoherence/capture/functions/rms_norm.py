@@ -10,12 +10,15 @@ from torch import Tensor
 from pycoherence.capture.context import CallContext, register_function
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
+from pycoherence.capture.sharded import Cuts
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.sites import AffineSite, Site
 
 
 class RMSNorm(LayerRule):
     """Rows divided by the root of their mean square, and scaled."""
+
+    cuts = Cuts((True, False))
 
     def __init__(self, shape: Sequence[int], eps: float | None) -> None:
         self._shape, self._eps = list(shape), eps

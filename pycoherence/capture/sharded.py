@@ -1,0 +1,282 @@
+"""Calls whose tensors are distributed over ranks (`DTensor`), as tensor parallelism makes them.
+
+The function itself and the gradient of its input run on distributed tensors. Its factors are
+taken apart here: a parameter that is cut along one dimension takes the factors that are cut
+likewise, which is how they lie already in layers that are parallel by columns or by rows, so that
+nothing is communicated.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pycoherence.capture.facts import (
+    CONSTANT,
+    EXAMPLES,
+    Facts,
+    FactTable,
+    Ids,
+    Lost,
+    Owner,
+    Regular,
+    along,
+    regular_at,
+    tensors,
+)
+from pycoherence.capture.rows import First, Rows
+from pycoherence.capture.torch_internals import before_distribution, is_leaf_of
+from pycoherence.capture.uses import LayerCall
+from pycoherence.errors import UnsupportedError
+from pycoherence.sites import (
+    AffineSite,
+    EmbeddingSite,
+    Layout,
+    ShardedSite,
+    Site,
+    gathered,
+    is_dtensor,
+    local_part,
+    of_rows,
+    waited,
+)
+
+
+class Cuts(NamedTuple):
+    """How the factors of a rule are cut where a parameter is.
+
+    Attributes:
+        uses: Of each tensor that the rule keeps, whether `factors` looks at it.
+        by: For an argument and a dimension of it along which it may be cut, the tensors that then
+            are cut too, and along which dimension: 0 is the output gradient, 1 the first kept one.
+    """
+
+    uses: tuple[bool, ...]
+    by: Mapping[tuple[int, int], Mapping[int, int]] = MappingProxyType({})
+
+
+def layouts_of(
+    call: LayerCall, values: Sequence[Any], found: Any
+) -> Sequence[Layout | None] | None:
+    """How the parameter arguments of a call are distributed; `None` if all its tensors are plain.
+
+    Args:
+        call: The call.
+        values: Its inputs and parameters.
+        found: Its result.
+    """
+    if not any(is_dtensor(x) or waited(x) is not x for x in (*tensors(found), *tensors(values))):
+        return None
+    layouts = [Layout.of(x) for x in values[call.inputs :]]
+    for argument, layout in zip(call.arguments, layouts, strict=True):
+        if argument is not None and layout is not None:
+            _expect_known(call.names, layout)
+    return layouts
+
+
+def _expect_known(names: Sequence[str], layout: Layout) -> None:
+    kinds = {type(p).__name__ for p in layout.placements} - {"Shard", "Replicate"}
+    if kinds:
+        raise UnsupportedError(
+            f"{', '.join(names)}: the parameter is distributed as {layout.placements}, and a "
+            f"slice of it by {', '.join(sorted(kinds))} is not known. What to do: distribute it "
+            "with Shard and Replicate, or freeze it with requires_grad_(False)."
+        )
+
+
+def sharded_factors(
+    call: LayerCall, layouts: Sequence[Layout | None], g: Any, kept: Sequence[Tensor | None]
+) -> list[Site | None]:
+    """The sites of a call whose tensors are distributed, in the order of its arguments."""
+    values = _Values(call, g, kept)
+    if call.rows is not None and call.rows.check is not None:
+        call.rows.check(call.rule.rows_first(values.whole_gradient()))
+    sites: list[Site | None] = []
+    for i, (argument, layout) in enumerate(zip(call.arguments, layouts, strict=True)):
+        sites.append(None if argument is None else values.site(i, layout))
+    return sites
+
+
+class _Values:
+    """The tensors of a call in its backward pass."""
+
+    def __init__(self, call: LayerCall, g: Any, kept: Sequence[Tensor | None]) -> None:
+        self._rule, self._rows = call.rule, call.rows
+        self._g = g
+        self._cuts: Cuts | None = call.rule.cuts
+        used = (True,) * len(kept) if self._cuts is None else self._cuts.uses
+        self._kept = [x if use else None for x, use in zip(kept, used, strict=True)]
+        self._found: dict[Any, Sequence[Site | None]] = {}
+        self._sums: Sequence[Tensor | None] | None = None
+
+    def whole_gradient(self) -> Any:
+        """The output gradient on each rank."""
+        return _each(gathered, self._g)
+
+    def site(self, i: int, layout: Layout | None) -> Site | None:
+        """The site of an argument that is distributed in this way."""
+        if layout is None:
+            return self._whole()[i]
+        cuts = {} if self._cuts is None else self._cuts.by
+        if not layout.cuts:
+            site = self._summed(layout)[i] or self._whole()[i]
+        elif all((i, d) in cuts for _, d in layout.cuts):
+            site = self._cut(layout, [cuts[i, d] for _, d in layout.cuts])[i]
+        else:
+            site = _slice(self._whole()[i], layout)
+        return None if site is None else ShardedSite(site, layout)
+
+    def _whole(self) -> Sequence[Site | None]:
+        """The sites of whole parameters."""
+        return self._factors("whole", lambda _, x: gathered(x))
+
+    def _cut(self, layout: Layout, cuts: Sequence[Mapping[int, int]]) -> Sequence[Site | None]:
+        """The sites of slices, from factors that are cut.
+
+        Args:
+            layout: How the parameter is distributed.
+            cuts: For each dimension of the mesh over which it is cut, the factors that are.
+        """
+        from torch.distributed.tensor import Replicate, Shard
+
+        by_dim = {i: cut for (i, _), cut in zip(layout.cuts, cuts, strict=True)}
+
+        def part(place: int, x: Tensor) -> Tensor:
+            placements = [
+                Shard(by_dim[i][place] % x.dim()) if place in by_dim.get(i, ()) else Replicate()
+                for i in range(layout.mesh.ndim)
+            ]
+            return local_part(x, layout.mesh, placements)
+
+        return self._factors(str(by_dim), part)
+
+    def _summed(self, layout: Layout) -> Sequence[Site | None]:
+        """The sites of scales and shifts whose positions are cut, by sums over the ranks.
+
+        A row of so many numbers as the parameter has is less to send than all positions are. The
+        result is no site for an argument of another kind.
+        """
+        nothing: list[Site | None] = [None] * 3
+        if self._cuts is None or self._cuts.by or not is_dtensor(self._g) or self._rows is None:
+            return nothing
+        placements, shape = tuple(self._g.placements), tuple(self._g.shape)
+        if not all(p.is_replicate() or _is_of_positions(p, self._rows, shape) for p in placements):
+            return nothing
+        if all(p.is_replicate() for p in placements):
+            return nothing
+        n = self._rows.dims
+
+        def part(place: int, x: Tensor) -> Tensor:
+            if tuple(x.shape[:n]) != shape[:n]:
+                return gathered(x)
+            return local_part(x, layout.mesh, placements)
+
+        known = "sums" in self._found
+        sites = self._factors("sums", part)
+        if not all(site is None or isinstance(site, AffineSite) for site in sites):
+            return nothing
+        if not known:
+            sums = [None if site is None else site.rows() for site in sites]
+            for i, p in enumerate(placements):
+                for x in sums:
+                    if p.is_shard() and x is not None:
+                        torch.distributed.all_reduce(x, group=layout.mesh.get_group(i))
+            sites = [None if x is None else of_rows(x) for x in sums]
+            self._found["sums"] = sites
+        return sites
+
+    def _factors(self, key: str, change: Callable[[int, Tensor], Tensor]) -> Sequence[Site | None]:
+        """The sites from tensors that are made plain, each by its place."""
+        found = self._found.get(key)
+        if found is None:
+            g = _each(lambda x: change(0, x), self._g)
+            kept = [None if x is None else change(i + 1, x) for i, x in enumerate(self._kept)]
+            found = self._found[key] = self._rule.factors(self._rows, g, *kept)
+        return found
+
+
+def _each(change: Callable[[Tensor], Tensor], g: Any) -> Any:
+    """Change a gradient, or each of several."""
+    if type(g) is tuple:
+        return tuple(None if x is None else change(x) for x in g)
+    return change(g)
+
+
+def _is_of_positions(placement: Any, rows: Rows, shape: Sequence[int]) -> bool:
+    """Whether a placement cuts positions, so that rows of each example are on all ranks."""
+    return type(rows) is First and placement.is_shard() and 0 < placement.dim < rows.dims
+
+
+def _slice(site: Site | None, layout: Layout) -> Site | None:
+    """The site of this rank's slice, from that of the whole parameter."""
+    if site is None:
+        return None
+    if isinstance(site, EmbeddingSite) and {d for _, d in layout.cuts} == {0}:
+        return site.narrowed(*layout.span(0))
+    return of_rows(layout.slice(site.rows(), 1))
+
+
+def carried(x: Tensor, table: FactTable) -> Facts | None:
+    """The facts of a tensor that was distributed, or made local, where no mode sees it.
+
+    They are those of the tensor that it was made of, which may be gone by now; the graph knows.
+
+    Args:
+        x: A tensor of unknown facts.
+        table: Those of the block.
+
+    Returns:
+        `None` if it was made in another way.
+    """
+    found = _source_of(x, table)
+    if found is None:
+        return None
+    facts, shape = found
+    if facts.kind != EXAMPLES:
+        return facts if facts.kind == CONSTANT else None
+    owner = _owner_of(facts.owner, shape, tuple(x.shape))
+    return Facts(EXAMPLES, owner, soft=facts.soft)
+
+
+def _source_of(x: Tensor, table: FactTable) -> tuple[Facts, tuple[int, ...]] | None:
+    """The facts of the tensor that one was made of, and its shape."""
+    if x.grad_fn is None:
+        if not is_dtensor(x) or type(x._local_tensor) is not Tensor:
+            return None
+        local = x._local_tensor
+        for y, facts in table.alive():
+            same = type(y) is Tensor and y.shape == local.shape and y.dtype == local.dtype
+            if same and y.data_ptr() == local.data_ptr():
+                return facts, tuple(y.shape)
+        return None
+    node, output = before_distribution(x.grad_fn, x.output_nr)
+    if node is x.grad_fn or node is None:
+        return None
+    known = table.recall(node, output)
+    if known is not None:
+        return known
+    for y, facts in table.alive():
+        if is_leaf_of(y, node) or (y.grad_fn is node and y.output_nr == output):
+            return facts, tuple(y.shape)
+    return None
+
+
+def _owner_of(owner: Owner, shape: tuple[int, ...], now: tuple[int, ...]) -> Owner:
+    """An owner of a tensor that is cut, or put together, along a dimension of its own."""
+    if shape == now or isinstance(owner, Lost) or (isinstance(owner, Regular) and owner.count == 1):
+        return owner
+    lost = Lost("cutting it over the ranks (DTensor)", mixed=False, count=owner.count)
+    if len(shape) != len(now):
+        return lost
+    if isinstance(owner, Ids):
+        varying = [d for d, n in enumerate(owner.ids.shape) if n > 1]
+        return owner if all(shape[d] == now[d] for d in varying) else lost
+    place = along(shape, owner)
+    if place is None or shape[place[0]] != now[place[0]]:
+        return lost
+    return regular_at(now, *place, owner.count)
+
+
+__all__ = ["Cuts", "carried", "layouts_of", "sharded_factors"]
