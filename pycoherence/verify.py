@@ -20,6 +20,7 @@ from pycoherence.record import (
     check_loss_reduction,
     check_on_unsupported,
 )
+from pycoherence.sites import gathered
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,9 @@ def _compare(
         unit = largest.maximum(floor * torch.finfo(parameter.dtype).eps)
         ours = norms[name].double().cpu() * scale**2 if name in norms else torch.zeros(size)
         norm_error = _relative(_difference(ours, true_norms[name]).abs().max(), unit)
-        sum_ours = sums[name].double() * scale if name in sums else torch.zeros_like(parameter)
+        sum_ours = torch.zeros_like(true_sums[name])
+        if name in sums:
+            sum_ours = gathered(sums[name]).double() * scale
         error = torch.linalg.vector_norm(_difference(sum_ours, true_sums[name])).cpu()
         found[name] = norm_error, _relative(error, size * unit.sqrt())
     return found
@@ -178,7 +181,10 @@ def _one_at_a_time(
     # transposed; of two equal ones they are right.
     doubled = any(isinstance(module, _BatchNorm) for module in model.modules())
     norms = {name: torch.zeros(size, dtype=torch.float64) for name in parameters}
-    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    sums = {
+        name: torch.zeros(p.shape, dtype=torch.float64, device=p.device)
+        for name, p in parameters.items()
+    }
     rows = size * group_size
     for b in range(size):
         part = slice(b * group_size, (b + 1) * group_size)
@@ -190,8 +196,9 @@ def _one_at_a_time(
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, grads, strict=True):
             if grad is not None:
-                norms[name][b] = grad.double().square().sum()
-                sums[name] += grad.double()
+                whole = gathered(grad).double()
+                norms[name][b] = whole.square().sum()
+                sums[name] += whole
     return norms, sums
 
 

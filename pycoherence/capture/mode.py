@@ -69,6 +69,7 @@ from pycoherence.capture.torch_internals import (
     are_saved_otherwise,
     has_captured,
     is_distributed,
+    is_distributing,
     is_hooked,
     is_in_custom_function,
     kept_by,
@@ -138,6 +139,7 @@ class Capture:
         self.inside: Tensor | None = None
         self._source = ""
         self._names = {id(p): name for name, p in parameters.items()}
+        self._distributes = any(info.layout for info in self.results.parameters.values())
         self._facts = FactTable()
         self._outside = Outside(model)
         self._rewritten: set[int] = set()
@@ -175,6 +177,8 @@ class Capture:
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function of the block."""
+        if self._distributes and is_distributing():
+            return func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverloadPacket) and len(func.overloads()) == 1:
             func = getattr(func, func.overloads()[0])  # by which it is taught
         rule = known_rules.get(func)

@@ -237,6 +237,8 @@ def carried(x: Tensor, table: FactTable) -> Facts | None:
     if facts.kind != EXAMPLES:
         return facts if facts.kind == CONSTANT else None
     owner = _owner_of(facts.owner, shape, tuple(x.shape))
+    if isinstance(owner, Lost) and facts.soft and x.grad_fn is None:
+        return None  # such as rows of a batch that one rank has got
     return Facts(EXAMPLES, owner, soft=facts.soft)
 
 
@@ -274,9 +276,15 @@ def _owner_of(owner: Owner, shape: tuple[int, ...], now: tuple[int, ...]) -> Own
         varying = [d for d, n in enumerate(owner.ids.shape) if n > 1]
         return owner if all(shape[d] == now[d] for d in varying) else lost
     place = along(shape, owner)
-    if place is None or shape[place[0]] != now[place[0]]:
+    if place is None:
         return lost
-    return regular_at(now, *place, owner.count)
+    d, inner = place
+    if shape[d] == now[d]:
+        return regular_at(now, d, inner, owner.count)
+    # Some examples are on one rank, and others on others.
+    if shape[d] != inner * owner.count or now[d] % inner:
+        return lost
+    return regular_at(now, d, inner, now[d] // inner)
 
 
 __all__ = ["Cuts", "carried", "layouts_of", "sharded_factors"]

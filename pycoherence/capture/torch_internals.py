@@ -194,6 +194,20 @@ _DISTRIBUTIONS = frozenset(
 )
 
 
+def is_distributing() -> bool:
+    """Whether such a function is running, whose work is on the tensor of one rank."""
+    if torch.is_grad_enabled():
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        # By its module, whose name says less of torch's inside than those of its classes.
+        module = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_name == "forward" and module.startswith("torch.distributed.tensor._"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def before_distribution(node: Any, output: int) -> tuple[Any, int]:
     """The node, and which of its outputs, behind those that distribute tensors or hook modules."""
     while node is not None:

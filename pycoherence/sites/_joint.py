@@ -12,7 +12,7 @@ from pycoherence.sites.linear import LinearSite
 from pycoherence.sites.sharded import ShardedSite, is_dtensor, split_rows
 
 
-def joint(sites: Sequence[Site]) -> Site:
+def joint(sites: Sequence[Any]) -> Site:
     """The site of the sum of several gradients of one parameter, with all terms between them.
 
     Factors of one kind are put side by side. A table that is both looked up and multiplied with, as
@@ -27,6 +27,8 @@ def joint(sites: Sequence[Site]) -> Site:
         found = first.with_others(sites[1:])
         if found is not None:
             return found
+    if all(isinstance(site, ShardedSite) and site.layout == first.layout for site in sites):
+        return ShardedSite(joint([site.site for site in sites]), first.layout)
     linear = [_as_linear(site) for site in sites]
     known = [site for site in linear if site is not None]
     if len(known) == len(sites) and _are_smaller(known):

@@ -156,12 +156,13 @@ class ShardedSite:
         return self.layout.join(self.site.rows(), 1)
 
     def with_others(self, others: "Sequence[ShardedSite]") -> "ShardedSite | None":
-        """See `Site.with_others`: all of them are of one slice."""
-        from pycoherence.sites._joint import joint
-
-        if any(site.layout != self.layout for site in others):
+        """See `Site.with_others`."""
+        sites = [site.site for site in (self, *others)]
+        same = all(site.layout == self.layout for site in others)
+        if not same or len({type(site) for site in sites}) > 1:
             return None
-        return replace(self, site=joint([self.site, *(other.site for other in others)]))
+        found = self.site.with_others(sites[1:])
+        return None if found is None else replace(self, site=found)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Site.tensors`: those of the slice."""
