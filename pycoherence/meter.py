@@ -22,6 +22,7 @@ from pycoherence.record import (
     check_loss_reduction,
     check_on_unsupported,
 )
+from pycoherence.sites import gathered, local_values
 from pycoherence.statistics import Coherence
 
 
@@ -117,7 +118,7 @@ class CoherenceMeter:
         )
         scale = batch_size if self._loss_reduction == "mean" else 1
         for name, gradient in sums.items():
-            self._sums[name].add_(gradient, alpha=scale)  # in float64, without a copy
+            self._sums[name].add_(gathered(gradient), alpha=scale)  # in float64, without a copy
             self._totals[name] += norms[name].double().sum() * scale**2
         self._n += batch_size
         self._versions, self._point = versions, point
@@ -264,7 +265,8 @@ def measure(
 
 def _sample(parameter: Tensor) -> Tensor:
     """Some values, since some optimizers, and writes through `.data`, leave no new version."""
-    return parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].cpu().clone()
+    parameter = local_values(parameter.detach())
+    return parameter.flatten()[:: max(1, parameter.numel() // 64)].cpu().clone()
 
 
 def _agree(a: dict[str, Tensor] | None, b: dict[str, Tensor] | None) -> bool:

@@ -26,12 +26,11 @@ from pycoherence.capture.facts import (
     regular_at,
     tensors,
 )
-from pycoherence.capture.rows import First, Rows
+from pycoherence.capture.rows import First
 from pycoherence.capture.torch_internals import before_distribution, is_leaf_of
 from pycoherence.capture.uses import LayerCall
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import (
-    AffineSite,
     EmbeddingSite,
     Layout,
     ShardedSite,
@@ -108,8 +107,7 @@ class _Values:
         self._cuts: Cuts | None = call.rule.cuts
         used = (True,) * len(kept) if self._cuts is None else self._cuts.uses
         self._kept = [x if use else None for x, use in zip(kept, used, strict=True)]
-        self._found: dict[Any, Sequence[Site | None]] = {}
-        self._sums: Sequence[Tensor | None] | None = None
+        self._found: dict[str, Sequence[Site | None]] = {}
 
     def whole_gradient(self) -> Any:
         """The output gradient on each rank."""
@@ -121,7 +119,8 @@ class _Values:
             return self._whole()[i]
         cuts = {} if self._cuts is None else self._cuts.by
         if not layout.cuts:
-            site = self._summed(layout)[i] or self._whole()[i]
+            summed = self._summed(layout)
+            site = self._whole()[i] if summed is None else summed[i]
         elif all((i, d) in cuts for _, d in layout.cuts):
             site = self._cut(layout, [cuts[i, d] for _, d in layout.cuts])[i]
         else:
@@ -152,40 +151,40 @@ class _Values:
 
         return self._factors(str(by_dim), part)
 
-    def _summed(self, layout: Layout) -> Sequence[Site | None]:
+    def _summed(self, layout: Layout) -> Sequence[Site | None] | None:
         """The sites of scales and shifts whose positions are cut, by sums over the ranks.
 
-        A row of so many numbers as the parameter has is less to send than all positions are. The
-        result is no site for an argument of another kind.
+        A row of so many numbers as the parameter has is less to send than all positions are.
+
+        Returns:
+            `None` if positions are not cut, or something else is.
         """
-        nothing: list[Site | None] = [None] * 3
         if self._cuts is None or self._cuts.by or not is_dtensor(self._g) or self._rows is None:
-            return nothing
+            return None
         placements, shape = tuple(self._g.placements), tuple(self._g.shape)
-        if not all(p.is_replicate() or _is_of_positions(p, self._rows, shape) for p in placements):
-            return nothing
-        if all(p.is_replicate() for p in placements):
-            return nothing
+        cut = [p for p in placements if not p.is_replicate()]
         n = self._rows.dims
+        if not cut or type(self._rows) is not First:
+            return None
+        if not all(p.is_shard() and 0 < p.dim < n for p in cut):  # pyright: ignore
+            return None
 
         def part(place: int, x: Tensor) -> Tensor:
             if tuple(x.shape[:n]) != shape[:n]:
                 return gathered(x)
             return local_part(x, layout.mesh, placements)
 
-        known = "sums" in self._found
-        sites = self._factors("sums", part)
-        if not all(site is None or isinstance(site, AffineSite) for site in sites):
-            return nothing
-        if not known:
-            sums = [None if site is None else site.rows() for site in sites]
-            for i, p in enumerate(placements):
-                for x in sums:
-                    if p.is_shard() and x is not None:
-                        torch.distributed.all_reduce(x, group=layout.mesh.get_group(i))
-            sites = [None if x is None else of_rows(x) for x in sums]
-            self._found["sums"] = sites
-        return sites
+        known = "positions" in self._found
+        sites = self._factors("positions", part)
+        if known:
+            return sites
+        sums = [None if site is None else site.rows() for site in sites]
+        for i, p in enumerate(placements):
+            for x in sums:
+                if p.is_shard() and x is not None:
+                    torch.distributed.all_reduce(x, group=layout.mesh.get_group(i))
+        self._found["positions"] = [None if x is None else of_rows(x) for x in sums]
+        return self._found["positions"]
 
     def _factors(self, key: str, change: Callable[[int, Tensor], Tensor]) -> Sequence[Site | None]:
         """The sites from tensors that are made plain, each by its place."""
@@ -202,11 +201,6 @@ def _each(change: Callable[[Tensor], Tensor], g: Any) -> Any:
     if type(g) is tuple:
         return tuple(None if x is None else change(x) for x in g)
     return change(g)
-
-
-def _is_of_positions(placement: Any, rows: Rows, shape: Sequence[int]) -> bool:
-    """Whether a placement cuts positions, so that rows of each example are on all ranks."""
-    return type(rows) is First and placement.is_shard() and 0 < placement.dim < rows.dims
 
 
 def _slice(site: Site | None, layout: Layout) -> Site | None:

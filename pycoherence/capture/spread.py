@@ -38,12 +38,15 @@ from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner, identity, ids_like
 from pycoherence.capture.rows import Rows, rows_of
 from pycoherence.capture.rules import ELEMENTWISE, MOVEMENT, VIEW, rule_of
+from pycoherence.capture.sharded import Cuts
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import AffineSite, Site, of_rows
 
 
 class Broadcast(LayerRule):
     """`p.expand(shape)`, which does not vary along the dimension of the examples."""
+
+    cuts = Cuts(())
 
     def __init__(self, shape: tuple[int, ...], order: list[int], kept: int) -> None:
         self._shape, self._order, self._kept = shape, order, kept

@@ -197,6 +197,11 @@ def gathered(x: Tensor) -> Tensor:
     return waited(x.full_tensor() if is_dtensor(x) else x)
 
 
+def local_values(x: Tensor) -> Tensor:
+    """What this rank holds of a tensor, however it is distributed."""
+    return waited(x.to_local()) if is_dtensor(x) else x
+
+
 def waited(x: Tensor) -> Tensor:
     """A tensor that a collective gives, when it has come."""
     return x if type(x) in _PLAIN or not hasattr(x, "trigger_wait") else x.wait()  # pyright: ignore

@@ -1,6 +1,9 @@
 """Tensor parallelism: statistics and gradients are those of the model on one process."""
 
 import copy
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from support.ranks import needs_gloo, run_ranks
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import pycoherence as pc
 
@@ -53,6 +57,45 @@ class Twice(Net):
         return self.out(self.norm(x))
 
 
+class Derived(Net):
+    """Weights that are made of parameters, and one that is also used transposed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = distributed(self, x)
+        h = F.linear(x, self.up.weight * 2, self.up.bias)
+        y = F.linear(F.relu(h), self.down.weight.exp(), self.down.bias)
+        return whole(y @ self.up.weight.T)
+
+
+class Again(Net):
+    """Layers that run again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return self.down(F.relu(self.up(x)))
+
+        return self.out(self.norm(x + checkpoint(run, x, use_reentrant=False)))
+
+
+class Local(Net):
+    """A parameter that is put together where no mode sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.up.weight
+        return F.linear(x, weight.full_tensor() if hasattr(weight, "full_tensor") else weight)
+
+
+class Scaled(nn.Module):
+    """A norm that is written down."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * self.weight
+
+
 class Attention(nn.Module):
     """Heads on different ranks."""
 
@@ -89,9 +132,8 @@ class Words(nn.Module):
 class Sequence(nn.Module):
     """Norms on slices of the sequence."""
 
-    def __init__(self, rms: bool = False) -> None:
+    def __init__(self, norm: type[nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
-        norm = nn.RMSNorm if rms else nn.LayerNorm
         self.words, self.first, self.second = nn.Embedding(V, D), norm(D), norm(D)
         self.up, self.down, self.out = nn.Linear(D, 12), nn.Linear(12, D), nn.Linear(D, V)
 
@@ -99,6 +141,13 @@ class Sequence(nn.Module):
         x = self.words(ids)
         x = x + self.down(F.relu(self.up(self.first(x))))
         return self.out(self.second(x))
+
+
+class LateSequence(Sequence):
+    """The same with the batch in the second dimension."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids.mT).transpose(0, 1)
 
 
 def squares(model: nn.Module, x: Tensor) -> Tensor:
@@ -156,7 +205,7 @@ def left_sharded() -> dict[str, Any]:
     return {**of_words(), "classes": ColwiseParallel(use_local_output=False)}
 
 
-def of_sequence() -> dict[str, Any]:
+def of_sequence(dim: int = 1) -> dict[str, Any]:
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
@@ -164,21 +213,33 @@ def of_sequence() -> dict[str, Any]:
         SequenceParallel,
     )
 
-    cut = Shard(1)
+    cut = Shard(dim)
     return {
         "words": RowwiseParallel(input_layouts=Replicate(), output_layouts=cut),
-        "first": SequenceParallel(),
+        "first": SequenceParallel(sequence_dim=dim),
         "up": ColwiseParallel(input_layouts=cut),
         "down": RowwiseParallel(output_layouts=cut),
-        "second": SequenceParallel(),
+        "second": SequenceParallel(sequence_dim=dim),
         "out": ColwiseParallel(input_layouts=cut, output_layouts=Replicate()),
     }
+
+
+def distributed(model: nn.Module, x: Tensor, *placements: Any) -> Tensor:
+    """An input, distributed over the ranks that a model is."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    p = next(model.parameters())
+    if not hasattr(p, "device_mesh"):
+        return x
+    return distribute_tensor(x, p.device_mesh, placements or [Replicate()] * p.device_mesh.ndim)
 
 
 def whole(x: Any) -> Any:
     """All of what may be distributed."""
     if isinstance(x, Mapping):
         return {name: whole(value) for name, value in x.items()}
+    if isinstance(x, list):
+        return [whole(value) for value in x]
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
@@ -334,10 +395,100 @@ def run_left_sharded(rank: int) -> None:
 
 
 def run_sequence(rank: int) -> None:
-    for rms in (False, True):
-        pair = Pair(lambda rms=rms: Sequence(rms), of_sequence)
+    for norm in (nn.LayerNorm, nn.RMSNorm, Scaled):
+        pair = Pair(lambda norm=norm: Sequence(norm), of_sequence)
         check_statistics(pair, guesses, words())
         check_rules(pair, guesses, words(), pc.Winsorized(1), pc.Krum(1))
+    check_statistics(Pair(LateSequence, lambda: of_sequence(0)), guesses, words())
+
+
+def hooked(model: nn.Module, x: Tensor) -> Tensor:
+    modules = [module for module in model.modules() if not list(module.children())]
+    handles = [module.register_full_backward_hook(lambda *_: None) for module in modules]
+    loss = squares(model, x)
+    for handle in handles:
+        handle.remove()
+    return loss
+
+
+def run_derived(rank: int) -> None:
+    check_statistics(Pair(Derived, lambda: rows_and_columns(local=False)), squares, floats())
+    check_statistics(Pair(Again, rows_and_columns), squares, floats())
+    for make in (Net, Late):
+        check_statistics(Pair(make, lambda: rows_and_columns(local=False)), hooked, floats())
+    with pytest.raises(pc.UnsupportedError, match=r"bypassing"):
+        check_statistics(Pair(Local, rows_and_columns), squares, floats())
+
+
+def run_batches(rank: int) -> None:
+    """Rows of the batch on different ranks, and a mesh of two dimensions."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+
+    batch = floats(rows=6)
+    pair = Pair(Net, dict)
+    distribute_module(pair.ours, init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+
+    def rows(model: nn.Module, x: Tensor) -> Tensor:
+        return squares(model, distributed(model, x, Shard(0)))
+
+    check_statistics(pair, rows, batch)
+    check_rules(pair, rows, batch)
+
+    def part(name: str, module: nn.Module, mesh: Any) -> None:
+        for key, p in list(module.named_parameters(recurse=False)):
+            cut = {"up": Shard(0), "down": Shard(1)}.get(name if p.dim() > 1 else "", Replicate())
+            moved = distribute_tensor(p.detach(), mesh, [Replicate(), cut])
+            setattr(module, key, nn.Parameter(moved))
+
+    pair = Pair(Net, dict)
+    mesh = init_device_mesh("cpu", (1, torch.distributed.get_world_size()))
+    distribute_module(pair.ours, mesh, part)
+    check_statistics(pair, lambda model, x: squares(model, distributed(model, x)), batch)
+
+
+def run_traffic(rank: int) -> None:
+    """Nothing is gathered for factors of layers that are parallel, nor for norms on slices."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    for make, plan, loss, batch in (
+        (Net, rows_and_columns, squares, floats()),
+        (Sequence, of_sequence, guesses, words()),
+        (lambda: Sequence(Scaled), of_sequence, guesses, words()),
+    ):
+        pair = Pair(make, plan)
+        counts = []
+        for measured in (True, False):
+            with CommDebugMode() as comm:
+                if measured:
+                    with pc.collect(pair.ours, pc.SqNorms()):
+                        loss(pair.ours, batch).backward()
+                else:
+                    loss(pair.ours, batch).backward()
+            gathers = (n for op, n in comm.get_comm_counts().items() if "reduce_" not in str(op))
+            counts.append(sum(gathers))
+        assert counts[0] == counts[1]
+
+
+def run_verbs(rank: int) -> None:
+    """What else there is to do with a record and a model."""
+    pair = Pair(Net, rows_and_columns)
+    found = []
+    for model in (pair.ours, pair.alone):
+        x = floats(rows=6).transpose(0, 1).contiguous()
+        with pc.collect(model, pc.SqNorms(), pc.Moments(), group_size=2) as record:
+            pc.mark_examples(x, dim=1)
+            squares(model, x).backward()
+        copied = pickle.loads(pickle.dumps(record))
+        meter = pc.CoherenceMeter(model)
+        for _ in range(2):
+            meter.update(squares, floats())
+        ms = [copied.coherence().m, meter.compute().m]
+        found.append([record.sq_norms, torch.tensor(ms, dtype=torch.float64)])
+    same(*found)
+    pair.same_gradients()
+    assert not pc.verify(pair.ours, squares, floats()).failures
+    check_weighted_sum(pair, squares, floats())
 
 
 def run_short(rank: int) -> None:
@@ -356,3 +507,14 @@ def test_layers_by_columns_and_rows() -> None:
 @pytest.mark.parametrize("work", [run_mlps, run_words, run_left_sharded, run_sequence, run_short])
 def test_more(work: Any, world: int) -> None:
     run_ranks(world, work)
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_short_floats() -> None:
+    run_ranks(2, run_short)
+
+
+def test_nothing_is_imported_for_it() -> None:
+    code = "import sys, pycoherence; assert 'torch.distributed.tensor' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
