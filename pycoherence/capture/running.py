@@ -13,6 +13,7 @@ from pycoherence.ops.core.dispatch import forced_backend
 from pycoherence.sites import Site, Wish, count_nonzero, is_dtensor, joint, reduce_together
 
 _GRADIENT_ALONE = ("weighted_sum",)
+_NORMS = frozenset(("sq_norms", "gram"))
 
 
 class BackwardPass:
@@ -121,8 +122,13 @@ class BackwardPass:
             if request.factors:
                 results.factors[name] = Factors.of(site)
             total = reduced.weighted_sum
-            # A record reads what is there, and asks no other rank.
-            if total is not None and (request.sum_norms or is_dtensor(total)):
+            # A record has its own sum, but asks no other rank when it is read.
+            norms_of = request.sum_norms or (
+                "weighted_sum" in request.outputs
+                and not _NORMS.isdisjoint(request.outputs)
+                and is_dtensor(total)
+            )
+            if norms_of and total is not None:
                 results.sum_norms[name] = row_norms(total) if norms is None else norms
         if rule is not None:
             gradient, kept = self._aggregate(name, site, rule)

@@ -27,9 +27,8 @@ from pycoherence.capture.facts import (
     tensors,
 )
 from pycoherence.capture.rows import First
-from pycoherence.capture.torch_internals import before_distribution, is_leaf_of
+from pycoherence.capture.torch_internals import before_distribution, is_leaf_of, slice_of
 from pycoherence.capture.uses import LayerCall
-from pycoherence.errors import UnsupportedError
 from pycoherence.sites import (
     EmbeddingSite,
     Layout,
@@ -47,12 +46,13 @@ class Cuts(NamedTuple):
     """How the factors of a rule are cut where a parameter is.
 
     Attributes:
-        uses: Of each tensor that the rule keeps, whether `factors` looks at it.
+        uses: For each argument, the tensors that its site is made of: 0 is the output gradient, 1
+            the first that the rule keeps. `factors` gets `None` for others.
         by: For an argument and a dimension of it along which it may be cut, the tensors that then
-            are cut too, and along which dimension: 0 is the output gradient, 1 the first kept one.
+            are cut too, and along which dimension.
     """
 
-    uses: tuple[bool, ...]
+    uses: tuple[tuple[int, ...], ...]
     by: Mapping[tuple[int, int], Mapping[int, int]] = MappingProxyType({})
 
 
@@ -71,18 +71,8 @@ def layouts_of(
     layouts = [Layout.of(x) for x in values[call.inputs :]]
     for argument, layout in zip(call.arguments, layouts, strict=True):
         if argument is not None and layout is not None:
-            _expect_known(call.names, layout)
+            layout.expect_known(call.names)
     return layouts
-
-
-def _expect_known(names: Sequence[str], layout: Layout) -> None:
-    kinds = {type(p).__name__ for p in layout.placements} - {"Shard", "Replicate"}
-    if kinds:
-        raise UnsupportedError(
-            f"{', '.join(names)}: the parameter is distributed as {layout.placements}, and a "
-            f"slice of it by {', '.join(sorted(kinds))} is not known. What to do: distribute it "
-            "with Shard and Replicate, or freeze it with requires_grad_(False)."
-        )
 
 
 def sharded_factors(
@@ -105,9 +95,8 @@ class _Values:
         self._rule, self._rows = call.rule, call.rows
         self._g = g
         self._cuts: Cuts | None = call.rule.cuts
-        used = (True,) * len(kept) if self._cuts is None else self._cuts.uses
-        self._kept = [x if use else None for x, use in zip(kept, used, strict=True)]
-        self._found: dict[str, Sequence[Site | None]] = {}
+        self._kept = kept
+        self._found: dict[Any, Sequence[Site | None]] = {}
 
     def whole_gradient(self) -> Any:
         """The output gradient on each rank."""
@@ -116,43 +105,43 @@ class _Values:
     def site(self, i: int, layout: Layout | None) -> Site | None:
         """The site of an argument that is distributed in this way."""
         if layout is None:
-            return self._whole()[i]
+            return self._whole(i)
         cuts = {} if self._cuts is None else self._cuts.by
         if not layout.cuts:
-            summed = self._summed(layout)
-            site = self._whole()[i] if summed is None else summed[i]
+            site = self._summed(i, layout) or self._whole(i)
         elif all((i, d) in cuts for _, d in layout.cuts):
-            site = self._cut(layout, [cuts[i, d] for _, d in layout.cuts])[i]
+            site = self._cut(i, layout, [cuts[i, d] for _, d in layout.cuts])
         else:
-            site = _slice(self._whole()[i], layout)
+            site = _slice(self._whole(i), layout)
         return None if site is None else ShardedSite(site, layout)
 
-    def _whole(self) -> Sequence[Site | None]:
-        """The sites of whole parameters."""
-        return self._factors("whole", lambda _, x: gathered(x))
+    def _whole(self, i: int) -> Site | None:
+        """The site of a whole parameter."""
+        return self._factors(i, "whole", lambda _, x: gathered(x))[i]
 
-    def _cut(self, layout: Layout, cuts: Sequence[Mapping[int, int]]) -> Sequence[Site | None]:
-        """The sites of slices, from factors that are cut.
+    def _cut(self, i: int, layout: Layout, cuts: Sequence[Mapping[int, int]]) -> Site | None:
+        """The site of a slice, from factors that are cut.
 
         Args:
+            i: The argument.
             layout: How the parameter is distributed.
             cuts: For each dimension of the mesh over which it is cut, the factors that are.
         """
         from torch.distributed.tensor import Replicate, Shard
 
-        by_dim = {i: cut for (i, _), cut in zip(layout.cuts, cuts, strict=True)}
+        by_dim = {m: cut for (m, _), cut in zip(layout.cuts, cuts, strict=True)}
 
         def part(place: int, x: Tensor) -> Tensor:
             placements = [
-                Shard(by_dim[i][place] % x.dim()) if place in by_dim.get(i, ()) else Replicate()
-                for i in range(layout.mesh.ndim)
+                Shard(by_dim[m][place] % x.dim()) if place in by_dim.get(m, ()) else Replicate()
+                for m in range(layout.mesh.ndim)
             ]
             return local_part(x, layout.mesh, placements)
 
-        return self._factors(str(by_dim), part)
+        return self._factors(i, str(by_dim), part)[i]
 
-    def _summed(self, layout: Layout) -> Sequence[Site | None] | None:
-        """The sites of scales and shifts whose positions are cut, by sums over the ranks.
+    def _summed(self, i: int, layout: Layout) -> Site | None:
+        """The site of a scale or a shift whose positions are cut, by sums over the ranks.
 
         A row of so many numbers as the parameter has is less to send than all positions are.
 
@@ -174,25 +163,29 @@ class _Values:
                 return gathered(x)
             return local_part(x, layout.mesh, placements)
 
-        known = "positions" in self._found
-        sites = self._factors("positions", part)
-        if known:
-            return sites
-        sums = [None if site is None else site.rows() for site in sites]
-        for i, p in enumerate(placements):
-            for x in sums:
-                if p.is_shard() and x is not None:
-                    torch.distributed.all_reduce(x, group=layout.mesh.get_group(i))
-        self._found["positions"] = [None if x is None else of_rows(x) for x in sums]
-        return self._found["positions"]
+        site = self._factors(i, "positions", part)[i]
+        if site is None:
+            return None
+        rows = site.rows()
+        for m, p in enumerate(placements):
+            if p.is_shard():
+                torch.distributed.all_reduce(rows, group=layout.mesh.get_group(m))
+        return of_rows(rows)
 
-    def _factors(self, key: str, change: Callable[[int, Tensor], Tensor]) -> Sequence[Site | None]:
-        """The sites from tensors that are made plain, each by its place."""
-        found = self._found.get(key)
+    def _factors(
+        self, i: int, key: str, change: Callable[[int, Tensor], Tensor]
+    ) -> Sequence[Site | None]:
+        """The sites from tensors that are made plain, each by its place; that of `i` is right."""
+        places = range(1 + len(self._kept)) if self._cuts is None else self._cuts.uses[i]
+        known = (key, *places)
+        found = self._found.get(known)
         if found is None:
             g = _each(lambda x: change(0, x), self._g)
-            kept = [None if x is None else change(i + 1, x) for i, x in enumerate(self._kept)]
-            found = self._found[key] = self._rule.factors(self._rows, g, *kept)
+            kept = [
+                change(place, x) if x is not None and place in places else None
+                for place, x in enumerate(self._kept, 1)
+            ]
+            found = self._found[known] = self._rule.factors(self._rows, g, *kept)
         return found
 
 
@@ -239,9 +232,9 @@ def carried(x: Tensor, table: FactTable) -> Facts | None:
 def _source_of(x: Tensor, table: FactTable) -> tuple[Facts, tuple[int, ...]] | None:
     """The facts of the tensor that one was made of, and its shape."""
     if x.grad_fn is None:
-        if not is_dtensor(x) or type(x._local_tensor) is not Tensor:
+        local = slice_of(x) if is_dtensor(x) else None
+        if type(local) is not Tensor:
             return None
-        local = x._local_tensor
         for y, facts in table.alive():
             same = type(y) is Tensor and y.shape == local.shape and y.dtype == local.dtype
             if same and y.data_ptr() == local.data_ptr():

@@ -46,7 +46,7 @@ from pycoherence.sites import AffineSite, Site, of_rows
 class Broadcast(LayerRule):
     """`p.expand(shape)`, which does not vary along the dimension of the examples."""
 
-    cuts = Cuts(())
+    cuts = Cuts(((0,),))
 
     def __init__(self, shape: tuple[int, ...], order: list[int], kept: int) -> None:
         self._shape, self._order, self._kept = shape, order, kept

@@ -194,6 +194,11 @@ _DISTRIBUTIONS = frozenset(
 )
 
 
+def slice_of(x: Any) -> Tensor:
+    """The tensor of this rank that a distributed one holds, without a function of the graph."""
+    return x._local_tensor
+
+
 def is_distributing() -> bool:
     """Whether such a function is running, whose work is on the tensor of one rank."""
     if torch.is_grad_enabled():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from pycoherence.errors import UnsupportedError
 from pycoherence.ops import Reduced
 from pycoherence.sites._site import PARAMETER_SHAPED, Site
 
@@ -52,6 +53,20 @@ class Layout(NamedTuple):
         if not is_dtensor(x):
             return None
         return cls(x.device_mesh, tuple(x.placements), tuple(x.shape))
+
+    def expect_known(self, names: Sequence[str]) -> None:
+        """Refuse parameters that are distributed in another way than is known.
+
+        Raises:
+            UnsupportedError: They are.
+        """
+        kinds = {type(p).__name__ for p in self.placements} - {"Shard", "Replicate"}
+        if kinds:
+            raise UnsupportedError(
+                f"{', '.join(names)}: distributed as {self.placements}, of which a slice by "
+                f"{', '.join(sorted(kinds))} is not known. What to do: distribute the parameters "
+                "with Shard and Replicate, or freeze them with requires_grad_(False)."
+            )
 
     @property
     def cuts(self) -> list[tuple[int, int]]:

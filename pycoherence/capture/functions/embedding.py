@@ -16,7 +16,7 @@ class Embedding(LayerRule):
     """Rows of a table; each id is a row of the input."""
 
     features = 0
-    cuts = Cuts((True,), {(0, 1): {0: -1}})
+    cuts = Cuts(((0, 1),), {(0, 1): {0: -1}})
 
     def __init__(self, padding_idx: int | None) -> None:
         self._padding_idx = padding_idx

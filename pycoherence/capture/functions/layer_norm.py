@@ -17,7 +17,7 @@ from pycoherence.sites import AffineSite, Site
 class LayerNorm(LayerRule):
     """Normalised rows, scaled and shifted."""
 
-    cuts = Cuts((True, True, True, False, False))
+    cuts = Cuts(((0, 1, 2, 3),) * 2)
 
     def __init__(self, shape: Sequence[int], eps: float) -> None:
         self._shape, self._eps = list(shape), eps

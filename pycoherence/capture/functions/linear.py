@@ -18,7 +18,7 @@ from pycoherence.sites import AffineSite, LinearSite, Site
 class Linear(LayerRule):
     """`y = x W^T + b`, for rows of `I` features."""
 
-    cuts = Cuts((True, False), {(0, 0): {0: -1}, (0, 1): {1: -1}, (1, 0): {0: -1}})
+    cuts = Cuts(((0, 1), (0,)), {(0, 0): {0: -1}, (0, 1): {1: -1}, (1, 0): {0: -1}})
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Kept]:
         with untracked_views():

@@ -18,7 +18,7 @@ from pycoherence.sites import AffineSite, Site
 class RMSNorm(LayerRule):
     """Rows divided by the root of their mean square, and scaled."""
 
-    cuts = Cuts((True, False))
+    cuts = Cuts(((0, 1),))
 
     def __init__(self, shape: Sequence[int], eps: float | None) -> None:
         self._shape, self._eps = list(shape), eps

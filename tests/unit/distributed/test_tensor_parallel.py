@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pycoherence as pc
+from pycoherence.sites import Layout
 
 B, T, D, V = 5, 6, 6, 7
 
@@ -312,7 +313,8 @@ def check_statistics(pair: Pair, loss: Loss, batch: Any, **options: Any) -> None
         for name, parameter in expected.by_parameter.items():
             mine = ours.by_parameter[name]
             for key in ("sq_norms", "gram", "first_moment", "second_moment", "sign_sum"):
-                if hasattr(parameter, key):
+                # Signs of numbers near zero are those of rounding.
+                if hasattr(parameter, key) and not (key == "sign_sum" and "atol" in options):
                     same(getattr(mine, key), getattr(parameter, key), **options)
         if hasattr(expected, "sq_norms"):
             m = [r.coherence().m for r in records]
@@ -447,6 +449,18 @@ def run_batches(rank: int) -> None:
     check_statistics(pair, lambda model, x: squares(model, distributed(model, x)), batch)
 
 
+def run_refused(rank: int) -> None:
+    """A placement that is none of the usual ones."""
+    from torch.distributed.tensor.placement_types import Shard
+
+    class Strange(Shard):
+        pass
+
+    pair = Pair(Net, rows_and_columns)
+    with pytest.raises(pc.UnsupportedError, match=r"Strange is not known.*Shard and Replicate"):
+        Layout(pair.ours.up.weight.device_mesh, (Strange(0),), (4, 4)).expect_known(["up.weight"])
+
+
 def run_traffic(rank: int) -> None:
     """Nothing is gathered for factors of layers that are parallel, nor for norms on slices."""
     from torch.distributed.tensor.debug import CommDebugMode
@@ -465,7 +479,7 @@ def run_traffic(rank: int) -> None:
                         loss(pair.ours, batch).backward()
                 else:
                     loss(pair.ours, batch).backward()
-            gathers = (n for op, n in comm.get_comm_counts().items() if "reduce_" not in str(op))
+            gathers = (n for op, n in comm.get_comm_counts().items() if "gather" in str(op))
             counts.append(sum(gathers))
         assert counts[0] == counts[1]
 
@@ -503,10 +517,29 @@ def test_layers_by_columns_and_rows() -> None:
 
 @needs_gloo
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("work", [run_mlps, run_words, run_left_sharded, run_sequence, run_short])
-def test_more(work: Any, world: int) -> None:
-    run_ranks(world, work)
+@pytest.mark.parametrize("work", [run_mlps, run_words, run_sequence])
+def test_three_ranks(work: Any) -> None:
+    run_ranks(3, work)
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "work",
+    [
+        run_mlps,
+        run_words,
+        run_left_sharded,
+        run_sequence,
+        run_derived,
+        run_batches,
+        run_refused,
+        run_traffic,
+        run_verbs,
+    ],
+)
+def test_two_ranks(work: Any) -> None:
+    run_ranks(2, work)
 
 
 @needs_gloo

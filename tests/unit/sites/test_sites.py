@@ -171,3 +171,12 @@ def test_no_gradients_at_all(shape: tuple[int, ...]) -> None:
     assert site.rows().shape == (0, *shape)
     assert torch.equal(site.order("median", 0, False), torch.zeros(shape, dtype=torch.float64))
     assert joint([site, site]).rows().shape == (0, *shape)
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_rows_of_a_table(padding: int | None) -> None:
+    ids, g = torch.randint(5, (3, 4)), randn(3, 4, 2)
+    whole = EmbeddingSite(ids, g, 5, padding).rows()
+    for start, length in ((0, 3), (3, 2), (1, 1), (2, 0), (0, 5)):
+        part = EmbeddingSite(ids, g, 5, padding).narrowed(start, length).rows()
+        torch.testing.assert_close(part, whole[:, start : start + length])
