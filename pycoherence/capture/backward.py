@@ -21,6 +21,7 @@ from pycoherence.capture.torch_internals import (
     counted_gradients,
     graph_below,
     is_distribution,
+    is_post_backward,
     is_reentrant_checkpoint,
     leaves_below,
     run_engine,
@@ -48,6 +49,7 @@ class BackwardPasses:
         seen: Whether one over a captured call has begun.
         reruns: Whether layers may be run again in one.
         is_single: Whether a batch of one example has met parameters, as far as is known.
+        leaves: The tensors at which the gradients of the parameters arrive, by name.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class BackwardPasses:
         self.is_single = False
         self._model = model
         self._parameters = parameters
+        self.leaves: Mapping[str, Tensor] = parameters
         self._request = request
         self._results = results
         self._around = around
@@ -96,9 +99,15 @@ class BackwardPasses:
             )
         return self._pass
 
+    def learn(self, leaves: Mapping[str, Tensor]) -> None:
+        """Expect the gradients of some parameters at leaves that take their places."""
+        self.leaves = {**self.leaves, **leaves}
+        self._names |= {id(leaf): name for name, leaf in leaves.items()}
+
     def skip(self, name: str) -> None:
         """Let the gradients of a parameter bypass the capture."""
-        self._names.pop(id(self._parameters[name]), None)
+        for p in (self._parameters[name], self.leaves[name]):
+            self._names.pop(id(p), None)
         self._skipped.add(name)
 
     def run(
@@ -188,7 +197,7 @@ class BackwardPasses:
     def _asks_for_all(self, this: BackwardPass, inputs: Any) -> bool:
         """Whether all parameters that take part are asked for, for the first time."""
         known = {id(x) for x in tensors(inputs)}
-        wanted = all(id(self._parameters[name]) in known for name in this.names)
+        wanted = all(id(self.leaves[name]) in known for name in this.names)
         flat = isinstance(inputs, (Tensor, list, tuple))
         first = not self._finished & this.names and self._request.gradients
         return wanted and flat and bool(this.names) and first
@@ -287,8 +296,7 @@ class BackwardPasses:
                 return None if self._request.gradients else torch.zeros_like(g)
 
         handles = [
-            self._parameters[name].register_hook(functools.partial(hook, name))
-            for name in this.names
+            self.leaves[name].register_hook(functools.partial(hook, name)) for name in this.names
         ]
         try:
             yield
@@ -300,7 +308,7 @@ class BackwardPasses:
     def _counted(self, this: BackwardPass) -> Iterator[None]:
         """Notice gradients that bypass the capture, from passes that are not seen."""
         self._expected = set(this.names if this.accumulate else ())
-        with counted_gradients(self._parameters) as counts:
+        with counted_gradients(self.leaves) as counts:
             yield
         past = [
             name
@@ -340,7 +348,7 @@ class BackwardPasses:
                 if isinstance(call, LayerCall) and call.sink is self:
                     calls[call.number] = call.names
                     continue
-                self.reruns = self.reruns or not is_distribution(node)
+                self.reruns = self.reruns or not (is_distribution(node) or is_post_backward(node))
             past: list[str] = []
             if leaves:
                 past = [self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names]

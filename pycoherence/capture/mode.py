@@ -45,6 +45,7 @@ from pycoherence.capture.facts import (
 )
 from pycoherence.capture.layer import LayerRule, apply_layer
 from pycoherence.capture.meeting import meet
+from pycoherence.capture.model import modules_of
 from pycoherence.capture.outside import NESTED, SPARSE, VMAP, Outside, kind_of
 from pycoherence.capture.owners import owners_of, written_owner
 from pycoherence.capture.propagation import JOINED, dims_of_owner, joined
@@ -72,10 +73,12 @@ from pycoherence.capture.torch_internals import (
     is_distributing,
     is_hooked,
     is_in_custom_function,
+    is_post_backward,
     kept_by,
     leaves_below,
     saved_as_they_are,
 )
+from pycoherence.capture.unsharded import Unsharded
 from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
 from pycoherence.capture.wrappers import expect_no_sync, note_averaged
 from pycoherence.errors import UnsupportedError
@@ -150,6 +153,10 @@ class Capture:
         is_parameter = Facts(PARAMETERS)
         for p in parameters.values():
             self._facts.put(p, is_parameter)
+        self._unsharded: Unsharded | None = None
+        if any(type(p) is not nn.Parameter for p in parameters.values()):
+            self._unsharded = Unsharded.of(module for _, module in modules_of(model))
+            self._learn()
 
     @property
     def whole(self) -> Results:
@@ -187,10 +194,14 @@ class Capture:
         if rule.kind == ATTRIBUTE:
             if func not in BACKWARD:
                 return func(*args, **kwargs)
-            return self.passes.run(self._mode, func, args, kwargs, self.names_of)
+            return self._run(func, args, kwargs)
         if func is torch.autograd.grad or func is torch.autograd.backward:
-            return self.passes.run(self._mode, func, args, kwargs, self.names_of)
+            return self._run(func, args, kwargs)
         return self.dispatch(func, args, kwargs, rule)
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._learn()  # those that no function has used
+        return self.passes.run(self._mode, func, args, kwargs, self.names_of)
 
     def measure(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
         """Run a backward pass that leaves the gradients of the model alone."""
@@ -345,6 +356,11 @@ class Capture:
         return all(id(leaf) in self._names for leaf in leaves_below(x))
 
     def _from_outside(self, x: Tensor) -> Facts:
+        if self._unsharded is not None and isinstance(x, nn.Parameter):
+            self._learn()
+            found = self._facts.get(x)
+            if found is not None:
+                return found
         return self._outside.facts(x, self.count, self._facts.batch_first)
 
     def _unseen(self, x: Tensor) -> Facts:
@@ -353,13 +369,27 @@ class Capture:
             return carried(x, self._facts) or self._from_outside(x)
         return self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
 
+    def _learn(self) -> None:
+        """Take the leaves that FSDP2 has made since for the parameters they stand for."""
+        found = () if self._unsharded is None else self._unsharded.appeared()
+        names = [(self._names.get(id(sharded)), leaf) for sharded, leaf in found]
+        leaves = {name: leaf for name, leaf in names if name is not None}
+        for name, leaf in leaves.items():
+            self._names[id(leaf)] = name
+            self._facts.put(leaf, Facts(PARAMETERS))
+        if leaves:
+            self.passes.learn(leaves)
+
     def _behind_hook(self, x: Tensor) -> Facts:
         """The facts of a module's output that its backward hooks have wrapped, unseen."""
         for y, facts in self._facts.alive():
             same = y is not x and y.shape == x.shape and y.dtype == x.dtype
-            if same and y.data_ptr() == x.data_ptr():
+            if same and y.stride() == x.stride() and y.data_ptr() == x.data_ptr():
                 if facts.kind != PARAMETERS:
                     return facts
+                if is_post_backward(x.grad_fn):
+                    # Past its node, which frees the module's parameters when a gradient comes.
+                    return Facts(PARAMETERS, derived=facts.derived or Derived(y, None))
                 recipe = Recipe(Tensor.contiguous, (y,), {}, version_of(y), 0, version_of(x))
                 return Facts(PARAMETERS, derived=Derived(x, recipe))
         return self._from_outside(x)
@@ -404,9 +434,10 @@ class Capture:
         """Measure parameters no longer: they count as constants."""
         for name in names:
             self.results.skipped.append(name)
-            self._facts.put(self.parameters[name], IS_CONSTANT)
-            self._names.pop(id(self.parameters[name]), None)
-            self._leaves.pop(id(self.parameters[name]), None)
+            for p in {id(p): p for p in (self.parameters[name], self.passes.leaves[name])}.values():
+                self._facts.put(p, IS_CONSTANT)
+                self._names.pop(id(p), None)
+                self._leaves.pop(id(p), None)
             self.passes.skip(name)
 
     def _look_for_batch(self, seen: list[tuple[Tensor, Facts]]) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pycoherence.capture.blocks import expect_not_compiling
+from pycoherence.capture.unsharded import sharded
 from pycoherence.errors import UnsupportedError
 
 MIXES = "batch statistics mix the examples, so that none has a gradient of its own"
@@ -101,7 +102,7 @@ def trained_parameters(modules: Modules) -> dict[str, nn.Parameter]:
                 seen.add(id(p))
                 if p.requires_grad:
                     found[ahead + name] = p
-    return found
+    return sharded(found, (module for _, module in modules))
 
 
 def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -43,7 +43,7 @@ def _run(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) -> int
             "gradients enabled, and give activation checkpointing use_reentrant=False"
         )
     names = results.measured or [n for n in capture.parameters if n not in results.skipped]
-    leaves = [capture.parameters[name] for name in sorted(names)]
+    leaves = [capture.passes.leaves[name] for name in sorted(names)]
     capture.measure(loss, leaves)
     capture.forget()
     assert results.batch_size is not None

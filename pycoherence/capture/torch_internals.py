@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Variable, _make_grads
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
@@ -169,8 +169,11 @@ _APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 def is_hooked(x: Tensor) -> bool:
-    """Whether a tensor is the input or output of a module, wrapped for its backward hooks."""
-    return type(x.grad_fn).__name__ == _HOOKED
+    """Whether a tensor is the input or output of a module, wrapped for its backward hooks.
+
+    FSDP2 wraps the inputs of a module in a custom Function of its own, which no mode sees either.
+    """
+    return type(x.grad_fn).__name__ == _HOOKED or is_post_backward(x.grad_fn)
 
 
 _HOOKED = "BackwardHookFunctionBackward"
@@ -218,7 +221,7 @@ def before_distribution(node: Any, output: int) -> tuple[Any, int]:
     while node is not None:
         if is_distribution(node):
             node, output = node.next_functions[0]
-        elif type(node).__name__ == _HOOKED:
+        elif type(node).__name__ == _HOOKED or is_post_backward(node):
             node, output = node.next_functions[output]
         else:
             break
@@ -233,6 +236,11 @@ def is_leaf_of(x: Tensor, node: Any) -> bool:
 def note_of(node: Any) -> dict[int, Any]:
     """A place on a node of the graph for what is known of its outputs, by their number."""
     return node.metadata.setdefault(_COUNTER, {})
+
+
+def is_post_backward(node: Any) -> bool:
+    """Whether FSDP2 has put a node into the graph, by which its backward pass frees parameters."""
+    return type(node).__name__ == "RegisterPostBackwardFunctionBackward"
 
 
 def has_captured(root: Tensor) -> bool:
@@ -303,3 +311,50 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
 
 
 _COUNTER = "pycoherence"
+
+
+class ShardedParameter:
+    """A parameter that FSDP2 manages, over its record of it.
+
+    Only this record knows both the DTensor that lasts and the leaf that takes its place while
+    layers run: a module shows one of them at a time.
+    """
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    @property
+    def sharded(self) -> nn.Parameter:
+        """The DTensor that the optimizer steps."""
+        return self._record.sharded_param
+
+    @property
+    def whole(self) -> nn.Parameter | None:
+        """The leaf in its place, which is made once, by the first all-gather."""
+        return getattr(self._record, "_unsharded_param", None)
+
+    @property
+    def stand_ins(self) -> list[nn.Parameter]:
+        """All that modules may hold in its place; one more with `reshard_after_forward=int`."""
+        names = "_unsharded_param", "_sharded_post_forward_param"
+        found = (getattr(self._record, name, None) for name in names)
+        return [p for p in found if p is not None]
+
+
+def fully_sharded(modules: Iterable[nn.Module]) -> list[ShardedParameter]:
+    """The parameters that FSDP2 manages in some modules, each once."""
+    # It takes seconds to import, and who has not done so has no such module.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    kind = None if fsdp is None else getattr(fsdp, "FSDPModule", None)
+    if kind is None:
+        return []
+    # Modules that were given to `fully_shard` together share a state.
+    found: list[Any] = [module for module in modules if isinstance(module, kind)]
+    states = {id(state): state for state in (module._get_fsdp_state() for module in found)}
+    groups: list[Any] = []
+    for state in states.values():
+        several = getattr(state, "_fsdp_param_groups", None)  # one, before torch 2.12
+        groups += [state._fsdp_param_group] if several is None else several
+    return [ShardedParameter(p) for group in groups if group is not None for p in group.fsdp_params]
