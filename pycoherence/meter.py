@@ -1,5 +1,6 @@
 """The coherence of a sample that is larger than a batch."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from pycoherence.capture import (
     LossFn,
     OnUnsupported,
     Request,
+    lasting_parameters,
     like_parameter,
     per_example,
     run_pass,
@@ -22,7 +24,7 @@ from pycoherence.record import (
     check_loss_reduction,
     check_on_unsupported,
 )
-from pycoherence.sites import gathered, local_values
+from pycoherence.sites import gathered
 from pycoherence.statistics import Coherence
 
 
@@ -81,6 +83,7 @@ class CoherenceMeter:
         self._totals = {name: _zeros(p, ()) for name, p in self._parameters.items()}
         self._versions: dict[str, tuple[int, bool]] | None = None
         self._point: dict[str, Tensor] | None = None
+        self._shards: dict[str, Tensor] | None = None  # no other process has the same ones
 
     def __repr__(self) -> str:
         return f"CoherenceMeter(n={self._n}, parameters={len(self._parameters)})"
@@ -105,10 +108,11 @@ class CoherenceMeter:
         """
         if self._n == 0:
             self.reset()
-        parameters = dict(self._model.named_parameters())
+        parameters = lasting_parameters(self._model)
         versions = {name: (p._version, p.requires_grad) for name, p in parameters.items()}
-        point = {name: _sample(p) for name, p in parameters.items()}
-        if self._versions not in (None, versions) or not _agree(self._point, point):
+        point, shards = _samples(parameters)
+        agree = _agree(self._point, point) and _agree(self._shards, shards)
+        if self._versions not in (None, versions) or not agree:
             raise RuntimeError(
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
@@ -121,7 +125,7 @@ class CoherenceMeter:
             self._sums[name].add_(gathered(gradient), alpha=scale)  # in float64, without a copy
             self._totals[name] += norms[name].double().sum() * scale**2
         self._n += batch_size
-        self._versions, self._point = versions, point
+        self._versions, self._point, self._shards = versions, point, shards
 
     def compute(self) -> Coherence:
         """The coherence of all examples so far.
@@ -175,7 +179,7 @@ class CoherenceMeter:
         if not any(sizes):
             return
         first = next(rank for rank, n in enumerate(sizes) if n)
-        point = self._point or {n: _sample(p) for n, p in self._model.named_parameters()}
+        point = self._point or _samples(dict(self._model.named_parameters()))[0]
         shared = {name: ranks.first(x, first) for name, x in point.items()}
         agree = ranks.step("whether the weights agree", [_agree(point, shared)])
         if not all(one for (one,) in agree):
@@ -263,10 +267,20 @@ def measure(
     return batch_size, sums, norms
 
 
-def _sample(parameter: Tensor) -> Tensor:
-    """Some values, since some optimizers, and writes through `.data`, leave no new version."""
-    parameter = local_values(parameter.detach())
-    return parameter.flatten()[:: max(1, parameter.numel() // 64)].cpu().clone()
+def _samples(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Some values, since some optimizers, and writes through `.data`, leave no new version.
+
+    Returns:
+        Those of parameters that this process holds, and those of its shards of others.
+    """
+    local = {name: getattr(p, "to_local", None) for name, p in parameters.items()}  # of a DTensor
+    whole = {name: _sample(p) for name, p in parameters.items() if local[name] is None}
+    shards = {name: _sample(own()) for name, own in local.items() if own is not None}
+    return whole, shards
+
+
+def _sample(x: Tensor) -> Tensor:
+    return x.detach().flatten()[:: max(1, x.numel() // 64)].cpu().clone()
 
 
 def _agree(a: dict[str, Tensor] | None, b: dict[str, Tensor] | None) -> bool:

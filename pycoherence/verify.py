@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pycoherence.capture import LossFn, tracked_parameters, without_sync
+from pycoherence.capture import (
+    LossFn,
+    check_not_sharded,
+    tracked_parameters,
+    without_sync,
+)
 from pycoherence.errors import VerificationError
 from pycoherence.meter import measure
 from pycoherence.ranks import Group, ranks_of
@@ -82,7 +87,8 @@ def verify(
         TypeError: `group_size` is not an integer.
         VerificationError: An error is larger than `rtol`; the message lists the parameters. Or no
             tensor of the batch has the rows of the examples that the capture has found.
-        UnsupportedError: See `pycoherence.collect`.
+        UnsupportedError: See `pycoherence.collect`; or `torch.distributed.fsdp.fully_shard`
+            has sharded the model.
 
     Cost: One forward and backward pass for each example; memory of two gradients.
 
@@ -123,6 +129,11 @@ def _compare(
 ) -> dict[str, tuple[float, float]]:
     """The errors of squared norms and of the gradient, by parameter."""
     parameters = tracked_parameters(model)
+    check_not_sharded(
+        model,
+        "verify takes example by example, and all processes would have to take equally many. "
+        "What to do: verify the model before fully_shard.",
+    )
     group_size = check_group_size(group_size)
     fallback = check_on_unsupported(on_unsupported, skip=False)
     size, sums, norms = measure(model, loss_fn, batch, group_size, fallback)

@@ -13,7 +13,12 @@ from pycoherence.capture.custom import register_site
 from pycoherence.capture.layer import LayerRule
 from pycoherence.capture.marks import mark_examples
 from pycoherence.capture.mode import Capture
-from pycoherence.capture.model import check_batch_norm, tracked_parameters
+from pycoherence.capture.model import (
+    check_batch_norm,
+    check_not_sharded,
+    lasting_parameters,
+    tracked_parameters,
+)
 from pycoherence.capture.passes import LossFn, run_pass
 from pycoherence.capture.request import (
     Aggregate,
@@ -46,9 +51,11 @@ __all__ = [
     "Shape",
     "check_batch_norm",
     "check_loss_scale",
+    "check_not_sharded",
     "close_blocks",
     "expect_unchanged",
     "functions",
+    "lasting_parameters",
     "like_parameter",
     "mark_examples",
     "per_example",

@@ -4,7 +4,7 @@ Reading order: `see` -> `dispatch` -> one of `_propagate` (no parameter takes pa
 `_derive` (no example does) and `meeting.meet` (both do).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import Any, NoReturn
@@ -45,7 +45,7 @@ from pycoherence.capture.facts import (
 )
 from pycoherence.capture.layer import LayerRule, apply_layer
 from pycoherence.capture.meeting import meet
-from pycoherence.capture.model import modules_of
+from pycoherence.capture.model import expect_no_pipeline, modules_of
 from pycoherence.capture.outside import NESTED, SPARSE, VMAP, Outside, kind_of
 from pycoherence.capture.owners import owners_of, written_owner
 from pycoherence.capture.propagation import JOINED, dims_of_owner, joined
@@ -64,6 +64,7 @@ from pycoherence.capture.rules import (
     rule_of,
 )
 from pycoherence.capture.sharded import carried, layouts_of
+from pycoherence.capture.spread import replaced
 from pycoherence.capture.torch_internals import (
     CustomNode,
     active,
@@ -78,7 +79,7 @@ from pycoherence.capture.torch_internals import (
     leaves_below,
     saved_as_they_are,
 )
-from pycoherence.capture.unsharded import Unsharded
+from pycoherence.capture.unsharded import Unsharded, refuse_sharded
 from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
 from pycoherence.capture.wrappers import expect_no_sync, note_averaged
 from pycoherence.errors import UnsupportedError
@@ -200,8 +201,13 @@ class Capture:
         return self.dispatch(func, args, kwargs, rule)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        expect_no_pipeline()
         self._learn()  # those that no function has used
-        return self.passes.run(self._mode, func, args, kwargs, self.names_of)
+        self._expect_not_sharded(self.parameters)
+        found = self.passes.run(self._mode, func, args, kwargs, self.names_of)
+        if self._unsharded is not None and not self.passes.running:
+            self._unsharded.expect_reduced(self.parameters)
+        return found
 
     def measure(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
         """Run a backward pass that leaves the gradients of the model alone."""
@@ -313,7 +319,9 @@ class Capture:
         found = entry[1] if entry is not None and entry[0]() is x else None
         if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
             # Nothing that was seen has made it, or made it a part of the graph.
-            if found is IS_MADE and self._is_of_parameters(x):
+            if is_hooked(x):
+                found = self._behind_hook(x)
+            elif found is IS_MADE and self._is_of_parameters(x):
                 found = Facts(PARAMETERS, derived=Derived(x, None))
             else:
                 found = self._unseen(x)
@@ -377,7 +385,8 @@ class Capture:
         for name, leaf in leaves.items():
             self._names[id(leaf)] = name
             self._facts.put(leaf, Facts(PARAMETERS))
-        if leaves:
+        if leaves and self._unsharded is not None:
+            self._unsharded.names.update(leaves)
             self.passes.learn(leaves)
 
     def _behind_hook(self, x: Tensor) -> Facts:
@@ -731,6 +740,8 @@ class Capture:
         rule: Rule,
         seen: list[tuple[Tensor, Facts]],
     ) -> Any:
+        if self._unsharded is not None:
+            args, kwargs, seen = _unwrapped(args, kwargs, seen)
         foreign = [x for x, f in seen if f.kind == FOREIGN and x.is_floating_point()]
         if foreign:
             self._begin(func, seen)
@@ -886,6 +897,14 @@ class Capture:
             expect_no_autocast(x, self.refuse)
         if not self.request.gradients:
             expect_no_sync(self.refuse)
+            self._expect_not_sharded(self.used)
+
+    def _expect_not_sharded(self, names: Iterable[str]) -> None:
+        """Refuse gradients that are made after the pass, if FSDP2 reduces them in it."""
+        request, unsharded = self.request, self._unsharded
+        later = not request.gradients and not request.outputs  # and not only measured
+        if later and unsharded is not None and not unsharded.names.isdisjoint(names):
+            refuse_sharded(unsharded.names.intersection(names), self.function)
 
     def leave(self, error: type[BaseException] | None) -> None:
         """End the block for the other processes too; an error here is told to them.
@@ -993,6 +1012,22 @@ class Capture:
             "keep the batch first in every input, or say with pc.mark_examples(x, dim=...) which "
             "dimension it is; dim=None says that all examples share x",
         )
+
+
+def _unwrapped(args: Any, kwargs: Any, seen: list[tuple[Tensor, Facts]]) -> tuple[Any, Any, Any]:
+    """Arguments without the node by which FSDP2 frees the parameters of a module.
+
+    What is made of parameters alone takes its gradients back in a pass of its own, in which that
+    node would come too early.
+    """
+    new = {
+        id(x): f.derived.source
+        for x, f in seen
+        if f.derived is not None and is_post_backward(x.grad_fn)
+    }
+    if not new:
+        return args, kwargs, seen
+    return replaced(args, new), replaced(kwargs, new), [(new.get(id(x), x), f) for x, f in seen]
 
 
 def info_of(p: Tensor) -> ParameterInfo:

@@ -1,13 +1,15 @@
 """Which parameters of a model are measured, and which models cannot be."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pycoherence.capture.blocks import expect_not_compiling
+from pycoherence.capture.torch_internals import fully_sharded, is_in_pipeline
 from pycoherence.capture.unsharded import sharded
 from pycoherence.errors import UnsupportedError
 
@@ -105,6 +107,12 @@ def trained_parameters(modules: Modules) -> dict[str, nn.Parameter]:
     return sharded(found, (module for _, module in modules))
 
 
+def lasting_parameters(model: nn.Module) -> Mapping[str, nn.Parameter]:
+    """All parameters of a model by name, in the form that lasts from one pass to the next."""
+    modules = (module for _, module in modules_of(model))
+    return sharded(dict(model.named_parameters()), modules)
+
+
 def tracked_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a model that require a gradient, by name.
 
@@ -146,16 +154,70 @@ def check_batch_norm(model: nn.Module) -> None:
 
 
 def check_parallel(modules: Modules) -> None:
-    """Refuse modules whose layers run in threads of their own, which no mode sees.
+    """Refuse modules whose layers run, or whose gradients are made, where it is not seen.
 
     Raises:
         UnsupportedError: One is such a model.
     """
-    for path, module in modules:
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+    kinds = {kind: found for kind in {type(m) for _, m in modules} if (found := _wrapper(kind))}
+    for path, module in modules if kinds else ():
+        name = kinds.get(type(module))
+        several = not isinstance(module, nn.DataParallel) or len(module.device_ids) > 1
+        if name is not None and several:
             where = f"module {path!r}" if path else "the model itself"
-            raise UnsupportedError(
-                f"{where} (DataParallel): its layers run as copies, in threads where they are not "
-                "seen. What to do: use torch.nn.parallel.DistributedDataParallel, which runs a "
-                "process for each device, or put its .module on one device."
-            )
+            why, fix = _WRAPPERS[name]
+            raise UnsupportedError(f"{where} ({name}): {why}. What to do: {fix}.")
+
+
+_WRAPPERS = {
+    "DataParallel": (
+        "its layers run as copies, in threads where they are not seen",
+        "use torch.nn.parallel.DistributedDataParallel, which runs a process for each device, or "
+        "put its .module on one device",
+    ),
+    "FullyShardedDataParallel": (
+        "its layers use views of one flat parameter, at which all gradients arrive together",
+        "shard the model with torch.distributed.fsdp.fully_shard instead, which keeps parameters "
+        "apart",
+    ),
+    "DeepSpeedEngine": (
+        "it splits parameters and takes their gradients by hooks of its own",
+        "measure a plain copy of the model, or train it with torch.distributed.fsdp.fully_shard or "
+        "torch.nn.parallel.DistributedDataParallel",
+    ),
+}
+"""What wraps a model, by the name of its class, so that nothing is imported to tell."""
+
+
+@lru_cache(256)
+def _wrapper(kind: type[nn.Module]) -> str | None:
+    """The name of the wrapper that a class is, or is made of."""
+    return next((c.__name__ for c in kind.__mro__ if c.__name__ in _WRAPPERS), None)
+
+
+def expect_no_pipeline() -> None:
+    """Refuse a backward pass of a pipeline, which is one of several over one batch.
+
+    Raises:
+        UnsupportedError: A schedule of `torch.distributed.pipelining` is running.
+    """
+    if is_in_pipeline():
+        raise UnsupportedError(
+            "torch.distributed.pipelining: a schedule runs several forward and backward passes of "
+            "a stage, over parts of the batch. What to do: measure a copy of the whole model, or "
+            "shard it with torch.distributed.fsdp.fully_shard instead."
+        )
+
+
+def check_not_sharded(model: nn.Module, what: str) -> None:
+    """Refuse a model of FSDP2.
+
+    Args:
+        model: Any module.
+        what: The purpose for which it is refused, and the way out.
+
+    Raises:
+        UnsupportedError: It is one.
+    """
+    if fully_sharded(module for _, module in modules_of(model)):
+        raise UnsupportedError(f"torch.distributed.fsdp.fully_shard has sharded the model: {what}")

@@ -168,6 +168,18 @@ def is_in_custom_function() -> bool:
 _APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
+def is_in_pipeline() -> bool:
+    """Whether a stage of `torch.distributed.pipelining` is running; seen on the stack."""
+    if "torch.distributed.pipelining" not in sys.modules:
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.pipelining.stage":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def is_hooked(x: Tensor) -> bool:
     """Whether a tensor is the input or output of a module, wrapped for its backward hooks.
 
@@ -320,10 +332,10 @@ class ShardedParameter:
     layers run: a module shows one of them at a time.
     """
 
-    __slots__ = ("_record",)
+    __slots__ = ("_group", "_record")
 
-    def __init__(self, record: Any) -> None:
-        self._record = record
+    def __init__(self, record: Any, group: Any) -> None:
+        self._record, self._group = record, group
 
     @property
     def sharded(self) -> nn.Parameter:
@@ -334,6 +346,12 @@ class ShardedParameter:
     def whole(self) -> nn.Parameter | None:
         """The leaf in its place, which is made once, by the first all-gather."""
         return getattr(self._record, "_unsharded_param", None)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a gradient is still at the leaf, though each pass should take it from there."""
+        whole = self.whole
+        return whole is not None and whole.grad is not None and self._group.reduce_grads
 
     @property
     def stand_ins(self) -> list[nn.Parameter]:
@@ -357,4 +375,5 @@ def fully_sharded(modules: Iterable[nn.Module]) -> list[ShardedParameter]:
     for state in states.values():
         several = getattr(state, "_fsdp_param_groups", None)  # one, before torch 2.12
         groups += [state._fsdp_param_group] if several is None else several
-    return [ShardedParameter(p) for group in groups if group is not None for p in group.fsdp_params]
+    groups = [group for group in groups if group is not None]
+    return [ShardedParameter(p, group) for group in groups for p in group.fsdp_params]

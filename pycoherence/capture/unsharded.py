@@ -5,10 +5,12 @@ fills. Shortly before the layers run it puts a plain leaf in its place, always t
 gives that its storage; the gradients of autograd arrive there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 from torch import nn
 
+from pycoherence.capture.errors import unsupported
 from pycoherence.capture.torch_internals import ShardedParameter, fully_sharded
 
 
@@ -17,10 +19,15 @@ class Unsharded:
 
     Args:
         modules: All modules of the model.
+
+    Attributes:
+        names: The tracked parameters of which the capture has learned the leaf.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._waiting = fully_sharded(modules)
+        self.names: set[str] = set()
+        self._every = fully_sharded(modules)
+        self._waiting = self._every
 
     def appeared(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The parameters that have got their leaf since this was asked last, and the leaves."""
@@ -29,11 +36,40 @@ class Unsharded:
             self._waiting = [p for p in self._waiting if p.whole is None]
         return found
 
+    def expect_reduced(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Raise if FSDP2 has left gradients where they arrived.
+
+        Raises:
+            UnsupportedError: They came to a group of parameters when it was done with them.
+        """
+        left = {id(p.sharded) for p in self._every if p.is_left}
+        names = [name for name, p in parameters.items() if id(p) in left]
+        if names:
+            raise unsupported(
+                names,
+                None,
+                "torch.distributed.fsdp.fully_shard was done with its parameters before their "
+                "gradient came, which is not in .grad",
+                "call fully_shard on the model itself too, and not on modules that make what they "
+                "return of parameters alone",
+            )
+
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> "Unsharded | None":
         """Those of a model; `None` if FSDP2 has no part in it."""
         found = cls(modules)
         return found if found._waiting else None
+
+
+def refuse_sharded(names: Iterable[str], function: Callable[..., Any] | None) -> NoReturn:
+    """Refuse parameters whose gradients would be made when FSDP2 takes them no more."""
+    raise unsupported(
+        sorted(names),
+        function,
+        "torch.distributed.fsdp.fully_shard reduces gradients in the backward pass, and those of a "
+        "rule over whole examples are made after it",
+        "give group=, or use a rule over coordinates",
+    )
 
 
 def sharded(
