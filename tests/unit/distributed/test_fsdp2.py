@@ -184,7 +184,7 @@ def check_measures(rank: int) -> None:
     own = both.batches(0)[rank]
     meters = pc.CoherenceMeter(both.model), pc.CoherenceMeter(both.plain)
     for step in range(2):
-        for meter, model in zip(meters, (both.model, both.plain), strict=True):
+        for meter in meters:
             meter.update(loss, both.batches(step)[rank])
         both.model(own[0])
     found, expected = (meter.compute() for meter in meters)
@@ -225,3 +225,167 @@ def run_basics(rank: int) -> None:
 @needs_gloo
 def test_two_processes() -> None:
     run_ranks(2, run_basics)
+
+
+def check_options(rank: int) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.tensor import Shard
+
+    Sharded(net(), reshard_after_forward=False).check(0, 1)
+    Sharded(net(Times), 2, 5, shard_placement_fn=lambda p: Shard(p.dim() - 1)).check(0)
+    for sizes in ((1, 3), (1, 1)):
+        Sharded(net(Recomputed), *sizes).check(0, 1)
+    whole = net()
+    kept = Sharded(whole, 4, 5, ignored_params=set(whole.twice.parameters()))
+    kept.clear()
+    own = kept.batches(0)[rank]
+    with pc.collect(kept.model, pc.SqNorms()) as found:
+        loss(kept.model, own).backward()
+    with pc.collect(kept.plain, pc.SqNorms()) as expected:
+        loss(kept.plain, own).backward()
+    torch.testing.assert_close(found.sq_norms, expected.sq_norms)
+    for name in ("twice.0.weight", "twice.0.bias"):
+        torch.testing.assert_close(kept.shards[name].grad, kept.plain.get_parameter(name).grad)
+    # Half precision: the same numbers as of a copy in it, whose gradients are then averaged.
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    half = Sharded(net(Times).float(), mp_policy=policy)
+    half.plain.bfloat16()
+    half.check(0, rtol=2e-2, atol=4e-3)
+
+
+def check_accumulation(rank: int) -> None:
+    both = Sharded(net(), 4, 2)
+    both.model.set_requires_gradient_sync(False)
+    both.clear()
+    for step in range(2):
+        both.model.set_requires_gradient_sync(step == 1)
+        batches = both.batches(step)
+        with pc.collect(both.model, pc.SqNorms()) as found:
+            loss(both.model, batches[rank]).backward()
+        apart = copy.deepcopy(both.plain)
+        with pc.collect(apart, pc.SqNorms()) as expected:
+            loss(apart, batches[rank]).backward()
+        torch.testing.assert_close(found.sq_norms, expected.sq_norms)
+        for batch in batches:
+            (loss(both.plain, batch) / len(batches)).backward()
+    both.check_gradients()
+    both.model.set_reshard_after_backward(False)
+    both.check(0, 1)
+
+
+def check_wrapped(rank: int) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    words = net()
+    words.first, words.twice = checkpoint_wrapper(words.first), checkpoint_wrapper(words.twice)
+    both = Sharded(words, 4, 5)
+    both.check(0, 1)
+    both.check_rule(pc.TrimmedMean(1))
+    tied = Sharded(net(Recomputed), 4, 5)
+    tied.check(0)
+    tied.check_rule(pc.Median())
+
+
+class Odd(Words):
+    """A function that nobody has described."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.first(torch.linalg.solve(self.unused.weight, self.embed(ids).mT).mT)
+        return F.linear(self.twice(x), self.embed.weight)
+
+
+def check_skipped(rank: int) -> None:
+    both = Sharded(net(Odd))
+    both.model.unused.unshard()
+    own = both.batches(0)[rank]
+    with pc.collect(both.plain, pc.SqNorms(), on_unsupported="skip") as expected:
+        loss(both.plain, own).backward()
+    with pc.collect(both.model, pc.SqNorms(), on_unsupported="skip") as found:
+        loss(both.model, own).backward()
+    assert found.skipped == expected.skipped == ["unused.weight"]
+    torch.testing.assert_close(found.sq_norms, expected.sq_norms)
+
+
+def check_others(rank: int) -> None:
+    """Factors that are kept, casts, and gradients that are asked for by name."""
+    both = Sharded(net().float(), 4, 5)
+    own = both.batches(0)[rank]
+    found: list[Any] = []
+    for model in (both.plain, both.model):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pc.collect(model, pc.SqNorms(), keep_factors=True) as record,
+        ):
+            loss(model, own).backward()
+        found.append((record.sq_norms, record.weighted_sum(1 / record.sq_norms)))
+    torch.testing.assert_close(*found)
+    both.model(own[0])
+    found.clear()
+    for model in (both.plain, both.model):
+        with pc.collect(model, pc.SqNorms()) as record:
+            value = loss(model, own)
+            (grad,) = torch.autograd.grad(value, [model.get_parameter("embed.weight")])
+        found.append(grad)
+    torch.testing.assert_close(*found)
+
+
+def run_options(rank: int) -> None:
+    for check in (check_options, check_accumulation, check_wrapped, check_skipped, check_others):
+        check(rank)
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_options() -> None:
+    run_ranks(2, run_options, timeout=120)
+
+
+def run_hybrid(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    both = Sharded(net(), 3, 4, 5, 4, mesh=mesh)
+    both.check(0, 1)
+    both.check_rule(pc.Winsorized(1))
+    smaller = Sharded(net(), reshard_after_forward=2)
+    smaller.check(0)
+    smaller.model(smaller.batches(0)[rank][0])
+    smaller.check(1, 2)
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_four_processes() -> None:
+    run_ranks(4, run_hybrid, timeout=120)
+
+
+def run_pipeline(rank: int) -> None:
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    layer = nn.Linear(3, 2)
+    stage = PipelineStage(layer, 0, 1, torch.device("cpu"))
+    schedule = ScheduleGPipe(stage, 2, loss_fn=lambda x, y: (x - y).square().mean())
+    with pytest.raises(RuntimeError) as wrapped, pc.collect(layer, pc.SqNorms()):
+        schedule.step(torch.ones(4, 3), target=torch.ones(4, 2))
+    assert isinstance(wrapped.value.__cause__, pc.UnsupportedError)
+    assert "torch.distributed.pipelining" in str(wrapped.value.__cause__)
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_pipelines_are_refused() -> None:
+    run_ranks(1, run_pipeline)
+
+
+def test_other_wrappers_are_refused() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    engine = type("DeepSpeedEngine", (nn.Module,), {})
+    pipeline = type("PipelineEngine", (engine,), {})
+    flat = "FullyShardedDataParallel"
+    kinds = {FullyShardedDataParallel: flat, engine: engine.__name__, pipeline: engine.__name__}
+    for kind, name in kinds.items():
+        model = kind.__new__(kind)  # FSDP1 takes no CPU
+        nn.Module.__init__(model)
+        model._modules["_fsdp_wrapped_module"] = nn.Linear(3, 2)
+        for net, words in ((model, "the model itself"), (nn.Sequential(model), "module '0'")):
+            with pytest.raises(pc.UnsupportedError, match=rf"{words} \({name}\).*fully_shard"):
+                pc.CoherenceMeter(net)
