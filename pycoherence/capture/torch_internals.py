@@ -373,7 +373,7 @@ def fully_sharded(modules: Iterable[nn.Module]) -> list[ShardedParameter]:
     states = {id(state): state for state in (module._get_fsdp_state() for module in found)}
     groups: list[Any] = []
     for state in states.values():
-        several = getattr(state, "_fsdp_param_groups", None)  # one, before torch 2.12
+        several = getattr(state, "_fsdp_param_groups", None)  # one in older torch
         groups += [state._fsdp_param_group] if several is None else several
     groups = [group for group in groups if group is not None]
     return [ShardedParameter(p, group) for group in groups for p in group.fsdp_params]
