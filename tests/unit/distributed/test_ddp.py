@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from support.ranks import needs_gloo, run_ranks
 from torch import Tensor, nn
+from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -81,10 +82,30 @@ def check_rules(rank: int) -> None:
         torch.testing.assert_close(grads(ours), expected)
 
 
+def check_join(rank: int) -> None:
+    """A rank with fewer batches joins; the others measure their own as ever."""
+    torch.manual_seed(0)
+    net = nn.Linear(6, 2).double()
+    plain, ours = (DistributedDataParallel(copy.deepcopy(net)) for _ in range(2))
+    batches = [torch.randn(3, 6).double() for _ in range(2 + rank)]
+    with Join([plain]):
+        for x in batches:
+            loss(plain, x).backward()
+    with Join([ours]):
+        for x in batches:
+            with pc.collect(ours, pc.SqNorms()) as record:
+                loss(ours, x).backward()
+            with pc.collect(net, pc.SqNorms()) as expected:
+                loss(net, x).backward()
+            torch.testing.assert_close(record.sq_norms, expected.sq_norms)
+    torch.testing.assert_close(grads(ours), grads(plain))
+
+
 def run(rank: int) -> None:
     check_steps(rank, False, find_unused_parameters=True)
     check_steps(rank, True, static_graph=True)
     check_rules(rank)
+    check_join(rank)
 
 
 @pytest.mark.slow
