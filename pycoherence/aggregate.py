@@ -31,6 +31,7 @@ from pycoherence.record import (
     check_on_unsupported,
 )
 from pycoherence.robust import Choice, CoordinateRule, Decision, GramRule, Report, Rule, decide
+from pycoherence.sites import placed
 from pycoherence.statistics import Batch
 
 NonFinite = Literal["nan", "drop"]
@@ -282,7 +283,7 @@ class _Filler:
                 noise = self._across.decided(noise)
             parts = [part for part in (means.pop(name, None), noise) if part is not None]
             if parts:
-                gradients[name] = (sum(parts[1:], parts[0]) * scale).to(p.dtype)
+                gradients[name] = placed((sum(parts[1:], parts[0]) * scale).to(p.dtype), p)
         # A backward pass fills it in this way: added to what is there, in the parameter's layout.
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))

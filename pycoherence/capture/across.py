@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pycoherence.capture.request import Aggregate, Request, per_example, per_pair
 from pycoherence.capture.results import Factors, Results, row_norms
-from pycoherence.errors import RanksError
+from pycoherence.errors import RanksError, UnsupportedError
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ranks import Ranks
@@ -69,8 +69,19 @@ class Across:
                 f"no parameter of the model has met an example on rank {sizes.index(-1)}; run the "
                 "forward pass in the block on all ranks, with an empty batch where there are none"
             )
+        self._expect_whole()
         self.sizes, self.whole.batch_size = sizes, sum(sizes)
         self.whole.loss_scale = self._own.loss_scale
+
+    def _expect_whole(self) -> None:
+        found = [name for name, info in self.whole.parameters.items() if info.layout is not None]
+        if found:
+            raise UnsupportedError(
+                f"{', '.join(found)}: group= cannot be given together with parameters that are "
+                "DTensors by tensor parallelism, of which each rank holds a slice. What to do: "
+                "leave group= out, which measures the examples of this rank exactly, or freeze "
+                "them with requires_grad_(False)."
+            )
 
     def _asked(self) -> str:
         request = self._request

@@ -132,7 +132,10 @@ class Capture:
     ) -> None:
         self.parameters = parameters
         self.request = request
-        self.results = Results({name: info_of(p) for name, p in parameters.items()})
+        self._unsharded: Unsharded | None = None
+        if any(type(p) is not nn.Parameter for p in parameters.values()):
+            self._unsharded = Unsharded.of(module for _, module in modules_of(model))
+        self.results = Results({name: self._info_of(p) for name, p in parameters.items()})
         ranks = request.ranks
         self.across = None if ranks is None else Across(ranks, request, self.results)
         measured = request, self.results, around, self.across
@@ -154,10 +157,7 @@ class Capture:
         is_parameter = Facts(PARAMETERS)
         for p in parameters.values():
             self._facts.put(p, is_parameter)
-        self._unsharded: Unsharded | None = None
-        if any(type(p) is not nn.Parameter for p in parameters.values()):
-            self._unsharded = Unsharded.of(module for _, module in modules_of(model))
-            self._learn()
+        self._learn()
 
     @property
     def whole(self) -> Results:
@@ -376,6 +376,12 @@ class Capture:
         if type(x) is not Tensor or is_distributed(x):
             return carried(x, self._facts) or self._from_outside(x)
         return self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
+
+    def _info_of(self, p: Tensor) -> ParameterInfo:
+        info = info_of(p)
+        # What FSDP2 shards is whole while its layers run, and so are its gradients.
+        whole = self._unsharded is not None and self._unsharded.manages(p)
+        return info._replace(layout=None) if whole else info
 
     def _learn(self) -> None:
         """Take the leaves that FSDP2 has made since for the parameters they stand for."""
@@ -886,9 +892,11 @@ class Capture:
             if name not in measured:
                 measured.add(name)
                 if not self.results.parameters[name].shape:  # of a lazy parameter perhaps
-                    self.results.parameters[name] = info_of(self.parameters[name])
+                    self.results.parameters[name] = self._info_of(self.parameters[name])
         if self.across is not None and self.request.aggregate is not None:
             note_averaged(self.across, call.names, self.parameters, self.refuse)
+            if self._unsharded is not None:
+                self._unsharded.note_averaged(self.across, call.names, self.parameters, self.refuse)
         return found
 
     def expect_plain(self, inputs: Sequence[Tensor]) -> None:
@@ -903,6 +911,7 @@ class Capture:
         """Refuse gradients that are made after the pass, if FSDP2 reduces them in it."""
         request, unsharded = self.request, self._unsharded
         later = not request.gradients and not request.outputs  # and not only measured
+        later = later and self.across is None  # by which they are brought to the shards
         if later and unsharded is not None and not unsharded.names.isdisjoint(names):
             refuse_sharded(unsharded.names.intersection(names), self.function)
 

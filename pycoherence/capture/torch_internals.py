@@ -354,6 +354,11 @@ class ShardedParameter:
         return whole is not None and whole.grad is not None and self._group.reduce_grads
 
     @property
+    def divides_otherwise(self) -> bool:
+        """Whether its gradients are divided by another number than that of the ranks."""
+        return self._group.gradient_divide_factor is not None
+
+    @property
     def stand_ins(self) -> list[nn.Parameter]:
         """All that modules may hold in its place; one more with `reshard_after_forward=int`."""
         names = "_unsharded_param", "_sharded_post_forward_param"

@@ -5,11 +5,12 @@ fills. Shortly before the layers run it puts a plain leaf in its place, always t
 gives that its storage; the gradients of autograd arrive there.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from torch import nn
 
+from pycoherence.capture.across import Across
 from pycoherence.capture.errors import unsupported
 from pycoherence.capture.torch_internals import ShardedParameter, fully_sharded
 
@@ -53,6 +54,35 @@ class Unsharded:
                 "call fully_shard on the model itself too, and not on modules that make what they "
                 "return of parameters alone",
             )
+
+    def manages(self, p: Any) -> bool:
+        """Whether FSDP2 shards a parameter."""
+        return any(one.sharded is p for one in self._every)
+
+    def note_averaged(
+        self,
+        across: Across,
+        names: Sequence[str],
+        parameters: Mapping[str, Any],
+        refuse: Callable[[str, str], NoReturn],
+    ) -> None:
+        """Note the parameters among some whose gradients FSDP2 will average over all ranks."""
+        mine = self.names.intersection(names)
+        for name in mine:
+            theirs = sorted(parameters[name].device_mesh.mesh.flatten().tolist())
+            if theirs != across.ranks.members:
+                refuse(
+                    f"fully_shard averages over the ranks {theirs}, and group= has "
+                    f"{across.ranks.members}",
+                    "give both the same processes",
+                )
+        if mine and any(one.divides_otherwise for one in self._every):
+            refuse(
+                "set_gradient_divide_factor makes FSDP2 divide by another number than that of the "
+                "ranks, which a rule over the examples of all of them relies on",
+                "leave it out, and scale the loss",
+            )
+        across.averaged.update(mine)
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> "Unsharded | None":

@@ -19,6 +19,7 @@ from pycoherence.sites.sharded import (
     local_part,
     local_values,
     norm_numbers,
+    placed,
     sq_norm,
     waited,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "norm_numbers",
     "norm_rows",
     "of_rows",
+    "placed",
     "reduce_together",
     "sq_norm",
     "waited",

@@ -207,6 +207,12 @@ def local_part(x: Tensor, mesh: "DeviceMesh", placements: "Sequence[Placement]")
     return waited(x.to_local())
 
 
+def placed(x: Tensor, like: Tensor) -> Tensor:
+    """A tensor that all ranks have whole, distributed as another one is."""
+    layout = None if is_dtensor(x) else Layout.of(like)
+    return x if layout is None else layout.join(layout.slice(x))
+
+
 def gathered(x: Tensor) -> Tensor:
     """All of a tensor, which may be distributed."""
     return waited(x.full_tensor() if is_dtensor(x) else x)
