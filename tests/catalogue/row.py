@@ -14,6 +14,8 @@ B = 4
 """Examples of every row."""
 
 Outcome = Literal["exact", "fallback", "refused"]
+Function = Callable[..., Any]
+Inputs = Callable[[], Any] | dict[str, Callable[[], Any]]
 
 
 def squares(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -78,6 +80,47 @@ def uses(function: Callable[..., Any], **parts: Callable[[], Any]) -> Callable[[
     return lambda: Uses(function, **{name: part() for name, part in parts.items()})
 
 
+class Topic:
+    """A table of docs/models.md: `add` gives it a row, and so does what it decorates.
+
+    A decorated function is a model, of the parts that are named beside the row's name and inputs:
+
+        @TOPIC("a layer called twice", features, a=linear(6, 6))
+        def twice(m, x):
+            return m.a(m.a(x))
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows: list[Row] = []
+
+    def add(
+        self, name: str, build: Callable[[], nn.Module], inputs: Inputs, *args: Any, **options: Any
+    ) -> None:
+        """Adds a row, or one for each of several inputs, whose keys are what the name ends with."""
+        for end, given in (inputs if isinstance(inputs, dict) else {"": inputs}).items():
+            self.rows.append(Row(self.name, name + end, build, given, *args, **options))
+
+    def __call__(
+        self,
+        name: str,
+        inputs: Inputs,
+        outcome: Outcome = "exact",
+        /,
+        *,
+        says: str = "",
+        note: str = "",
+        **parts: Callable[[], Any],
+    ) -> Callable[[Function], Function]:
+        """Adds the row of a function, which stays as it is."""
+
+        def decorate(function: Function) -> Function:
+            self.add(name, uses(function, **parts), inputs, outcome, says=says, note=note)
+            return function
+
+        return decorate
+
+
 def linear(inputs: int, outputs: int, bias: bool = True) -> Callable[[], nn.Module]:
     """Builds a linear layer."""
     return lambda: nn.Linear(inputs, outputs, bias)
@@ -98,3 +141,18 @@ def mark(x: Tensor, **how: Any) -> Tensor:
 def normal(*shape: int) -> Callable[[], Tensor]:
     """Builds a tensor of normal numbers."""
     return lambda: torch.randn(shape)
+
+
+def ids(most: int, *shape: int) -> Callable[[], Tensor]:
+    """Builds whole numbers `[B, *shape]` below `most`."""
+    return lambda: torch.randint(most, (B, *shape))
+
+
+def several(*builds: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    """Builds the inputs of a model that takes more than one."""
+    return lambda: tuple(build() for build in builds)
+
+
+def embedding(rows: int, width: int) -> Callable[[], nn.Module]:
+    """Builds a table."""
+    return lambda: nn.Embedding(rows, width)

@@ -4,22 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, linear, normal, uses
+from catalogue.row import B, Topic, embedding, ids, linear, normal, several, uses
 
 V, D = 7, 6
-DIFFUSION = "Times and classes of diffusion"
-
-
-def ids(*shape: int, most: int = V):
-    return lambda: torch.randint(most, (B, *shape))
-
-
-def several(*makes):
-    return lambda: tuple(make() for make in makes)
-
-
-def table(rows: int = V, width: int = D):
-    return lambda: nn.Embedding(rows, width)
+DIFFUSION = Topic("Times and classes of diffusion")
+image = normal(B, 2, 4, 4)
+UNET = {
+    "time": lambda: nn.Sequential(nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, 5)),
+    "time_a": linear(5, B),
+    "time_b": linear(5, 6),
+    "a": lambda: nn.Conv2d(2, B, 3, padding=1),
+    "down": lambda: nn.Conv2d(B, 6, 3, 2, 1),
+    "norm": lambda: nn.GroupNorm(2, 6),
+    "up": lambda: nn.Conv2d(6 + B, 2, 3, padding=1),
+}
 
 
 def waves(t):
@@ -47,10 +45,38 @@ def shared_time(kind):
     return function
 
 
+def times():
+    return torch.tensor([3, 0, 9, 5])
+
+
+DIFFUSION.add("a U-Net, times `[B]`", uses(unet, **UNET), several(image, times))
+for kind, how in (
+    ("scalar", "a number"),
+    ("tensor", "`[1]`"),
+    ("expanded", "expanded to `[B]`"),
+):
+    DIFFUSION.add(f"a U-Net, one time for all, {how}", uses(shared_time(kind), **UNET), image)
+
+
+@DIFFUSION(
+    "learned times, looked up",
+    several(image, times),
+    time=embedding(10, 2),
+    head=lambda: nn.Conv2d(2, 3, 3),
+)
 def looked_up_time(m, x, t):
     return m.head(x + m.time(t)[:, :, None, None])
 
 
+@DIFFUSION(
+    "modulation by times and classes (DiT)",
+    several(normal(B, 4, D), times, ids(V)),
+    time=linear(6, D),
+    classes=embedding(V, D),
+    modulation=linear(D, 6 * D),
+    qkv=linear(D, 3 * D),
+    mlp=linear(D, D),
+)
 def modulated(m, x, t, y):
     """DiT: six pieces of what the time and the class say."""
     c = F.silu(m.time(waves(t).to(x.dtype)) + m.classes(y))
@@ -62,6 +88,14 @@ def modulated(m, x, t, y):
     return x + gate2.unsqueeze(1) * m.mlp(h)
 
 
+@DIFFUSION(
+    "a table added to the modulation (PixArt)",
+    several(normal(B, 4, D), times),
+    time=linear(6, D),
+    modulation=linear(D, 3 * D),
+    table=normal(3, D),
+    mlp=linear(D, D),
+)
 def ada_single(m, x, t):
     """PixArt: a table of each block added to what the time says."""
     c = m.modulation(F.silu(m.time(waves(t).to(x.dtype)))).view(len(x), 3, D)
@@ -69,73 +103,13 @@ def ada_single(m, x, t):
     return x + gate * m.mlp(F.layer_norm(x, (D,)) * (1 + scale) + shift)
 
 
+@DIFFUSION(
+    "some classes dropped",
+    several(normal(B, 3, D), ids(V)),
+    classes=embedding(V + 1, D),
+    head=linear(D, 3),
+)
 def dropped(m, x, y):
     """Some classes become the one that stands for none."""
     y = torch.where(y > 4, V, y)
     return m.head(x * m.classes(y).unsqueeze(1))
-
-
-image = normal(B, 2, 4, 4)
-UNET = {
-    "time": lambda: nn.Sequential(nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, 5)),
-    "time_a": linear(5, B),
-    "time_b": linear(5, 6),
-    "a": lambda: nn.Conv2d(2, B, 3, padding=1),
-    "down": lambda: nn.Conv2d(B, 6, 3, 2, 1),
-    "norm": lambda: nn.GroupNorm(2, 6),
-    "up": lambda: nn.Conv2d(6 + B, 2, 3, padding=1),
-}
-
-
-def times():
-    return torch.tensor([3, 0, 9, 5])
-
-
-ROWS = [
-    Row(DIFFUSION, "a U-Net, times `[B]`", uses(unet, **UNET), several(image, times)),
-    *(
-        Row(DIFFUSION, f"a U-Net, one time for all, {how}", uses(shared_time(kind), **UNET), image)
-        for kind, how in (
-            ("scalar", "a number"),
-            ("tensor", "`[1]`"),
-            ("expanded", "expanded to `[B]`"),
-        )
-    ),
-    Row(
-        DIFFUSION,
-        "learned times, looked up",
-        uses(looked_up_time, time=table(10, 2), head=lambda: nn.Conv2d(2, 3, 3)),
-        several(image, times),
-    ),
-    Row(
-        DIFFUSION,
-        "modulation by times and classes (DiT)",
-        uses(
-            modulated,
-            time=linear(6, D),
-            classes=table(),
-            modulation=linear(D, 6 * D),
-            qkv=linear(D, 3 * D),
-            mlp=linear(D, D),
-        ),
-        several(normal(B, 4, D), times, ids()),
-    ),
-    Row(
-        DIFFUSION,
-        "a table added to the modulation (PixArt)",
-        uses(
-            ada_single,
-            time=linear(6, D),
-            modulation=linear(D, 3 * D),
-            table=normal(3, D),
-            mlp=linear(D, D),
-        ),
-        several(normal(B, 4, D), times),
-    ),
-    Row(
-        DIFFUSION,
-        "some classes dropped",
-        uses(dropped, classes=table(V + 1), head=linear(D, 3)),
-        several(normal(B, 3, D), ids()),
-    ),
-]

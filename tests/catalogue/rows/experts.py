@@ -4,12 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, linear, normal, uses
+from catalogue.row import B, Topic, linear, normal, uses
 
 T, D, E = 5, 6, 3
 sequence, square, features = normal(B, T, D), normal(B, B, D), normal(B, D)
-
-EXPERTS = "Experts"
+SIZES = {"": sequence, ", `T = B`": square}
+EXPERTS = Topic("Experts")
+ROUTER = {"router": linear(D, E, False)}
+STACKED = {"gate_up": normal(E, 8, D), "down": normal(E, D, 4)}
+BMM = {"gate_up": normal(E, D, 8), "bias": normal(E, 8), "down": normal(E, 4, D)}
+SLICED = {"w": normal(E, D, 4), "b": normal(E, 4)}
 
 
 def chosen(m, x, k: int = 2):
@@ -19,6 +23,11 @@ def chosen(m, x, k: int = 2):
     return weights / weights.sum(-1, keepdim=True) if k > 1 else weights, experts
 
 
+def modules(outputs: int = D):
+    return lambda: nn.ModuleList(nn.Linear(D, outputs) for _ in range(E))
+
+
+@EXPERTS("a module for each, `index_add_`", SIZES, **ROUTER, experts=modules())
 def listed(m, x):
     """As in Mixtral of old: a module for each expert, `index_add_` where its tokens were."""
     flat = x.reshape(-1, D)
@@ -32,6 +41,7 @@ def listed(m, x):
     return found.view_as(x)
 
 
+@EXPERTS("slices of one parameter in a loop", SIZES, **ROUTER, **STACKED)
 def stacked(m, x):
     """As in Mixtral of now: one parameter for all experts, sliced in a loop."""
     flat = x.flatten(0, 1)
@@ -45,6 +55,7 @@ def stacked(m, x):
     return found.reshape(x.shape)
 
 
+@EXPERTS("tokens sorted by expert, `split`", SIZES, **ROUTER, w=normal(E, D, 4))
 def sorted_by_expert(m, x):
     """Tokens sorted by expert, split, put back by the inverse order."""
     flat = x.flatten(0, 1)
@@ -57,6 +68,7 @@ def sorted_by_expert(m, x):
     return (rows * weights.unsqueeze(-1)).sum(1).view(len(x), -1, 4)
 
 
+@EXPERTS("weights looked up for each token, `bmm`", SIZES, **ROUTER, **SLICED)
 def batched(m, x):
     """A copy of its expert's weights for each token, `bmm`."""
     flat = x.flatten(0, 1)
@@ -78,6 +90,7 @@ def dense(equation):
     return function
 
 
+@EXPERTS("all tokens through each, `bmm`", SIZES, **ROUTER, **BMM)
 def dense_bmm(m, x):
     """As in GPT-OSS and Llama 4: all tokens repeated for each expert in front."""
     flat = x.reshape(-1, D)
@@ -89,6 +102,7 @@ def dense_bmm(m, x):
     return rows.sum(0).view(len(x), -1, D)
 
 
+@EXPERTS("one for a token, written back by a mask", SIZES, **ROUTER, experts=modules())
 def first_choice(m, x):
     """Switch: one expert for a token, written back by a mask."""
     weights, experts = chosen(m, x, 1)
@@ -99,6 +113,7 @@ def first_choice(m, x):
     return found * weights
 
 
+@EXPERTS("one for an example", features, **ROUTER, experts=modules(4))
 def whole_examples(m, x):
     """Each example goes to one expert."""
     experts = m.router(x).argmax(-1)
@@ -108,6 +123,14 @@ def whole_examples(m, x):
     return found + m.router(x).logsumexp(-1, keepdim=True)
 
 
+@EXPERTS(
+    "a bias for the choice, a shared expert, `found[token] += y`",
+    sequence,
+    **ROUTER,
+    experts=modules(),
+    shared=linear(D, D),
+    correction=lambda: nn.Buffer(torch.rand(E)),
+)
 def with_bias(m, x):
     """As in DeepSeek-V3: groups, a bias for the choice alone, a shared expert."""
     flat = x.reshape(-1, D)
@@ -123,6 +146,7 @@ def with_bias(m, x):
     return found.view(*x.shape) + m.shared(x)
 
 
+@EXPERTS("slots, as many as examples", sequence, phi=normal(E, B, D), experts=modules())
 def slots(m, x):
     """Soft experts: slots are mixtures of the tokens of an example."""
     logits = torch.einsum("btd,esd->btes", x, m.phi)
@@ -131,6 +155,7 @@ def slots(m, x):
     return torch.einsum("besd,btes->btd", mixed, logits.flatten(2).softmax(-1).view_as(logits))
 
 
+@EXPERTS("a buffer of slots filled by `index_put`", sequence, **ROUTER, **SLICED)
 def padded_slots(m, x):
     """A buffer `[E, slots, D]` filled by `index_put`, a product for each expert, `gather`."""
     flat = x.flatten(0, 1)
@@ -141,62 +166,8 @@ def padded_slots(m, x):
     return (full[experts.squeeze(1), place] * weights).view(len(x), -1, 4)
 
 
-def modules(outputs: int = D):
-    return lambda: nn.ModuleList(nn.Linear(D, outputs) for _ in range(E))
-
-
-ROUTER = {"router": linear(D, E, False)}
-STACKED = {"gate_up": normal(E, 8, D), "down": normal(E, D, 4)}
-BMM = {"gate_up": normal(E, D, 8), "bias": normal(E, 8), "down": normal(E, 4, D)}
-SLICED = {"w": normal(E, D, 4), "b": normal(E, 4)}
-
-ROWS = [
-    *(
-        Row(EXPERTS, f"{name}{more}", uses(function, **ROUTER, **parts), inputs)
-        for more, inputs in (("", sequence), (", `T = B`", square))
-        for name, function, parts in (
-            ("a module for each, `index_add_`", listed, {"experts": modules()}),
-            ("slices of one parameter in a loop", stacked, STACKED),
-            ("tokens sorted by expert, `split`", sorted_by_expert, {"w": normal(E, D, 4)}),
-            ("weights looked up for each token, `bmm`", batched, SLICED),
-            ("all tokens through each, `bmm`", dense_bmm, BMM),
-            ("one for a token, written back by a mask", first_choice, {"experts": modules()}),
-        )
-    ),
-    Row(
-        EXPERTS,
-        'all tokens through each, `"btd,edo->beto"`',
-        uses(dense("btd,edo->beto"), **ROUTER, w=normal(E, D, 4)),
-        sequence,
-    ),
-    Row(
-        EXPERTS,
-        "one for an example",
-        uses(whole_examples, **ROUTER, experts=modules(4)),
-        features,
-    ),
-    Row(
-        EXPERTS,
-        "a bias for the choice, a shared expert, `found[token] += y`",
-        uses(
-            with_bias,
-            **ROUTER,
-            experts=modules(),
-            shared=linear(D, D),
-            correction=lambda: nn.Buffer(torch.rand(E)),
-        ),
-        sequence,
-    ),
-    Row(
-        EXPERTS,
-        "slots, as many as examples",
-        uses(slots, phi=normal(E, B, D), experts=modules()),
-        sequence,
-    ),
-    Row(
-        EXPERTS,
-        "a buffer of slots filled by `index_put`",
-        uses(padded_slots, **ROUTER, **SLICED),
-        sequence,
-    ),
-]
+EXPERTS.add(
+    'all tokens through each, `"btd,edo->beto"`',
+    uses(dense("btd,edo->beto"), **ROUTER, w=normal(E, D, 4)),
+    sequence,
+)

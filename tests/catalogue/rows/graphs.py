@@ -2,12 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from catalogue.row import B, Row, linear, mark, normal, uses
+from catalogue.row import B, Topic, embedding, linear, mark, normal
 
 N, D = 5, 6
-GRAPHS = "Graphs"
+GRAPHS = Topic("Graphs")
 SIZES = torch.tensor([3, 5, 2, 4])
 EDGES = torch.tensor([[0, 1], [1, 0], [1, 1], [0, 0]])
 """Those of every graph, between its first two nodes; a graph of n nodes is a ring as well."""
@@ -43,6 +42,14 @@ def mean_of_graphs(h, owner, b: int):
     return total / torch.bincount(owner, minlength=b).unsqueeze(1)
 
 
+@GRAPHS(
+    "nodes of all graphs in one list, `index_add`",
+    graphs,
+    note="`mark_examples` says to which graph a node belongs.",
+    a=linear(2 * D, D),
+    b=linear(2 * D, D),
+    head=linear(D, 3),
+)
 def messages(m, x, sizes):
     h, (source, target), owner = marked(x, sizes)
     for layer in (m.a, m.b):
@@ -51,6 +58,14 @@ def messages(m, x, sizes):
     return m.head(mean_of_graphs(h, owner, len(x)))
 
 
+@GRAPHS(
+    "a network of edges, `scatter_add_` and `scatter_reduce`",
+    graphs,
+    edge=linear(2 * D, 4),
+    gate=normal(4),
+    node=linear(D, 4),
+    head=linear(4, 3),
+)
 def edge_network(m, x, sizes):
     """Messages made for each edge of what is at both ends, added by `scatter_add_`."""
     h, (source, target), owner = marked(x, sizes)
@@ -62,6 +77,15 @@ def edge_network(m, x, sizes):
     return m.head(found.scatter_reduce(0, index, h, "amax"))
 
 
+@GRAPHS(
+    "attention to neighbours, vectors `[D, 1]`",
+    graphs,
+    node=linear(D, D, False),
+    left=normal(D, 1),
+    right=normal(D, 1),
+    bias=normal(D),
+    head=linear(D, 3),
+)
 def attention(m, x, sizes):
     """GAT: a vector `[D, 1]`, softmax over the neighbours of a node."""
     h, (source, target), owner = marked(x, sizes)
@@ -76,6 +100,14 @@ def attention(m, x, sizes):
     return m.head(mean_of_graphs(h, owner, len(x)))
 
 
+@GRAPHS(
+    "a weight for each kind of edge",
+    graphs,
+    kinds=embedding(N, D),
+    w=normal(2, D, D),
+    own=linear(D, D),
+    head=linear(D, 3),
+)
 def relations(m, x, sizes):
     """A weight for each kind of edge, looked up by slices; nodes know their kind by an id."""
     h, (source, target), owner = marked(x, sizes)
@@ -87,6 +119,15 @@ def relations(m, x, sizes):
     return m.head(mean_of_graphs(h.tanh(), owner, len(x)))
 
 
+@GRAPHS(
+    "a norm over the nodes of each graph",
+    graphs,
+    a=linear(D, D),
+    share=normal(D),
+    scale=normal(D),
+    shift=normal(D),
+    head=linear(D, 3),
+)
 def norm_of_graphs(m, x, sizes):
     """Each graph centred by its own mean, a learned share of it."""
     h, _, owner = marked(x, sizes)
@@ -96,6 +137,14 @@ def norm_of_graphs(m, x, sizes):
     return m.head(mean_of_graphs(h.sin(), owner, len(x)))
 
 
+@GRAPHS(
+    "packed sequences in one list, attention within each",
+    graphs,
+    note="Marked again behind it, as the mask alone keeps the examples apart.",
+    qkv=linear(D, 3 * D),
+    places=embedding(N, D),
+    head=linear(D, 3),
+)
 def packed(m, x, sizes):
     """Sequences one behind the other, attention within each, as in padding-free training."""
     h, _, owner = marked(x, sizes)
@@ -107,6 +156,7 @@ def packed(m, x, sizes):
     return m.head(mean_of_graphs(h * m.places(at), owner, len(x)))
 
 
+@GRAPHS("nodes picked out by a mask, and put back", graphs, a=linear(D, D), b=linear(D, 4))
 def of_a_mask(m, x, sizes):
     """Nodes picked out of `[B, N, D]` by a mask, which says whose they are; then padded again."""
     mask = torch.arange(N) < sizes[:, None]
@@ -115,12 +165,24 @@ def of_a_mask(m, x, sizes):
     return found.sum(1)
 
 
+@GRAPHS(
+    "dense, a graph for each example", graphs, a=linear(D, D), own=linear(D, D), head=linear(D, 3)
+)
 def dense(m, x, sizes):
     near = (x @ x.mT).softmax(-1) * (torch.arange(N) < sizes[:, None]).unsqueeze(1)
     h = m.a(near @ x).relu()
     return m.head(near @ h + m.own(x))
 
 
+@GRAPHS(
+    "one graph for all, as many nodes as examples",
+    graphs,
+    left=normal(B, 2),
+    right=normal(2, B),
+    a=linear(D, D),
+    bias=normal(B),
+    head=linear(D, 3),
+)
 def fixed_graph(m, x, sizes):
     """A graph that all examples share, as many nodes as examples, adapted by a parameter."""
     near = torch.eye(B, dtype=x.dtype).roll(1, 0) + (m.left @ m.right).relu()
@@ -128,103 +190,9 @@ def fixed_graph(m, x, sizes):
     return m.head(h + m.bias[:, None])
 
 
+@GRAPHS("pairs of nodes", graphs, left=linear(D, D), right=linear(D, D, False), head=linear(D, 3))
 def joined(m, x, sizes):
     """Pairs of nodes of an example, `[B, N, N, D]`, by `repeat` and `cat`."""
     left = m.left(x).repeat_interleave(N, 1)
     right = m.right(x).repeat(1, N, 1)
     return m.head((left + right).tanh()).view(len(x), N, N, -1).sum(2)
-
-
-ROWS = [
-    Row(GRAPHS, name, uses(function, **parts), graphs, note=note)
-    for name, function, note, parts in (
-        (
-            "nodes of all graphs in one list, `index_add`",
-            messages,
-            "`mark_examples` says to which graph a node belongs.",
-            {"a": linear(2 * D, D), "b": linear(2 * D, D), "head": linear(D, 3)},
-        ),
-        (
-            "a network of edges, `scatter_add_` and `scatter_reduce`",
-            edge_network,
-            "",
-            {
-                "edge": linear(2 * D, 4),
-                "gate": normal(4),
-                "node": linear(D, 4),
-                "head": linear(4, 3),
-            },
-        ),
-        (
-            "attention to neighbours, vectors `[D, 1]`",
-            attention,
-            "",
-            {
-                "node": linear(D, D, False),
-                "left": normal(D, 1),
-                "right": normal(D, 1),
-                "bias": normal(D),
-                "head": linear(D, 3),
-            },
-        ),
-        (
-            "a weight for each kind of edge",
-            relations,
-            "",
-            {
-                "kinds": lambda: nn.Embedding(N, D),
-                "w": normal(2, D, D),
-                "own": linear(D, D),
-                "head": linear(D, 3),
-            },
-        ),
-        (
-            "a norm over the nodes of each graph",
-            norm_of_graphs,
-            "",
-            {
-                "a": linear(D, D),
-                "share": normal(D),
-                "scale": normal(D),
-                "shift": normal(D),
-                "head": linear(D, 3),
-            },
-        ),
-        (
-            "packed sequences in one list, attention within each",
-            packed,
-            "Marked again behind it, as the mask alone keeps the examples apart.",
-            {"qkv": linear(D, 3 * D), "places": lambda: nn.Embedding(N, D), "head": linear(D, 3)},
-        ),
-        (
-            "nodes picked out by a mask, and put back",
-            of_a_mask,
-            "",
-            {"a": linear(D, D), "b": linear(D, 4)},
-        ),
-        (
-            "dense, a graph for each example",
-            dense,
-            "",
-            {"a": linear(D, D), "own": linear(D, D), "head": linear(D, 3)},
-        ),
-        (
-            "one graph for all, as many nodes as examples",
-            fixed_graph,
-            "",
-            {
-                "left": normal(B, 2),
-                "right": normal(2, B),
-                "a": linear(D, D),
-                "bias": normal(B),
-                "head": linear(D, 3),
-            },
-        ),
-        (
-            "pairs of nodes",
-            joined,
-            "",
-            {"left": linear(D, D), "right": linear(D, D, False), "head": linear(D, 3)},
-        ),
-    )
-]

@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, buffer, linear, normal, uses
+from catalogue.row import B, Topic, buffer, linear, normal, several, uses
 
 T, D = 3, 6
 features, sequence, square = normal(B, D), normal(B, T, D), normal(B, B, D)
 images = normal(B, 2, 5, 5)
-MADE = "Weights that are made"
-WRITTEN = "Weights written into"
+MADE = Topic("Weights that are made")
+WRITTEN = Topic("Weights written into")
+CONV = {"weight": normal(3, 2, 2, 2), "gain": normal(3, 1, 1, 1), "bias": normal(3)}
+QUANTISED = {"codes": buffer(normal(15, 2)), "scales": buffer(normal(15, 1))}
 
 
+@MADE("standardised by `F.batch_norm` of the weight", images, **CONV)
 def standardised(m, x):
     """As in normaliser-free networks: statistics of the weight, by the fastest way to them."""
     w = m.weight.reshape(1, len(m.weight), -1)
@@ -22,12 +25,19 @@ def standardised(m, x):
     return F.conv2d(x, w.reshape_as(m.weight), m.bias)
 
 
+@MADE("standardised by mean and variance", images, **CONV)
 def standardised_by_hand(m, x):
     mean = m.weight.mean((1, 2, 3), keepdim=True)
     var = torch.var(m.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
     return F.conv2d(x, (m.weight - mean) / (var + 1e-5).sqrt() * m.gain, m.bias)
 
 
+@MADE(
+    "a kernel for each example, one grouped convolution (StyleGAN2)",
+    several(images, features),
+    weight=normal(3, 2, 3, 3),
+    style=linear(D, 2),
+)
 def modulated(m, x, style):
     """StyleGAN2: a kernel for each example, all of them one grouped convolution."""
     s = m.style(style).view(len(x), 1, 2, 1, 1)
@@ -37,6 +47,12 @@ def modulated(m, x, style):
     return F.conv2d(x, w.view(-1, 2, 3, 3), padding=1, groups=len(w)).view(len(w), 3, 5, 5)
 
 
+@MADE(
+    "kernels mixed for each example, as many as there are",
+    images,
+    router=linear(2, B),
+    bank=normal(B, 3, 2, 2, 2),
+)
 def dynamic(m, x):
     """Kernels mixed by what the input says, one for each example."""
     a = m.router(x.mean((2, 3))).softmax(1)
@@ -44,6 +60,14 @@ def dynamic(m, x):
     return torch.stack([F.conv2d(one, k) for one, k in zip(x, w, strict=True)])
 
 
+@WRITTEN(
+    "a clone, `w += b @ a`, `w[1:3] = rows`",
+    square,
+    weight=normal(5, D),
+    b=normal(5, 2),
+    a=normal(2, D),
+    rows=normal(2, D),
+)
 def lora(m, x):
     w = m.weight.clone()
     w += m.b @ m.a * 0.5
@@ -51,6 +75,16 @@ def lora(m, x):
     return F.linear(x, w)
 
 
+@WRITTEN(
+    "zeros, `copy_`, `mul_`, `index_add_`, `addmm_`",
+    sequence,
+    top=normal(3, D),
+    bottom=normal(2, D),
+    scale=normal(D),
+    two=normal(2, D),
+    b=normal(5, 2),
+    a=normal(2, D),
+)
 def assembled(m, x):
     w = torch.zeros(5, D, dtype=x.dtype)
     w[:3] = m.top
@@ -60,6 +94,7 @@ def assembled(m, x):
     return F.linear(x, w.addmm_(m.b, m.a))
 
 
+@WRITTEN("a triangle by its indices", sequence, entries=normal(21))
 def triangular(m, x):
     """A matrix from its lower triangle, its diagonal positive."""
     w = torch.zeros(D, D, dtype=x.dtype)
@@ -68,6 +103,7 @@ def triangular(m, x):
     return x @ (w.tril(-1) + torch.diag_embed(F.softplus(w.diagonal())))
 
 
+@MADE("`matrix_exp` and `linalg.inv`", sequence, w=lambda: torch.randn(D, D) / 4, s=normal())
 def symmetric(m, x):
     w = m.w.triu()
     w = w + w.triu(1).transpose(-1, -2)
@@ -78,46 +114,95 @@ def symmetric(m, x):
     )
 
 
+@MADE(
+    "`torch.block_diag`",
+    sequence,
+    blocks=lambda: nn.ParameterList(torch.randn(2, 3) for _ in range(2)),
+    bias=normal(4),
+)
 def block_diagonal(m, x):
     return F.linear(x, torch.block_diag(*m.blocks), m.bias)
 
 
+@MADE("`torch.kron`", square, a=normal(2, 3), b=normal(2, 2), c=normal(4, 1))
 def kronecker(m, x):
     return F.linear(x, torch.kron(m.a, m.b) * m.c)
 
 
+@WRITTEN(
+    "frozen blocks `[n, 2]` read as a matrix, LoRA beside",
+    square,
+    **QUANTISED,
+    down=linear(D, 2),
+    up=linear(2, 5),
+)
 def low_rank_beside(m, x):
     """A frozen weight kept in blocks, read as a matrix, with something trained beside it."""
     w = (m.codes * m.scales).view(5, D)
     return F.linear(x, w.detach()) + m.up(m.down(x)) * 2
 
 
+@WRITTEN(
+    "frozen blocks and LoRA in one matrix",
+    sequence,
+    **QUANTISED,
+    b=normal(5, 2),
+    a=normal(2, D),
+    head=linear(5, 3),
+)
 def low_rank_first(m, x):
     w = (m.codes * m.scales).reshape(5, D)
     return m.head(F.linear(x, w + m.b @ m.a))
 
 
+@WRITTEN(
+    "fixed filters, kept in other shapes",
+    images,
+    kernels=buffer(normal(6, 3)),
+    mix=lambda: nn.Conv2d(2, 3, 1),
+)
 def fixed_filters(m, x):
     return m.mix(F.conv2d(x, m.kernels.view(2, 1, 3, 3), groups=2))
 
 
+@MADE("all weights in one vector", sequence, flat=normal(5 * D + 5 + 15))
 def stacked_and_cut(m, x):
     """All weights in one vector, cut and reshaped."""
     w1, b1, w2 = m.flat.split([5 * D, 5, 15])
     return F.linear(F.linear(x, w1.view(5, D), b1).tanh(), w2.view(3, 5))
 
 
+@MADE(
+    "a network makes them, of a learned code",
+    sequence,
+    code=normal(2),
+    make=linear(2, 4 * D),
+    shift=linear(2, 4),
+)
 def generated(m, x):
     """A network makes the weights of another from a learned code, for all examples."""
     w = m.make(m.code).view(4, D)
     return F.linear(x, w, m.shift(m.code))
 
 
+@MADE(
+    "a network makes them, for each example",
+    lambda: (sequence(), torch.randn(B, 2)),
+    make=linear(2, 4 * D),
+    shift=linear(2, 4),
+)
 def generated_for_each(m, x, z):
     w = m.make(z).view(len(z), D, 4)
     return torch.bmm(x, w) + m.shift(z).unsqueeze(1)
 
 
+@MADE(
+    "a bank mixed by `softmax`, as many kernels as examples",
+    sequence,
+    mix=normal(B),
+    bank=normal(B, 4, D, 2),
+    bias=normal(4),
+)
 def of_tokens(m, x):
     """Learned basis tensors mixed into one convolution of time."""
     kernel = (m.mix.softmax(0)[:, None, None, None] * m.bank).sum(0)
@@ -169,117 +254,11 @@ def with_old_weight_norm():
     return model
 
 
-CONV = {"weight": normal(3, 2, 2, 2), "gain": normal(3, 1, 1, 1), "bias": normal(3)}
-QUANTISED = {"codes": buffer(normal(15, 2)), "scales": buffer(normal(15, 1))}
-
-
-ROWS = [
-    Row(MADE, "standardised by `F.batch_norm` of the weight", uses(standardised, **CONV), images),
-    Row(MADE, "standardised by mean and variance", uses(standardised_by_hand, **CONV), images),
-    Row(
-        MADE,
-        "a kernel for each example, one grouped convolution (StyleGAN2)",
-        uses(modulated, weight=normal(3, 2, 3, 3), style=linear(D, 2)),
-        lambda: (images(), features()),
-    ),
-    Row(
-        MADE,
-        "kernels mixed for each example, as many as there are",
-        uses(dynamic, router=linear(2, B), bank=normal(B, 3, 2, 2, 2)),
-        images,
-    ),
-    Row(
-        MADE,
-        "all weights in one vector",
-        uses(stacked_and_cut, flat=normal(5 * D + 5 + 15)),
-        sequence,
-    ),
-    Row(
-        MADE,
-        "a network makes them, of a learned code",
-        uses(generated, code=normal(2), make=linear(2, 4 * D), shift=linear(2, 4)),
-        sequence,
-    ),
-    Row(
-        MADE,
-        "a network makes them, for each example",
-        uses(generated_for_each, make=linear(2, 4 * D), shift=linear(2, 4)),
-        lambda: (sequence(), torch.randn(B, 2)),
-    ),
-    Row(
-        MADE,
-        "a bank mixed by `softmax`, as many kernels as examples",
-        uses(of_tokens, mix=normal(B), bank=normal(B, 4, D, 2), bias=normal(4)),
-        sequence,
-    ),
-    Row(
-        MADE,
-        "`matrix_exp` and `linalg.inv`",
-        uses(symmetric, w=lambda: torch.randn(D, D) / 4, s=normal()),
-        sequence,
-    ),
-    Row(
-        MADE,
-        "`torch.block_diag`",
-        uses(
-            block_diagonal,
-            blocks=lambda: nn.ParameterList(torch.randn(2, 3) for _ in range(2)),
-            bias=normal(4),
-        ),
-        sequence,
-    ),
-    Row(
-        MADE,
-        "`torch.kron`",
-        uses(kronecker, a=normal(2, 3), b=normal(2, 2), c=normal(4, 1)),
-        square,
-    ),
-    Row(
-        MADE,
-        "`spectral_norm` in training mode",
-        with_spectral_norm,
-        sequence,
-        note="Its vectors are made anew by each pass; here each begins at the same.",
-    ),
-    Row(MADE, "`spectral_norm` of old, in training mode", with_old_spectral_norm, square),
-    Row(MADE, "`weight_norm` of old", with_old_weight_norm, square),
-    Row(
-        WRITTEN,
-        "a clone, `w += b @ a`, `w[1:3] = rows`",
-        uses(lora, weight=normal(5, D), b=normal(5, 2), a=normal(2, D), rows=normal(2, D)),
-        square,
-    ),
-    Row(
-        WRITTEN,
-        "zeros, `copy_`, `mul_`, `index_add_`, `addmm_`",
-        uses(
-            assembled,
-            top=normal(3, D),
-            bottom=normal(2, D),
-            scale=normal(D),
-            two=normal(2, D),
-            b=normal(5, 2),
-            a=normal(2, D),
-        ),
-        sequence,
-    ),
-    Row(WRITTEN, "a triangle by its indices", uses(triangular, entries=normal(21)), sequence),
-    Row(
-        WRITTEN,
-        "frozen blocks `[n, 2]` read as a matrix, LoRA beside",
-        uses(low_rank_beside, **QUANTISED, down=linear(D, 2), up=linear(2, 5)),
-        square,
-    ),
-    Row(
-        WRITTEN,
-        "frozen blocks and LoRA in one matrix",
-        uses(low_rank_first, **QUANTISED, b=normal(5, 2), a=normal(2, D), head=linear(5, 3)),
-        sequence,
-    ),
-    Row(
-        WRITTEN,
-        "fixed filters, kept in other shapes",
-        uses(fixed_filters, kernels=buffer(normal(6, 3)), mix=lambda: nn.Conv2d(2, 3, 1)),
-        images,
-    ),
-]
+MADE.add(
+    "`spectral_norm` in training mode",
+    with_spectral_norm,
+    sequence,
+    note="Its vectors are made anew by each pass; here each begins at the same.",
+)
+MADE.add("`spectral_norm` of old, in training mode", with_old_spectral_norm, square)
+MADE.add("`weight_norm` of old", with_old_weight_norm, square)

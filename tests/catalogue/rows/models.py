@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from catalogue.row import B, Row, normal, uses
+from catalogue.row import B, Topic, embedding, linear, normal, several, uses
 from catalogue.whole import (
     T,
     UNet,
@@ -20,10 +20,10 @@ from catalogue.whole import (
     with_adapters,
 )
 
-HUB = "Models of `transformers`"
-PEFT = "Models of `peft`"
-OWN = "Convolutional networks"
-POSITIONS = "Positions, types and masks of models"
+HUB = Topic("Models of `transformers`")
+PEFT = Topic("Models of `peft`")
+OWN = Topic("Convolutional networks")
+POSITIONS = Topic("Positions, types and masks of models")
 
 
 def words(length: int = T):
@@ -70,6 +70,12 @@ def heads(x: Tensor) -> Tensor:
     return x.unflatten(-1, (2, 3)).transpose(1, 2)
 
 
+@POSITIONS(
+    "a bias of pairs of positions",
+    {", `T ≠ B`": normal(B, T, 6), ", `T = B`": normal(B, B, 6)},
+    bias=embedding(V, 2),
+    layer=linear(6, 6),
+)
 def biased(m: Any, x: Tensor) -> Tensor:
     """Attention with a learned bias for each pair of positions."""
     steps = torch.arange(x.shape[1])
@@ -78,20 +84,16 @@ def biased(m: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(x, x, x, attn_mask=bias)
 
 
+@POSITIONS(
+    "learned queries",
+    normal(B, T, 6),
+    queries=normal(1, 2, 7, 3),
+    layer=linear(6, 6),
+)
 def asked(m: Any, x: Tensor) -> Tensor:
     """Attention of learned queries."""
     x = heads(m.layer(x))
     return F.scaled_dot_product_attention(m.queries, x, x)
-
-
-def looked_up(ids: Any, length: int = T) -> Any:
-    """Words, and what is the same for all examples."""
-
-    def function(m: Any, x: Tensor) -> Tensor:
-        return m.words(x) + m.others(ids(x))
-
-    table = partial(nn.Embedding, V, 6)
-    return {"build": uses(function, words=table, others=table), "inputs": words(length)}
 
 
 def hub(
@@ -100,11 +102,38 @@ def hub(
     inputs: Any,
     loss: Any = language,
     attentions: tuple[str, ...] = ("eager", "sdpa"),
-) -> list[Row]:
-    return [
-        Row(HUB, f"{name}, {a} attention", partial(build, attention=a), inputs, loss=loss)
-        for a in attentions
-    ]
+) -> None:
+    for attention in attentions:
+        with_it = partial(build, attention=attention)
+        HUB.add(f"{name}, {attention} attention", with_it, inputs, loss=loss)
+
+
+gpt2 = partial(transformer, "GPT2", "LMHeadModel")
+bert = partial(transformer, "Bert", "ForMaskedLM")
+llama = partial(transformer, "Llama", "ForCausalLM")
+vit = partial(transformer, "ViT", "ForImageClassification")
+t5 = partial(transformer, "T5", "ForConditionalGeneration")
+
+hub("GPT-2, its embedding tied to the head", gpt2, words())
+hub("GPT-2, `T = B`", gpt2, words(B), attentions=("sdpa",))
+hub("GPT-2, with padding", gpt2, padded, masked)
+hub("BERT, its embedding tied to the head", bert, words())
+hub("BERT, `T = B`", bert, words(B), attentions=("eager",))
+hub("BERT, with padding", bert, padded, masked, ("sdpa",))
+hub("Llama", llama, words())
+hub("Llama, tied, with padding", partial(llama, tie_word_embeddings=True), padded, masked)
+hub("ViT", vit, pictures, classes)
+hub("T5", t5, pairs, translation)
+hub("T5, `T = B`", t5, several(words(B), words(B)), translation)
+for name, build, inputs, loss in (
+    ("GPT-2", gpt2, words(), language),
+    ("BERT", bert, words(), language),
+    ("Llama", llama, words(), language),
+    ("ViT", vit, pictures, classes),
+    ("T5", t5, pairs, translation),
+):
+    again = partial(lambda build: checkpointed(build()), build)
+    HUB.add(f"{name} with activation checkpointing", again, inputs, loss=loss)
 
 
 def lora(kind: str, task: str, *targets: str, **options: Any):
@@ -115,103 +144,46 @@ def lora(kind: str, task: str, *targets: str, **options: Any):
     return build
 
 
-gpt2 = partial(transformer, "GPT2", "LMHeadModel")
-bert = partial(transformer, "Bert", "ForMaskedLM")
-llama = partial(transformer, "Llama", "ForCausalLM")
-vit = partial(transformer, "ViT", "ForImageClassification")
-t5 = partial(transformer, "T5", "ForConditionalGeneration")
+def dora() -> nn.Module:
+    return lora("Llama", "ForCausalLM", "q_proj", "down_proj", use_dora=True)().train()
 
-ROWS = [
-    *hub("GPT-2, its embedding tied to the head", gpt2, words()),
-    *hub("GPT-2, `T = B`", gpt2, words(B), attentions=("sdpa",)),
-    *hub("GPT-2, with padding", gpt2, padded, masked),
-    *hub("BERT, its embedding tied to the head", bert, words()),
-    *hub("BERT, `T = B`", bert, words(B), attentions=("eager",)),
-    *hub("BERT, with padding", bert, padded, masked, ("sdpa",)),
-    *hub("Llama", llama, words()),
-    *hub("Llama, tied, with padding", partial(llama, tie_word_embeddings=True), padded, masked),
-    *hub("ViT", vit, pictures, classes),
-    *hub("T5", t5, pairs, translation),
-    *hub(
-        "T5, `T = B`",
-        t5,
-        lambda: (words(B)(), words(B)()),
-        translation,
-    ),
-    *(
-        Row(
-            HUB,
-            f"{name} with activation checkpointing",
-            lambda build=build: checkpointed(build()),
-            inputs,
-            loss=loss,
-        )
-        for name, build, inputs, loss in (
-            ("GPT-2", gpt2, words(), language),
-            ("BERT", bert, words(), language),
-            ("Llama", llama, words(), language),
-            ("ViT", vit, pictures, classes),
-            ("T5", t5, pairs, translation),
-        )
-    ),
-    Row(PEFT, "LoRA of GPT-2", lora("GPT2", "LMHeadModel", "c_attn"), words(), loss=language),
-    Row(
-        PEFT,
+
+def ia3() -> nn.Module:
+    targets = ["k_proj", "v_proj", "down_proj"]
+    return adapted(llama(), "IA3", target_modules=targets, feedforward_modules=["down_proj"])
+
+
+EVERYTHING = ("q_proj", "v_proj", "embed_tokens", "lm_head")
+
+for name, build, inputs, loss in (
+    ("LoRA of GPT-2", lora("GPT2", "LMHeadModel", "c_attn"), words(), language),
+    (
         "LoRA of Llama, embedding and head too",
-        lora("Llama", "ForCausalLM", "q_proj", "v_proj", "embed_tokens", "lm_head"),
+        lora("Llama", "ForCausalLM", *EVERYTHING),
         words(),
-        loss=language,
+        language,
     ),
-    Row(
-        PEFT,
-        "LoRA with weights in parts (DoRA)",
-        lambda: lora("Llama", "ForCausalLM", "q_proj", "down_proj", use_dora=True)().train(),
-        words(),
-        loss=language,
-    ),
-    Row(
-        PEFT,
-        "IA3",
-        lambda: adapted(
-            llama(),
-            "IA3",
-            target_modules=["k_proj", "v_proj", "down_proj"],
-            feedforward_modules=["down_proj"],
-        ),
-        words(),
-        loss=language,
-    ),
-    Row(PEFT, "adapters behind layers of BERT", lambda: with_adapters(bert()), padded, loss=masked),
-    Row(OWN, "ResNet-18 with GroupNorm", partial(resnet18, "group"), normal(B, 3, 16, 16)),
-    Row(
-        OWN,
-        "ResNet-18 with BatchNorm in eval mode",
-        partial(resnet18, "batch"),
-        normal(B, 3, 16, 16),
-    ),
-    Row(OWN, "U-Net", lambda: randomised(UNet()), normal(B, 3, 8, 8)),
-    *(
-        Row(POSITIONS, name, **looked_up(ids))
-        for name, ids in {
-            "positions repeated for each example": lambda x: torch.arange(T).repeat(B, 1)[: len(x)],
-            "positions expanded": lambda x: torch.arange(T).expand(x.shape),
-            "types, `torch.zeros_like(ids)`": torch.zeros_like,
-            "types, `torch.zeros(B, T)`": lambda x: torch.zeros(x.shape, dtype=torch.long),
-        }.items()
-    ),
-    *(
-        Row(
-            POSITIONS,
-            f"a bias of pairs of positions, `T {sign} B`",
-            uses(biased, bias=lambda: nn.Embedding(V, 2), layer=lambda: nn.Linear(6, 6)),
-            normal(B, length, 6),
-        )
-        for sign, length in (("≠", T), ("=", B))
-    ),
-    Row(
-        POSITIONS,
-        "learned queries",
-        uses(asked, queries=normal(1, 2, 7, 3), layer=lambda: nn.Linear(6, 6)),
-        normal(B, T, 6),
-    ),
-]
+    ("LoRA with weights in parts (DoRA)", dora, words(), language),
+    ("IA3", ia3, words(), language),
+    ("adapters behind layers of BERT", lambda: with_adapters(bert()), padded, masked),
+):
+    PEFT.add(name, build, inputs, loss=loss)
+OWN.add("ResNet-18 with GroupNorm", partial(resnet18, "group"), normal(B, 3, 16, 16))
+OWN.add("ResNet-18 with BatchNorm in eval mode", partial(resnet18, "batch"), normal(B, 3, 16, 16))
+OWN.add("U-Net", lambda: randomised(UNet()), normal(B, 3, 8, 8))
+
+
+def looked_up(others: Any) -> Any:
+    """Words, and what is the same for all examples."""
+    return lambda m, x: m.words(x) + m.others(others(x))
+
+
+TABLES = {"words": embedding(V, 6), "others": embedding(V, 6)}
+
+for name, others in {
+    "positions repeated for each example": lambda x: torch.arange(T).repeat(B, 1)[: len(x)],
+    "positions expanded": lambda x: torch.arange(T).expand(x.shape),
+    "types, `torch.zeros_like(ids)`": torch.zeros_like,
+    "types, `torch.zeros(B, T)`": lambda x: torch.zeros(x.shape, dtype=torch.long),
+}.items():
+    POSITIONS.add(name, uses(looked_up(others), **TABLES), words())

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from catalogue.row import B, Row, normal
+from catalogue.row import B, Topic, normal
 
 T, C = 3, 6
-NORMS = "Normalisation"
+NORMS = Topic("Normalisation")
 
 
 def randomised(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -25,23 +25,19 @@ def randomised(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return make
 
 
-def row(name: str, build: Callable[[], nn.Module], *shape: int) -> Row:
-    return Row(NORMS, f"`{name}`", randomised(build), normal(B, *shape))
-
-
-ROWS = [
-    row("nn.LayerNorm", lambda: nn.LayerNorm(C), T, C),
-    row("nn.LayerNorm(bias=False)", lambda: nn.LayerNorm((T, C), bias=False), 5, T, C),
-    row("nn.RMSNorm", lambda: nn.RMSNorm(C), T, C),
-    row("nn.GroupNorm", lambda: nn.GroupNorm(2, C), C, 3, 5),
-    row("nn.InstanceNorm2d(affine=True)", lambda: nn.InstanceNorm2d(C, affine=True), C, 3, 5),
-    row("nn.BatchNorm2d in eval mode", lambda: nn.BatchNorm2d(C).eval(), C, 3, 5),
-    Row(
-        NORMS,
-        "`nn.BatchNorm2d` in training mode",
-        lambda: nn.BatchNorm2d(C),
-        normal(B, C, 3, 5),
-        "refused",
-        says="mix",
-    ),
-]
+for name, build, shape in (
+    ("`nn.LayerNorm`", lambda: nn.LayerNorm(C), (T, C)),
+    ("`nn.LayerNorm(bias=False)`", lambda: nn.LayerNorm((T, C), bias=False), (5, T, C)),
+    ("`nn.RMSNorm`", lambda: nn.RMSNorm(C), (T, C)),
+    ("`nn.GroupNorm`", lambda: nn.GroupNorm(2, C), (C, 3, 5)),
+    ("`nn.InstanceNorm2d(affine=True)`", lambda: nn.InstanceNorm2d(C, affine=True), (C, 3, 5)),
+    ("`nn.BatchNorm2d in eval mode`", lambda: nn.BatchNorm2d(C).eval(), (C, 3, 5)),
+):
+    NORMS.add(name, randomised(build), normal(B, *shape))
+NORMS.add(
+    "`nn.BatchNorm2d` in training mode",
+    lambda: nn.BatchNorm2d(C),
+    normal(B, C, 3, 5),
+    "refused",
+    says="mix",
+)

@@ -4,35 +4,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from catalogue.row import B, Row, buffer, linear, normal, uses
+from catalogue.row import B, Topic, buffer, linear, normal, several, uses
 
 T, D = 3, 6
 features, sequence, square = normal(B, D), normal(B, T, D), normal(B, B, D)
-POINTS = "Points and positions that all examples share"
-HEADS = "Heads and losses"
+POINTS = Topic("Points and positions that all examples share")
+HEADS = Topic("Heads and losses")
+picture = normal(B, 2, B, 3)
 
 
+@POINTS(
+    "DeepONet, as many points as examples",
+    features,
+    branch=linear(D, 5),
+    trunk=linear(1, 5),
+    bias=normal(1),
+)
 def deep_operator(m, x):
     """DeepONet: functions in the batch, points that all of them share."""
     points = torch.linspace(0, 1, B, dtype=x.dtype).unsqueeze(1)
     return m.branch(x) @ m.trunk(points).tanh().T + m.bias
 
 
+@POINTS(
+    "the same points in a buffer",
+    features,
+    branch=linear(D, 5),
+    trunk=linear(1, 5),
+    points=buffer(normal(B, 1)),
+)
 def deep_operator_kept(m, x):
     return torch.einsum("bi,ni->bn", m.branch(x), m.trunk(m.points).tanh())
 
 
+@POINTS(
+    "`torch.arange(n)` through a layer, n = B",
+    square,
+    a=linear(D, 5),
+    b=linear(1, 5),
+    head=linear(5, 3),
+)
 def arange(m, x):
     """Positions by numbers through a layer, as many as examples."""
     at = torch.arange(x.shape[1], dtype=x.dtype).unsqueeze(-1)
     return m.head(m.a(x) + m.b(at / 3).tanh())
 
 
+@POINTS("the same, and nothing else is trained", square, b=linear(1, D))
 def arange_alone(m, x):
     """The layer of positions is all that is trained."""
     return x * m.b(torch.arange(B, dtype=x.dtype)[:, None]).tanh().unsqueeze(0)
 
 
+@POINTS(
+    "sinusoids `[1, C, H, W]` through a convolution (XCiT)",
+    picture,
+    token=lambda: nn.Conv2d(4, 5, 1),
+    a=lambda: nn.Conv2d(2, 5, 1),
+    head=lambda: nn.Conv2d(5, 3, 1),
+)
 def fourier_positions(m, x):
     """XCiT: sinusoids `[1, N]` of rows and columns through a convolution, then repeated."""
     h, w = x.shape[-2:]
@@ -43,6 +73,14 @@ def fourier_positions(m, x):
     return m.head(m.a(x) + p)
 
 
+@POINTS(
+    "NeRF, points of rays",
+    normal(B, 5, 3),
+    a=linear(12, 5),
+    b=linear(17, 5),
+    density=linear(5, 1),
+    colour=linear(5, 3),
+)
 def field(m, x):
     """NeRF: points of rays, sinusoids of them, a skip, volumes by `cumprod`."""
     waves = torch.cat([f(x * 2**k) for k in range(2) for f in (torch.sin, torch.cos)], -1)
@@ -54,12 +92,16 @@ def field(m, x):
     return (alpha * left * colour).sum(1)
 
 
+@POINTS("SIREN, pixels as examples", normal(B, 2), a=linear(2, 5), b=linear(5, 5), out=linear(5, 3))
 def siren(m, x):
     for layer in (m.a, m.b):
         x = (3 * layer(x)).sin()
     return m.out(x)
 
 
+@POINTS(
+    "a learned plane read by `F.grid_sample`", sequence, plane=normal(1, 5, 4, 4), head=linear(5, 3)
+)
 def planes(m, x):
     """A learned plane, read where each example asks."""
     plane = m.plane.expand(len(x), -1, -1, -1)
@@ -67,6 +109,14 @@ def planes(m, x):
     return m.head(F.grid_sample(plane, at, align_corners=True).flatten(2).mT)
 
 
+@HEADS(
+    "AdaIN, scale and shift of a style",
+    several(picture, features),
+    style=linear(D, 10),
+    a=lambda: nn.Conv2d(2, 5, 1, bias=False),
+    b=lambda: nn.Conv2d(5, 3, 1),
+    gain=normal(5),
+)
 def ada_in(m, x, style):
     """Statistics of the input, scale and shift of the style."""
     scale, shift = m.style(style).unflatten(1, (2, -1, 1, 1)).unbind(1)
@@ -76,16 +126,37 @@ def ada_in(m, x, style):
     return m.b(F.instance_norm(h) * m.gain[:, None, None])
 
 
+@HEADS(
+    "`F.group_norm` with columns and one number expanded",
+    normal(B, 4, 3, 5),
+    affine=normal(4, 2),
+    one=normal(1),
+    wide=normal(8),
+)
 def strided_norm(m, x):
     """Scale and shift are columns of one parameter, and one number expanded."""
     h = F.group_norm(x, 2, m.affine[:, 0], m.affine[:, 1])
     return F.group_norm(h.tanh(), 4, m.one.expand(4), m.wide[::2])
 
 
+@HEADS(
+    "`F.layer_norm` with columns and one number expanded",
+    square,
+    affine=normal(D, 2),
+    one=normal(1),
+)
 def strided_layer_norm(m, x):
     return F.layer_norm(x, (D,), m.affine[:, 0], m.one.expand(D)) * m.affine.T[1]
 
 
+@HEADS(
+    "a norm of the response, `addcmul` (ConvNeXt v2)",
+    picture,
+    a=lambda: nn.Conv2d(2, 4, 1),
+    b=lambda: nn.Conv2d(4, 3, 1),
+    gamma=normal(4),
+    beta=normal(4),
+)
 def response_norm(m, x):
     """ConvNeXt v2."""
     x = m.a(x)
@@ -109,134 +180,18 @@ def fused(options=None, reduction="mean"):
     return loss
 
 
-picture = normal(B, 2, B, 3)
-
-
 def labels():
     return sequence(), torch.randint(7, (B, T))
 
 
-ROWS = [
-    *(
-        Row(topic, name, uses(function, **parts), inputs)
-        for topic, name, function, inputs, parts in (
-            (
-                POINTS,
-                "DeepONet, as many points as examples",
-                deep_operator,
-                features,
-                {"branch": linear(D, 5), "trunk": linear(1, 5), "bias": normal(1)},
-            ),
-            (
-                POINTS,
-                "the same points in a buffer",
-                deep_operator_kept,
-                features,
-                {"branch": linear(D, 5), "trunk": linear(1, 5), "points": buffer(normal(B, 1))},
-            ),
-            (
-                POINTS,
-                "`torch.arange(n)` through a layer, n = B",
-                arange,
-                square,
-                {"a": linear(D, 5), "b": linear(1, 5), "head": linear(5, 3)},
-            ),
-            (
-                POINTS,
-                "the same, and nothing else is trained",
-                arange_alone,
-                square,
-                {"b": linear(1, D)},
-            ),
-            (
-                POINTS,
-                "sinusoids `[1, C, H, W]` through a convolution (XCiT)",
-                fourier_positions,
-                picture,
-                {
-                    "token": lambda: nn.Conv2d(4, 5, 1),
-                    "a": lambda: nn.Conv2d(2, 5, 1),
-                    "head": lambda: nn.Conv2d(5, 3, 1),
-                },
-            ),
-            (
-                POINTS,
-                "NeRF, points of rays",
-                field,
-                normal(B, 5, 3),
-                {
-                    "a": linear(12, 5),
-                    "b": linear(17, 5),
-                    "density": linear(5, 1),
-                    "colour": linear(5, 3),
-                },
-            ),
-            (
-                POINTS,
-                "SIREN, pixels as examples",
-                siren,
-                normal(B, 2),
-                {"a": linear(2, 5), "b": linear(5, 5), "out": linear(5, 3)},
-            ),
-            (
-                POINTS,
-                "a learned plane read by `F.grid_sample`",
-                planes,
-                sequence,
-                {"plane": normal(1, 5, 4, 4), "head": linear(5, 3)},
-            ),
-            (
-                HEADS,
-                "AdaIN, scale and shift of a style",
-                ada_in,
-                lambda: (picture(), features()),
-                {
-                    "style": linear(D, 10),
-                    "a": lambda: nn.Conv2d(2, 5, 1, bias=False),
-                    "b": lambda: nn.Conv2d(5, 3, 1),
-                    "gain": normal(5),
-                },
-            ),
-            (
-                HEADS,
-                "`F.group_norm` with columns and one number expanded",
-                strided_norm,
-                normal(B, 4, 3, 5),
-                {"affine": normal(4, 2), "one": normal(1), "wide": normal(8)},
-            ),
-            (
-                HEADS,
-                "`F.layer_norm` with columns and one number expanded",
-                strided_layer_norm,
-                square,
-                {"affine": normal(D, 2), "one": normal(1)},
-            ),
-            (
-                HEADS,
-                "a norm of the response, `addcmul` (ConvNeXt v2)",
-                response_norm,
-                picture,
-                {
-                    "a": lambda: nn.Conv2d(2, 4, 1),
-                    "b": lambda: nn.Conv2d(4, 3, 1),
-                    "gamma": normal(4),
-                    "beta": normal(4),
-                },
-            ),
-        )
-    ),
-    *(
-        Row(
-            HEADS,
-            f"`F.linear_cross_entropy`{more}",
-            uses(lambda m, x: m.a(x), a=linear(D, 5), w=normal(7, 5), b=normal(7)),
-            labels,
-            loss=loss,
-        )
-        for more, loss in (
-            ("", fused()),
-            (', `reduction="none"`', fused(reduction="none")),
-            (", in chunks", fused({"batch_chunk_size": 5})),
-        )
-    ),
-]
+for more, loss in (
+    ("", fused()),
+    (', `reduction="none"`', fused(reduction="none")),
+    (", in chunks", fused({"batch_chunk_size": 5})),
+):
+    HEADS.add(
+        f"`F.linear_cross_entropy`{more}",
+        uses(lambda m, x: m.a(x), a=linear(D, 5), w=normal(7, 5), b=normal(7)),
+        labels,
+        loss=loss,
+    )

@@ -3,12 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-from catalogue.row import B, Row, linear, normal, uses
+from catalogue.row import B, Topic, linear, normal
 
 D, H = 8, 2
-RELATIVE = "Attention with learned distances"
-HEADS = "A weight for each head"
+RELATIVE = Topic("Attention with learned distances")
+HEADS = Topic("A weight for each head")
 sequence, square = normal(B, 5, D), normal(B, B, D)
+SIZES = {"": sequence, ", `T = B`": square}
+QKV = {name: linear(D, D) for name in ("q", "k", "v", "out")}
+KEYLESS = {**QKV, "k": linear(D, D, False)}
 
 
 def heads(x):
@@ -24,6 +27,13 @@ def distances(t: int, most: int = 3):
     return (steps[:, None] - steps).clamp(-most, most) + most
 
 
+@RELATIVE(
+    "DeBERTa, `bmm` and `gather`, heads in front",
+    SIZES,
+    **QKV,
+    table=normal(7, D),
+    norm_scale=normal(D),
+)
 def deberta(m, x):
     """Content to position and position to content, heads in front."""
     t = x.shape[1]
@@ -39,6 +49,7 @@ def deberta(m, x):
     return m.out(x.permute(0, 2, 1, 3).reshape(-1, t, D))
 
 
+@RELATIVE("DeBERTa, keys of positions for all examples", SIZES, **KEYLESS, table=normal(7, D))
 def deberta_shared(m, x):
     """The same with one key for all examples, by `matmul`."""
     t = x.shape[1]
@@ -62,6 +73,14 @@ def waves(t: int, x):
     return torch.cat([found.sin(), found.cos()], -1).unsqueeze(0)
 
 
+@RELATIVE(
+    "Transformer-XL and Conformer, a shift and two learned biases",
+    SIZES,
+    **KEYLESS,
+    pos=linear(D, D, False),
+    u=normal(H, 4),
+    w=normal(H, 4),
+)
 def conformer(m, x):
     """Learned biases for content and position, sinusoids through a layer."""
     q = m.q(x).view(len(x), -1, H, D // H)
@@ -72,6 +91,13 @@ def conformer(m, x):
     return m.out(together(((by_content + by_place) / 2).softmax(-1) @ v))
 
 
+@RELATIVE(
+    "keys and values of clipped distances, `einsum`",
+    SIZES,
+    **KEYLESS,
+    table=normal(7, 4),
+    values=normal(7, 4),
+)
 def clipped(m, x):
     """Keys and values of distances, as in Shaw's attention."""
     t = x.shape[1]
@@ -81,6 +107,9 @@ def clipped(m, x):
     return m.out(together(a @ v + torch.einsum("bhlr,lrd->bhld", a, far_v)))
 
 
+@RELATIVE(
+    "VITS, a table repeated for heads and examples", sequence, **KEYLESS, table=normal(1, 9, 4)
+)
 def vits(m, x):
     """Tables `[1, 2 T - 1, D]` for all heads, the queries with heads in front."""
     t = x.shape[1]
@@ -90,6 +119,7 @@ def vits(m, x):
     return m.out(together(torch.bmm(a, v).view(-1, H, t, D // H)))
 
 
+@RELATIVE("slopes of heads, added by `baddbmm`", SIZES, **KEYLESS, slopes=normal(H))
 def alibi(m, x):
     q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
     far = distances(x.shape[1]).to(x.dtype)
@@ -102,11 +132,19 @@ def alibi(m, x):
     return m.out(together(a.view(-1, H, *far.shape).softmax(-1) @ v))
 
 
+@RELATIVE(
+    "attention pooling, one query `[D]`",
+    square,
+    k=linear(D, D, False),
+    query=normal(D),
+    out=linear(D, 3),
+)
 def pooled(m, x):
     """One learned query, a vector."""
     return m.out(((m.k(x) @ m.query).softmax(-1).unsqueeze(-1) * x).sum(1))
 
 
+@RELATIVE("learned sinks beside the scores", SIZES, **QKV, sinks=normal(H))
 def sinks(m, x):
     q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
     a = torch.cat([q @ k.mT, m.sinks.reshape(1, -1, 1, 1).expand(len(q), -1, q.shape[2], -1)], -1)
@@ -114,18 +152,32 @@ def sinks(m, x):
     return m.out(together(a[..., :-1] @ v))
 
 
+@HEADS(
+    "heads mixed by a layer (talking heads)",
+    sequence,
+    **KEYLESS,
+    before=linear(H, 3, False),
+    after=linear(3, H),
+)
 def talking(m, x):
     q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
     a = m.before((q @ k.mT).permute(0, 2, 3, 1)).softmax(-2)
     return m.out(together(m.after(a).permute(0, 3, 1, 2) @ v))
 
 
+@HEADS(
+    "`x[:, None] @ w`, w `[H, D, K]`, `H = B`",
+    sequence,
+    **{n: normal(B, D, 3) for n in "qkv"},
+    out=normal(B, 3, D),
+)
 def per_head(m, x):
     q, k, v = (x.unsqueeze(1) @ w for w in (m.q, m.k, m.v))
     x = (q @ k.mT).softmax(-1) @ v
     return torch.einsum("bhtk,hkd->btd", x, m.out)
 
 
+@HEADS("`torch.bmm`, heads in the first dimension", sequence, w=normal(H, 4, 5), b=normal(H, 5))
 def grouped(m, x):
     """Blocks of a diagonal, the heads in front of a product."""
     x = x.unflatten(-1, (H, -1)).permute(2, 0, 1, 3)
@@ -133,91 +185,17 @@ def grouped(m, x):
     return x.unflatten(1, (-1, sequence().shape[1])).permute(1, 2, 0, 3).flatten(2)
 
 
+@HEADS(
+    "latent attention, weights absorbed by `einsum`",
+    sequence,
+    q=linear(D, D),
+    down=linear(D, 3),
+    up_k=normal(H, D // H, 3),
+    up_v=normal(H, 3, 4),
+)
 def latent(m, x):
     """Keys and values of few numbers for all heads, then a matrix for each."""
     c = m.down(x)
     q = torch.einsum("bthk,hkc->bthc", m.q(x).unflatten(-1, (H, -1)), m.up_k)
     a = torch.einsum("bthc,bsc->bhts", q, c).softmax(-1)
     return torch.einsum("bhts,bsc,hck->bthk", a, c, m.up_v).flatten(2)
-
-
-QKV = {name: linear(D, D) for name in ("q", "k", "v", "out")}
-KEYLESS = {**QKV, "k": linear(D, D, False)}
-DEBERTA = {**QKV, "table": normal(7, D)}
-
-ROWS = [
-    *(
-        Row(RELATIVE, f"{name}{more}", uses(function, **parts), inputs)
-        for more, inputs in (("", sequence), (", `T = B`", square))
-        for name, function, parts in (
-            (
-                "DeBERTa, `bmm` and `gather`, heads in front",
-                deberta,
-                {**DEBERTA, "norm_scale": normal(D)},
-            ),
-            (
-                "DeBERTa, keys of positions for all examples",
-                deberta_shared,
-                {**DEBERTA, "k": linear(D, D, False)},
-            ),
-            (
-                "Transformer-XL and Conformer, a shift and two learned biases",
-                conformer,
-                {**KEYLESS, "pos": linear(D, D, False), "u": normal(H, 4), "w": normal(H, 4)},
-            ),
-            (
-                "keys and values of clipped distances, `einsum`",
-                clipped,
-                {**KEYLESS, "table": normal(7, 4), "values": normal(7, 4)},
-            ),
-            (
-                "slopes of heads, added by `baddbmm`",
-                alibi,
-                {**KEYLESS, "slopes": normal(H)},
-            ),
-            ("learned sinks beside the scores", sinks, {**QKV, "sinks": normal(H)}),
-        )
-    ),
-    Row(
-        RELATIVE,
-        "VITS, a table repeated for heads and examples",
-        uses(vits, **KEYLESS, table=normal(1, 9, 4)),
-        sequence,
-    ),
-    Row(
-        RELATIVE,
-        "attention pooling, one query `[D]`",
-        uses(pooled, k=linear(D, D, False), query=normal(D), out=linear(D, 3)),
-        square,
-    ),
-    Row(
-        HEADS,
-        "heads mixed by a layer (talking heads)",
-        uses(talking, **KEYLESS, before=linear(H, 3, False), after=linear(3, H)),
-        sequence,
-    ),
-    Row(
-        HEADS,
-        "`x[:, None] @ w`, w `[H, D, K]`, `H = B`",
-        uses(per_head, **{n: normal(B, D, 3) for n in "qkv"}, out=normal(B, 3, D)),
-        sequence,
-    ),
-    Row(
-        HEADS,
-        "`torch.bmm`, heads in the first dimension",
-        uses(grouped, w=normal(H, 4, 5), b=normal(H, 5)),
-        sequence,
-    ),
-    Row(
-        HEADS,
-        "latent attention, weights absorbed by `einsum`",
-        uses(
-            latent,
-            q=linear(D, D),
-            down=linear(D, 3),
-            up_k=normal(H, D // H, 3),
-            up_v=normal(H, 3, 4),
-        ),
-        sequence,
-    ),
-]

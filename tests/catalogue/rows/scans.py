@@ -4,21 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, linear, normal, uses
+from catalogue.row import B, Topic, linear, normal
 
 T, D, N = 3, 6, 2
-SCANS = "Recurrences in a loop"
+SCANS = Topic("Recurrences in a loop")
 sequence, square = normal(B, T, D), normal(B, B, D)
+SIZES = {"": sequence, ", `T = B`": square}
 
 
-def both(name, function, note="", **parts):
-    """Of three steps, and of as many as there are examples."""
-    return [
-        Row(SCANS, f"{name}{more}", uses(function, **parts), inputs, note=note)
-        for more, inputs in (("", sequence), (", `T = B`", square))
-    ]
-
-
+@SCANS("`nn.LSTMCell` from zeros", SIZES, cell=lambda: nn.LSTMCell(D, 5), head=linear(5, 3))
 def cells(m, x):
     """From zeros, the input of a step cut out of `[B, T, D]`."""
     h, c = (torch.zeros(len(x), 5, dtype=x.dtype) for _ in range(2))
@@ -29,6 +23,7 @@ def cells(m, x):
     return m.head(torch.stack(found, 1))
 
 
+@SCANS("`nn.GRUCell` over steps in front", SIZES, cell=lambda: nn.GRUCell(D, 5), head=linear(5, 3))
 def cells_time_first(m, x):
     h = x.new_zeros(len(x), 5)
     found = []
@@ -38,6 +33,13 @@ def cells_time_first(m, x):
     return m.head(torch.stack(found)).transpose(0, 1)
 
 
+@SCANS(
+    "states written into zeros, a learned first state",
+    SIZES,
+    cell=lambda: nn.RNNCell(D, 5),
+    h=normal(1, 5),
+    head=linear(5, 3),
+)
 def cells_written(m, x):
     found = x.new_zeros(x.shape[1], len(x), 5)
     h = m.h.expand(len(x), -1)
@@ -51,6 +53,14 @@ def mixed_with_last(m, x, mix):
     return x * mix + last * (1 - mix)
 
 
+@SCANS(
+    "RWKV",
+    SIZES,
+    **{n: linear(D, D, False) for n in ("key", "value", "receptance", "out")},
+    **{n: normal(1, 1, D) for n in ("mix_k", "mix_v", "mix_r")},
+    decay=normal(D),
+    first=normal(D),
+)
 def rwkv(m, x):
     k = m.key(mixed_with_last(m, x, m.mix_k))
     v = m.value(mixed_with_last(m, x, m.mix_v))
@@ -70,6 +80,17 @@ def rwkv(m, x):
     return m.out(r * found)
 
 
+@SCANS(
+    "Mamba, a selective scan",
+    SIZES,
+    inputs=linear(D, 2 * D, False),
+    conv=lambda: nn.Conv1d(D, D, 2, padding=1, groups=D),
+    x_proj=linear(D, 1 + 2 * N, False),
+    dt_proj=linear(1, D),
+    a_log=normal(D, N),
+    d=normal(D),
+    out=linear(D, 3),
+)
 def mamba(m, x):
     x, z = m.inputs(x).chunk(2, -1)
     x = F.silu(m.conv(x.mT)[..., : x.shape[1]])
@@ -86,6 +107,16 @@ def mamba(m, x):
     return m.out(y.mT * F.silu(z))
 
 
+@SCANS(
+    "a gated recurrence, gates of heads by `baddbmm`",
+    SIZES,
+    w_in=normal(2, 3, 3),
+    b_in=normal(2, 3),
+    w_a=normal(2, 3, 3),
+    b_a=normal(2, 3),
+    rate=normal(D),
+    out=linear(D, 3),
+)
 def gated(m, x):
     """RG-LRU of Griffin: gates of each head by `baddbmm`, heads in front."""
     b, t, _ = x.shape
@@ -103,6 +134,16 @@ def gated(m, x):
     return m.out(found)
 
 
+@SCANS(
+    "the delta rule",
+    SIZES,
+    qkv=linear(D, 3 * D, False),
+    beta=linear(D, 2, False),
+    gate=linear(D, 2, False),
+    a_log=normal(2),
+    dt_bias=normal(2),
+    out=linear(D, 3),
+)
 def delta(m, x):
     q, k, v = m.qkv(x).unflatten(-1, (3, 2, D // 2)).permute(2, 0, 3, 1, 4)
     beta, g = m.beta(x).sigmoid().mT, -m.a_log.exp() * F.softplus(m.gate(x) + m.dt_bias)
@@ -117,6 +158,14 @@ def delta(m, x):
     return m.out(torch.stack(found, 1).flatten(2))
 
 
+@SCANS(
+    "a scan by `cumsum` and `logcumsumexp`",
+    SIZES,
+    gate=linear(D, D),
+    value=linear(D, D),
+    scale=normal(D),
+    out=linear(D, 3),
+)
 def parallel(m, x):
     """A scan without a loop, `cumsum` of logarithms."""
     z = m.gate(x).sigmoid()
@@ -125,6 +174,7 @@ def parallel(m, x):
     return m.out((log_a + torch.logcumsumexp(states, 1)).exp() * m.scale)
 
 
+@SCANS("a neural differential equation", SIZES, a=linear(D + 1, D), out=linear(D, 3))
 def ode(m, x):
     """Runge-Kutta of a network that sees the time, the same for all."""
     h = 0.25
@@ -136,6 +186,7 @@ def ode(m, x):
     return m.out(x)
 
 
+@SCANS("states written into slices", SIZES, a=linear(D, 5), w=normal(5, 5), head=linear(5, 3))
 def echo(m, x):
     """A state kept in one tensor of all steps, written by slices."""
     states = torch.zeros(len(x), x.shape[1] + 1, 5, dtype=x.dtype)
@@ -144,6 +195,9 @@ def echo(m, x):
     return m.head(states[:, 1:])
 
 
+@SCANS(
+    "as many steps as an example wants", SIZES, a=linear(D, D), stop=linear(D, 1), head=linear(D, 3)
+)
 def halting(m, x):
     """Adaptive computation: each example stops when it has had enough."""
     h, left, found = x.mean(1), torch.ones(len(x), 1, dtype=x.dtype), 0
@@ -154,6 +208,13 @@ def halting(m, x):
     return m.head(found + left * h)
 
 
+@SCANS(
+    "two states for each example, reordered",
+    SIZES,
+    a=linear(D, 5),
+    cell=lambda: nn.GRUCell(D, 5),
+    head=linear(5, 3),
+)
 def beams(m, x):
     """States of all examples in one list, two for each, reordered at each step."""
     h = m.a(x[:, 0]).repeat_interleave(2, 0)
@@ -162,95 +223,3 @@ def beams(m, x):
         order = m.head(h).sum(-1).view(-1, 2).argsort(1, descending=True)
         h = h[(order + 2 * torch.arange(len(x))[:, None]).flatten()]
     return m.head(h).view(len(x), -1)
-
-
-XLNET = {
-    "words": lambda: nn.Embedding(5, D),
-    **{n: normal(D, 2, 3) for n in ("q", "k", "v", "o", "r")},
-    **{n: normal(2, 3) for n in ("r_w_bias", "r_r_bias", "r_s_bias")},
-    "segments": normal(2, 2, 3),
-    "rates": lambda: nn.Buffer(10 ** torch.linspace(-1, 0, 3)),
-    "norm": lambda: nn.LayerNorm(D),
-    "head": linear(D, 3),
-}
-
-
-ROWS = [
-    *both("`nn.LSTMCell` from zeros", cells, cell=lambda: nn.LSTMCell(D, 5), head=linear(5, 3)),
-    *both(
-        "`nn.GRUCell` over steps in front",
-        cells_time_first,
-        cell=lambda: nn.GRUCell(D, 5),
-        head=linear(5, 3),
-    ),
-    *both(
-        "states written into zeros, a learned first state",
-        cells_written,
-        cell=lambda: nn.RNNCell(D, 5),
-        h=normal(1, 5),
-        head=linear(5, 3),
-    ),
-    *both(
-        "RWKV",
-        rwkv,
-        **{n: linear(D, D, False) for n in ("key", "value", "receptance", "out")},
-        **{n: normal(1, 1, D) for n in ("mix_k", "mix_v", "mix_r")},
-        decay=normal(D),
-        first=normal(D),
-    ),
-    *both(
-        "Mamba, a selective scan",
-        mamba,
-        inputs=linear(D, 2 * D, False),
-        conv=lambda: nn.Conv1d(D, D, 2, padding=1, groups=D),
-        x_proj=linear(D, 1 + 2 * N, False),
-        dt_proj=linear(1, D),
-        a_log=normal(D, N),
-        d=normal(D),
-        out=linear(D, 3),
-    ),
-    *both(
-        "a gated recurrence, gates of heads by `baddbmm`",
-        gated,
-        w_in=normal(2, 3, 3),
-        b_in=normal(2, 3),
-        w_a=normal(2, 3, 3),
-        b_a=normal(2, 3),
-        rate=normal(D),
-        out=linear(D, 3),
-    ),
-    *both(
-        "the delta rule",
-        delta,
-        qkv=linear(D, 3 * D, False),
-        beta=linear(D, 2, False),
-        gate=linear(D, 2, False),
-        a_log=normal(2),
-        dt_bias=normal(2),
-        out=linear(D, 3),
-    ),
-    *both(
-        "a scan by `cumsum` and `logcumsumexp`",
-        parallel,
-        gate=linear(D, D),
-        value=linear(D, D),
-        scale=normal(D),
-        out=linear(D, 3),
-    ),
-    *both("a neural differential equation", ode, a=linear(D + 1, D), out=linear(D, 3)),
-    *both("states written into slices", echo, a=linear(D, 5), w=normal(5, 5), head=linear(5, 3)),
-    *both(
-        "as many steps as an example wants",
-        halting,
-        a=linear(D, D),
-        stop=linear(D, 1),
-        head=linear(D, 3),
-    ),
-    *both(
-        "two states for each example, reordered",
-        beams,
-        a=linear(D, 5),
-        cell=lambda: nn.GRUCell(D, 5),
-        head=linear(5, 3),
-    ),
-]

@@ -5,13 +5,14 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from catalogue.row import B, Row, buffer, linear, normal, uses
+from catalogue.row import B, Topic, buffer, linear, normal
 
 D, H, N = 8, 2, 4
-"""Features, heads and tokens: as many as examples."""
+"""Features, heads and tokens: as many as examples, and as many as windows where there are some."""
 
-TABLES = "Tables of relative positions"
+TABLES = Topic("Tables of relative positions")
 grid, tokens = normal(B, 4, 4, D), normal(B, N, D)
+QKV = {"qkv": linear(D, 3 * D), "out": linear(D, D)}
 
 
 def index(side: int = 2):
@@ -24,6 +25,10 @@ def projected(m, w):
     return m.qkv(w).reshape(len(w), -1, 3, H, D // H).permute(2, 0, 3, 1, 4)
 
 
+TABLE = {"table": normal(9, H), "index": buffer(index)}
+
+
+@TABLES("an index that is a buffer, `T = B`", tokens, **QKV, **TABLE)
 def beit(m, x):
     q, k, v = projected(m, x)
     bias = F.embedding(m.index, m.table).permute(2, 0, 1).unsqueeze(0)
@@ -35,12 +40,14 @@ def cached_index(side: int):
     return index(side)
 
 
+@TABLES("an index kept by `functools.lru_cache`, `T = B`", tokens, **QKV, table=normal(9, H))
 def beit_cached(m, x):
     q, k, v = projected(m, x)
     bias = m.table[cached_index(2).view(-1)].view(N, N, H).permute(2, 0, 1)
     return m.out(((q @ k.mT + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+@TABLES("an index that the first pass keeps, `T = B`", tokens, **QKV, table=normal(9, H))
 def beit_kept(m, x):
     if not hasattr(m, "kept"):
         m.kept = index()
@@ -49,11 +56,25 @@ def beit_kept(m, x):
     return m.out(((q @ k.mT + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+@TABLES(
+    "a table indexed in its second dimension (LeViT)",
+    tokens,
+    **QKV,
+    biases=normal(H, 9),
+    index=buffer(index),
+)
 def levit(m, x):
     q, k, v = projected(m, x)
     return m.out(((q @ k.mT + m.biases[:, m.index]).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+@TABLES(
+    "queries times a table for each axis (SAM)",
+    grid,
+    **QKV,
+    tall=normal(7, D // H),
+    wide=normal(7, D // H),
+)
 def decomposed(m, x):
     """As in the image encoder of SAM: a table for each axis, and queries times its rows."""
     q, k, v = projected(m, x.flatten(1, 2))
@@ -65,36 +86,3 @@ def decomposed(m, x):
     a = (q @ k.mT).view(-1, 4, 4, 4, 4) + tall[..., None] + wide[..., None, :]
     x = a.view(-1, 16, 16).softmax(-1) @ v
     return m.out(x.view(-1, H, 16, D // H).transpose(1, 2).reshape(-1, 16, D))
-
-
-QKV = {"qkv": linear(D, 3 * D), "out": linear(D, D)}
-TABLE = {"table": normal(9, H), "index": buffer(index)}
-
-
-ROWS = [
-    Row(TABLES, "an index that is a buffer, `T = B`", uses(beit, **QKV, **TABLE), tokens),
-    Row(
-        TABLES,
-        "an index kept by `functools.lru_cache`, `T = B`",
-        uses(beit_cached, **QKV, table=normal(9, H)),
-        tokens,
-    ),
-    Row(
-        TABLES,
-        "an index that the first pass keeps, `T = B`",
-        uses(beit_kept, **QKV, table=normal(9, H)),
-        tokens,
-    ),
-    Row(
-        TABLES,
-        "a table indexed in its second dimension (LeViT)",
-        uses(levit, **QKV, biases=normal(H, 9), index=buffer(index)),
-        tokens,
-    ),
-    Row(
-        TABLES,
-        "queries times a table for each axis (SAM)",
-        uses(decomposed, **QKV, tall=normal(7, D // H), wide=normal(7, D // H)),
-        grid,
-    ),
-]

@@ -4,13 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, linear, mark, normal, uses
+from catalogue.row import B, Topic, embedding, ids, linear, mark, normal
 
 T, D = 3, 6
-FIRST = "The time first throughout"
+FIRST = Topic("The time first throughout")
 sequence, square = normal(B, T, D), normal(B, B, D)
+SIZES = {"": sequence, ", `T = B`": square}
+WORDS = {"": ids(5, T), ", `T = B`": ids(5, B)}
+XLNET = {
+    "words": embedding(5, D),
+    **{n: normal(D, 2, 3) for n in ("q", "k", "v", "o", "r")},
+    **{n: normal(2, 3) for n in ("r_w_bias", "r_r_bias", "r_s_bias")},
+    "segments": normal(2, 2, 3),
+    "rates": lambda: nn.Buffer(10 ** torch.linspace(-1, 0, 3)),
+    "norm": lambda: nn.LayerNorm(D),
+    "head": linear(D, 3),
+}
 
 
+@FIRST("XLNet, its words marked", WORDS, **XLNET)
 def xlnet(m, ids):
     """Words `[T, B]` throughout, relative positions of all, `einsum` with i, b, n and d."""
     x = m.words(mark(ids.t().contiguous(), dim=1))
@@ -30,17 +42,35 @@ def xlnet(m, ids):
     return m.head(m.norm(x)).permute(1, 0, 2).contiguous()
 
 
+@FIRST(
+    "marked words into an embedding, then `nn.GRU`",
+    WORDS,
+    words=embedding(5, D),
+    gru=lambda: nn.GRU(D, 5),
+    head=linear(5, 3),
+)
 def marked_gru(m, ids):
     """A new tensor, as a loader gives it: nothing but the mark says whose words they are."""
     ids = torch.tensor(ids.T.tolist())
     return m.head(m.gru(m.words(mark(ids, dim=1)))[0]).transpose(0, 1)
 
 
+@FIRST(
+    "marked words into `nn.TransformerEncoder`",
+    WORDS,
+    words=embedding(5, D),
+    position=normal(5, D),
+    encoder=lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(D, 2, 5, 0.0), 1, enable_nested_tensor=False
+    ),
+    head=linear(D, 3),
+)
 def marked_encoder(m, ids):
     x = m.words(mark(ids.T, dim=1)) * 2 + m.position[: ids.shape[1]].unsqueeze(1)
     return m.head(m.encoder(x)).mT.permute(2, 0, 1)
 
 
+@FIRST("heads in the batch behind `nn.LSTM`", SIZES, lstm=lambda: nn.LSTM(D, D), head=linear(D, 3))
 def heads_of_steps(m, x):
     """After `nn.LSTM` with the time first, heads in the batch: `[T, B * H, d]`."""
     y, _ = m.lstm(x.transpose(0, 1))
@@ -50,71 +80,15 @@ def heads_of_steps(m, x):
     return m.head(a).transpose(0, 1)
 
 
+@FIRST(
+    "functions of steps behind `nn.GRU`",
+    SIZES,
+    gru=lambda: nn.GRU(D, 5),
+    w=normal(3, 5),
+    scale=normal(2),
+)
 def stepwise(m, x):
     """Functions that a time-first layer leaves: powers, sums along the time, `einsum`."""
     y, _ = m.gru(x.transpose(0, 1))
     y = torch.einsum("tbd,od->tbo", y.square().cumsum(0), m.w).clamp_min(-1).roll(1, 0)
     return torch.stack([y, F.softsign(y).flip(0)], -1).transpose_(0, 1) * m.scale
-
-
-def words(length: int = T):
-    return lambda: torch.randint(5, (B, length))
-
-
-XLNET = {
-    "words": lambda: nn.Embedding(5, D),
-    **{n: normal(D, 2, 3) for n in ("q", "k", "v", "o", "r")},
-    **{n: normal(2, 3) for n in ("r_w_bias", "r_r_bias", "r_s_bias")},
-    "segments": normal(2, 2, 3),
-    "rates": lambda: nn.Buffer(10 ** torch.linspace(-1, 0, 3)),
-    "norm": lambda: nn.LayerNorm(D),
-    "head": linear(D, 3),
-}
-
-
-ROWS = [
-    *(
-        Row(FIRST, f"{name}{more}", uses(function, **parts), words(length))
-        for more, length in (("", T), (", `T = B`", B))
-        for name, function, parts in (
-            ("XLNet, its words marked", xlnet, XLNET),
-            (
-                "marked words into an embedding, then `nn.GRU`",
-                marked_gru,
-                {
-                    "words": lambda: nn.Embedding(5, D),
-                    "gru": lambda: nn.GRU(D, 5),
-                    "head": linear(5, 3),
-                },
-            ),
-            (
-                "marked words into `nn.TransformerEncoder`",
-                marked_encoder,
-                {
-                    "words": lambda: nn.Embedding(5, D),
-                    "position": normal(5, D),
-                    "encoder": lambda: nn.TransformerEncoder(
-                        nn.TransformerEncoderLayer(D, 2, 5, 0.0), 1, enable_nested_tensor=False
-                    ),
-                    "head": linear(D, 3),
-                },
-            ),
-        )
-    ),
-    *(
-        Row(FIRST, f"{name}{more}", uses(function, **parts), inputs)
-        for more, inputs in (("", sequence), (", `T = B`", square))
-        for name, function, parts in (
-            (
-                "heads in the batch behind `nn.LSTM`",
-                heads_of_steps,
-                {"lstm": lambda: nn.LSTM(D, D), "head": linear(D, 3)},
-            ),
-            (
-                "functions of steps behind `nn.GRU`",
-                stepwise,
-                {"gru": lambda: nn.GRU(D, 5), "w": normal(3, 5), "scale": normal(2)},
-            ),
-        )
-    ),
-]

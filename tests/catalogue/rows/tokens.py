@@ -1,18 +1,33 @@
 """Learned tokens beside what the examples gave."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, linear, normal, uses
+from catalogue.row import B, Topic, embedding, linear, normal, uses
+from catalogue.rows.prompts import attention
 
 T, D = 4, 6
 """As many words as examples."""
 
-TOKENS = "Learned tokens beside those of examples"
+TOKENS = Topic("Learned tokens beside those of examples")
 sequence, other = normal(B, T, D), normal(B, 5, D)
+DECODER = {
+    "inputs": linear(D, D),
+    "queries": embedding(B, D),
+    "decoder": lambda: nn.TransformerDecoderLayer(D, 2, 5, 0.0),
+    "norm": lambda: nn.LayerNorm(D),
+    "head": linear(D, 3),
+}
+LAYERS = {"a": linear(D, D), "head": linear(D, 3), "token": normal(D)}
 
 
+@TOKENS(
+    "ViT-MAE, patches left out and put back by `gather`",
+    lambda: (sequence(), torch.rand(B, T)),
+    **{n: linear(D, D) for n in ("embed", "encode", "decode")},
+    **{n: normal(1, 1, D) for n in ("cls", "token")},
+    **{n: normal(1, T + 1, D) for n in ("places", "places_too")},
+)
 def masked_autoencoder(m, x, noise):
     """Some patches left out by `gather`; tokens put where they were, by `gather` again."""
     order = noise.argsort(1)
@@ -28,11 +43,17 @@ def masked_autoencoder(m, x, noise):
     return m.decode(y - y.mean(1, keepdim=True))[:, 1:]
 
 
-def attention(x, qkv):
-    q, k, v = qkv(x).chunk(3, -1)
-    return F.scaled_dot_product_attention(q, k, v)
-
-
+@TOKENS(
+    "TimeSformer, frames and patches folded in turn",
+    normal(B, 2, 4, D),
+    temporal=linear(D, 3 * D),
+    spatial=linear(D, 3 * D),
+    out=linear(D, D),
+    head=linear(D, 3),
+    cls=normal(1, 1, D),
+    time=normal(2, D),
+    space=normal(1, 4, D),
+)
 def space_time(m, x):
     """TimeSformer: frames, then patches, folded into the batch; one class token for all."""
     b, t, p = len(x), 2, 4
@@ -46,6 +67,14 @@ def space_time(m, x):
     return m.head(torch.cat([cls, h.flatten(1, 2) + y[:, 1:].reshape(b, t * p, D)], 1))
 
 
+@TOKENS(
+    "DETR, positions of columns beside those of rows",
+    normal(B, 2, B, 3),
+    column=embedding(5, 3),
+    row=embedding(5, 3),
+    a=lambda: nn.Conv2d(2, D, 1),
+    head=linear(D, 3),
+)
 def columns_and_rows(m, x):
     """Positions of DETR: half of them for columns, half for rows."""
     h, w = x.shape[-2:]
@@ -68,6 +97,15 @@ def queries_time_first(way):
     return function
 
 
+@TOKENS(
+    "learned queries added in attention, the time first",
+    other,
+    inputs=linear(D, D),
+    queries=embedding(B, D),
+    own=lambda: nn.MultiheadAttention(D, 2),
+    other=lambda: nn.MultiheadAttention(D, 2),
+    head=linear(D, 3),
+)
 def queries_added(m, x):
     """Zeros for targets, learned queries added in attention."""
     memory = m.inputs(x).transpose(0, 1)
@@ -78,6 +116,14 @@ def queries_added(m, x):
     return m.head(target + m.other(target + places, memory, memory)[0]).transpose(0, 1)
 
 
+@TOKENS(
+    "Perceiver, as many latents as examples",
+    other,
+    latents=normal(B, D),
+    q=linear(D, D),
+    k=linear(D, D, False),
+    out=linear(2 * D, 3),
+)
 def perceiver(m, x):
     latents = m.latents.unsqueeze(0).expand(len(x), -1, -1)
     a = (m.q(latents) @ m.k(x).mT).softmax(-1)
@@ -85,6 +131,7 @@ def perceiver(m, x):
     return m.out(torch.cat([latents, m.q(latents)], -1))
 
 
+@TOKENS("written into zeros", sequence, **LAYERS)
 def first_columns(m, x):
     """Written into zeros, the token by a number for each example."""
     y = x.new_zeros(len(x), T + 1, D)
@@ -93,107 +140,23 @@ def first_columns(m, x):
     return m.head(y)
 
 
+@TOKENS("activations written into a tiled token", sequence, **LAYERS)
 def tiled(m, x):
     y = m.token.tile(len(x), T, 1)
     y[:, 1] = m.a(x)[:, 0]
     return m.head(y * x)
 
 
+@TOKENS("activations written into a token plus zeros", sequence, **LAYERS)
 def with_zeros(m, x):
     y = m.token + torch.zeros(len(x), T, D, dtype=x.dtype)
     y[:, 0] = m.a(x)[:, 0]
     return m.head(y * x)
 
 
-DECODER = {
-    "inputs": linear(D, D),
-    "queries": lambda: nn.Embedding(B, D),
-    "decoder": lambda: nn.TransformerDecoderLayer(D, 2, 5, 0.0),
-    "norm": lambda: nn.LayerNorm(D),
-    "head": linear(D, 3),
-}
-LAYERS = {"a": linear(D, D), "head": linear(D, 3), "token": normal(D)}
-
-
-ROWS = [
-    Row(
-        TOKENS,
-        "ViT-MAE, patches left out and put back by `gather`",
-        uses(
-            masked_autoencoder,
-            **{n: linear(D, D) for n in ("embed", "encode", "decode")},
-            **{n: normal(1, 1, D) for n in ("cls", "token")},
-            **{n: normal(1, T + 1, D) for n in ("places", "places_too")},
-        ),
-        lambda: (sequence(), torch.rand(B, T)),
-    ),
-    Row(
-        TOKENS,
-        "TimeSformer, frames and patches folded in turn",
-        uses(
-            space_time,
-            temporal=linear(D, 3 * D),
-            spatial=linear(D, 3 * D),
-            out=linear(D, D),
-            head=linear(D, 3),
-            cls=normal(1, 1, D),
-            time=normal(2, D),
-            space=normal(1, 4, D),
-        ),
-        normal(B, 2, 4, D),
-    ),
-    Row(
-        TOKENS,
-        "DETR, positions of columns beside those of rows",
-        uses(
-            columns_and_rows,
-            column=lambda: nn.Embedding(5, 3),
-            row=lambda: nn.Embedding(5, 3),
-            a=lambda: nn.Conv2d(2, D, 1),
-            head=linear(D, 3),
-        ),
-        normal(B, 2, B, 3),
-    ),
-    *(
-        Row(
-            TOKENS,
-            f"learned queries `[Q, B, D]` by `{way}` into `nn.TransformerDecoderLayer`, `Q = B`",
-            uses(queries_time_first(way), **DECODER),
-            other,
-        )
-        for way in ("repeat", "expand")
-    ),
-    Row(
-        TOKENS,
-        "learned queries added in attention, the time first",
-        uses(
-            queries_added,
-            inputs=linear(D, D),
-            queries=lambda: nn.Embedding(B, D),
-            own=lambda: nn.MultiheadAttention(D, 2),
-            other=lambda: nn.MultiheadAttention(D, 2),
-            head=linear(D, 3),
-        ),
+for way in ("repeat", "expand"):
+    TOKENS.add(
+        f"learned queries `[Q, B, D]` by `{way}` into `nn.TransformerDecoderLayer`, `Q = B`",
+        uses(queries_time_first(way), **DECODER),
         other,
-    ),
-    Row(
-        TOKENS,
-        "Perceiver, as many latents as examples",
-        uses(
-            perceiver,
-            latents=normal(B, D),
-            q=linear(D, D),
-            k=linear(D, D, False),
-            out=linear(2 * D, 3),
-        ),
-        other,
-    ),
-    Row(TOKENS, "written into zeros", uses(first_columns, **LAYERS), sequence),
-    Row(TOKENS, "activations written into a tiled token", uses(tiled, **LAYERS), sequence),
-    Row(
-        TOKENS,
-        "activations written into a token plus zeros",
-        uses(with_zeros, **LAYERS),
-        sequence,
-    ),
-]
+    )

@@ -4,12 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Row, buffer, linear, normal, uses
+from catalogue.row import B, Topic, buffer, linear, normal
+from catalogue.rows.tables import QKV, TABLE, D, H, N, index, projected
 
-D, H, N = 8, 2, 4
-"""Features, heads, and tokens of a window: as many as examples, and as many as windows."""
-
-WINDOWS = "Windows folded into the batch"
+WINDOWS = Topic("Windows folded into the batch")
 grid, sequence = normal(B, 4, 4, D), normal(B, 8, D)
 
 
@@ -26,12 +24,6 @@ def into_grid(x):
     return x.view(len(x), 2, 2, 2, 2, D).permute(0, 2, 4, 1, 3, 5).reshape(-1, N, D)
 
 
-def index(side: int = 2):
-    at = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-    far = at[:, None] - at + side - 1
-    return far[..., 0] * (2 * side - 1) + far[..., 1]
-
-
 def shift_mask():
     regions = torch.zeros(1, 4, 4, D)
     regions[:, 3:] += 1
@@ -40,14 +32,11 @@ def shift_mask():
     return (regions[:, None] != regions[:, :, None]).float() * -100
 
 
-def projected(m, w):
-    return m.qkv(w).reshape(len(w), -1, 3, H, D // H).permute(2, 0, 3, 1, 4)
-
-
 def table_bias(m):
     return m.table[m.index.view(-1)].view(N, N, H).permute(2, 0, 1).contiguous()
 
 
+@WINDOWS("Swin", grid, **QKV, **TABLE)
 def swin(m, x):
     w = into_windows(x)
     q, k, v = projected(m, w)
@@ -56,6 +45,7 @@ def swin(m, x):
     return from_windows(m.out(w))
 
 
+@WINDOWS("Swin, shifted, its mask a buffer", grid, **QKV, **TABLE, mask=buffer(shift_mask))
 def swin_shifted(m, x):
     w = into_windows(x.roll((-1, -1), (1, 2)))
     q, k, v = projected(m, w)
@@ -66,6 +56,7 @@ def swin_shifted(m, x):
     return from_windows(m.out(w)).roll((1, 1), (1, 2)) + x
 
 
+@WINDOWS("Swin, the bias expanded over windows", grid, **QKV, **TABLE)
 def swin_fused(m, x):
     q, k, v = projected(m, into_windows(x))
     bias = table_bias(m).expand(len(q), -1, -1, -1)
@@ -73,6 +64,18 @@ def swin_fused(m, x):
     return from_windows(m.out(w.transpose(1, 2).reshape(-1, N, D)))
 
 
+@WINDOWS(
+    "Swin v2, `logit_scale` and positions through a network",
+    grid,
+    weight=normal(3 * D, D),
+    q_bias=normal(D),
+    v_bias=normal(D),
+    logit_scale=normal(H, 1, 1),
+    mlp=lambda: nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, H, False)),
+    coords=buffer(normal(1, 3, 3, 2)),
+    index=buffer(index),
+    out=linear(D, D),
+)
 def swin_v2(m, x):
     w = into_windows(x)
     bias = torch.cat([m.q_bias, torch.zeros_like(m.v_bias), m.v_bias])
@@ -85,6 +88,7 @@ def swin_v2(m, x):
     return from_windows(m.out((a @ v).transpose(1, 2).reshape(-1, N, D)))
 
 
+@WINDOWS("MaxViT, attention over a grid", grid, **QKV, **TABLE, qkv0=linear(D, D), scale=normal(D))
 def grid_attention(m, x):
     q, k, v = projected(m, into_grid(m.qkv0(x)))
     w = F.scaled_dot_product_attention(q, k, v, attn_mask=table_bias(m))
@@ -92,6 +96,7 @@ def grid_attention(m, x):
     return m.out(w.reshape(-1, 4, 4, D)) * m.scale
 
 
+@WINDOWS("overlapping blocks by `as_strided`, heads in front", sequence, **QKV, bias=normal(2, 6))
 def chunks(m, x):
     """As in Longformer: overlapping blocks of keys, heads and blocks in front."""
     q, k, v = (z.flatten(0, 1) for z in projected(m, x))
@@ -103,12 +108,27 @@ def chunks(m, x):
     return m.out(x.transpose(1, 2).flatten(2))
 
 
+@WINDOWS(
+    "overlapping windows by `Tensor.unfold`",
+    sequence,
+    a=linear(D, D),
+    position=normal(1, 4, D),
+    out=linear(D, 3),
+)
 def unfolded(m, x):
     w = F.pad(x, (0, 0, 1, 1)).unfold(1, 4, 2).transpose(2, 3)
     w = m.out(m.a(w.reshape(-1, 4, D)).tanh() + m.position)
     return w.unflatten(0, (len(x), -1))
 
 
+@WINDOWS(
+    "blocks and what surrounds them, by `F.unfold`",
+    grid,
+    q=lambda: nn.Conv2d(D, D, 1),
+    kv=lambda: nn.Conv2d(D, 2 * D, 1, bias=False),
+    relative=normal(16, D),
+    out=linear(D, 3),
+)
 def halo(m, x):
     """Blocks of an image and what surrounds them, heads in front."""
     x = x.permute(0, 3, 1, 2)
@@ -119,6 +139,13 @@ def halo(m, x):
     return m.out(a @ v).view(len(x), -1)
 
 
+@WINDOWS(
+    "rows and columns of an image into `nn.LSTM`",
+    grid,
+    wide=lambda: nn.LSTM(D, 4, batch_first=True),
+    tall=lambda: nn.LSTM(D, 2, batch_first=True, bidirectional=True),
+    out=linear(8, 3),
+)
 def sequencer(m, x):
     wide, _ = m.wide(x.reshape(-1, 4, D))
     tall, _ = m.tall(x.permute(0, 2, 1, 3).reshape(-1, 4, D))
@@ -127,6 +154,15 @@ def sequencer(m, x):
     return m.out(torch.cat([tall, wide], -1))
 
 
+@WINDOWS(
+    "pixels of patches, then patches (TNT)",
+    grid,
+    position=normal(1, N, D),
+    norm=lambda: nn.LayerNorm(D),
+    inner=linear(D, D),
+    patch=linear(4 * D, 5),
+    places=normal(1, 4, 5),
+)
 def nested(m, x):
     """As in TNT: pixels of patches in front, then patches."""
     pixels = into_windows(x) + m.position
@@ -135,104 +171,14 @@ def nested(m, x):
     return patches + m.places
 
 
+@WINDOWS(
+    "norms, scales and gates of windows",
+    grid,
+    norm=lambda: nn.LayerNorm(D),
+    scale=normal(D),
+    gate=normal(N, 1),
+    out=linear(D, D),
+)
 def windowed_norms(m, x):
     w = m.norm(into_windows(x)) * m.scale
     return from_windows(m.out(w.abs() + m.gate.sigmoid() * w.flip(1)))
-
-
-QKV = {"qkv": linear(D, 3 * D), "out": linear(D, D)}
-TABLE = {"table": normal(9, H), "index": buffer(index)}
-
-
-ROWS = [
-    Row(WINDOWS, "Swin", uses(swin, **QKV, **TABLE), grid),
-    Row(
-        WINDOWS,
-        "Swin, shifted, its mask a buffer",
-        uses(swin_shifted, **QKV, **TABLE, mask=buffer(shift_mask)),
-        grid,
-    ),
-    Row(WINDOWS, "Swin, the bias expanded over windows", uses(swin_fused, **QKV, **TABLE), grid),
-    Row(
-        WINDOWS,
-        "Swin v2, `logit_scale` and positions through a network",
-        uses(
-            swin_v2,
-            weight=normal(3 * D, D),
-            q_bias=normal(D),
-            v_bias=normal(D),
-            logit_scale=normal(H, 1, 1),
-            mlp=lambda: nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, H, False)),
-            coords=buffer(normal(1, 3, 3, 2)),
-            index=buffer(index),
-            out=linear(D, D),
-        ),
-        grid,
-    ),
-    Row(
-        WINDOWS,
-        "MaxViT, attention over a grid",
-        uses(grid_attention, **QKV, **TABLE, qkv0=linear(D, D), scale=normal(D)),
-        grid,
-    ),
-    Row(
-        WINDOWS,
-        "norms, scales and gates of windows",
-        uses(
-            windowed_norms,
-            norm=lambda: nn.LayerNorm(D),
-            scale=normal(D),
-            gate=normal(N, 1),
-            out=linear(D, D),
-        ),
-        grid,
-    ),
-    Row(
-        WINDOWS,
-        "overlapping blocks by `as_strided`, heads in front",
-        uses(chunks, **QKV, bias=normal(2, 6)),
-        sequence,
-    ),
-    Row(
-        WINDOWS,
-        "overlapping windows by `Tensor.unfold`",
-        uses(unfolded, a=linear(D, D), position=normal(1, 4, D), out=linear(D, 3)),
-        sequence,
-    ),
-    Row(
-        WINDOWS,
-        "blocks and what surrounds them, by `F.unfold`",
-        uses(
-            halo,
-            q=lambda: nn.Conv2d(D, D, 1),
-            kv=lambda: nn.Conv2d(D, 2 * D, 1, bias=False),
-            relative=normal(16, D),
-            out=linear(D, 3),
-        ),
-        grid,
-    ),
-    Row(
-        WINDOWS,
-        "rows and columns of an image into `nn.LSTM`",
-        uses(
-            sequencer,
-            wide=lambda: nn.LSTM(D, 4, batch_first=True),
-            tall=lambda: nn.LSTM(D, 2, batch_first=True, bidirectional=True),
-            out=linear(8, 3),
-        ),
-        grid,
-    ),
-    Row(
-        WINDOWS,
-        "pixels of patches, then patches (TNT)",
-        uses(
-            nested,
-            position=normal(1, N, D),
-            norm=lambda: nn.LayerNorm(D),
-            inner=linear(D, D),
-            patch=linear(4 * D, 5),
-            places=normal(1, 4, 5),
-        ),
-        grid,
-    ),
-]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from catalogue.row import Row
-from catalogue.rows import models
+from catalogue.rows import models, rows_of
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -14,7 +14,7 @@ from pycoherence.capture.context import handlers
 from pycoherence.capture.rows import Rows
 from pycoherence.sites import LinearSite, Site
 
-ROWS = {f"{row.topic}: {row.name}": row for row in models.ROWS}
+ROWS = {f"{row.topic}: {row.name}": row for row in rows_of(models)}
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
