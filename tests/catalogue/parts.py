@@ -10,19 +10,6 @@ from torch import Tensor, nn
 B, T = 4, 3
 
 
-class Shaped(nn.Module):
-    """Some layers and a function of them and the input."""
-
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self._function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._function(self, x)
-
-
 class Scale(nn.Module):
     """A layer of the user's own."""
 

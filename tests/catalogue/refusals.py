@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from catalogue.parts import (
     B,
     Native,
-    Shaped,
     after_linear,
     custom,
     embedding,
@@ -18,6 +17,7 @@ from catalogue.parts import (
     ids,
     sequence,
 )
+from catalogue.row import Uses
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ REFUSALS: dict[str, Refusal] = {
         after_linear(nn.SyncBatchNorm(6)), features, ("'1'", "SyncBatchNorm", "mix", FIX)
     ),
     "batch-norm-functional": Refusal(
-        lambda: Shaped(
+        lambda: Uses(
             lambda m, x: torch.batch_norm(m.a(x), None, None, None, None, True, 0.1, 1e-5, False),
             a=nn.Linear(6, 6),
         ),
@@ -68,7 +68,7 @@ REFUSALS: dict[str, Refusal] = {
         ("batch_norm", "mix", FIX),
     ),
     "attention-unbatched": Refusal(
-        lambda: Shaped(lambda m, x: m.a(x[0], x[0], x[0])[0], a=nn.MultiheadAttention(6, 2)),
+        lambda: Uses(lambda m, x: m.a(x[0], x[0], x[0])[0], a=nn.MultiheadAttention(6, 2)),
         sequence,
         (
             r"parameter 'in_proj_weight' of module 'a'",
@@ -78,7 +78,7 @@ REFUSALS: dict[str, Refusal] = {
         ),
     ),
     "lstm-packed": Refusal(
-        lambda: Shaped(
+        lambda: Uses(
             lambda m, x: m.a(nn.utils.rnn.pack_padded_sequence(x, [3] * B, batch_first=True))[0][0],
             a=nn.LSTM(6, 2, batch_first=True),
         ),
@@ -86,7 +86,7 @@ REFUSALS: dict[str, Refusal] = {
         (r"parameter 'weight_ih_l0' of module 'a'", "lstm", "packed", FIX, "padded"),
     ),
     "parameter-as-input": Refusal(
-        lambda: Shaped(
+        lambda: Uses(
             lambda m, x: F.linear(m.a.weight, m.b.weight) + x.sum(),
             a=nn.Linear(6, 4),
             b=nn.Linear(6, 6),
@@ -95,7 +95,7 @@ REFUSALS: dict[str, Refusal] = {
         (module("a", "weight"), "Tensor.add", FIX),
     ),
     "parameter-as-its-own-input": Refusal(
-        lambda: Shaped(lambda m, x: F.linear(m.a.weight, m.a.weight) + x.sum(), a=nn.Linear(6, 6)),
+        lambda: Uses(lambda m, x: F.linear(m.a.weight, m.a.weight) + x.sum(), a=nn.Linear(6, 6)),
         features,
         (module("a", "weight"), "Tensor.add", "mixed over the batch", FIX),
     ),
@@ -122,7 +122,7 @@ REFUSALS: dict[str, Refusal] = {
         custom(lambda x, s: x * Native.apply(s)), features, (module("1", "scale"), "Native", FIX)
     ),
     "native-function-next-to-a-known-use": Refusal(
-        lambda: Shaped(
+        lambda: Uses(
             lambda m, x: m.a(x) + F.linear(x, Native.apply(m.a.weight)), a=nn.Linear(6, 4)
         ),
         features,

@@ -59,15 +59,24 @@ class Row:
         found = self.inputs()
         return found if isinstance(found, tuple) else (found,)
 
+    def in_float64(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """The model and its batch."""
+        model = self.build().double()
+        return model, tuple(x.double() if x.is_floating_point() else x for x in self.batch)
+
 
 class Uses(nn.Module):
-    """Parameters, buffers or modules by name, and a function of them and the input."""
+    """Parameters, buffers or modules by name, and a function of them and the input.
+
+    A tensor becomes a parameter, but for whole numbers, which stay plain attributes.
+    """
 
     def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
         self._function = function
         for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, (nn.Parameter, nn.Buffer)):
+            made = isinstance(part, (nn.Parameter, nn.Buffer))
+            if isinstance(part, Tensor) and part.is_floating_point() and not made:
                 part = nn.Parameter(part)
             setattr(self, name, part)
 
@@ -124,6 +133,11 @@ class Topic:
 def linear(inputs: int, outputs: int, bias: bool = True) -> Callable[[], nn.Module]:
     """Builds a linear layer."""
     return lambda: nn.Linear(inputs, outputs, bias)
+
+
+def frozen(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Builds a part that is not trained."""
+    return lambda: build().requires_grad_(False)
 
 
 def buffer(tensor: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -1,14 +1,13 @@
 """What must hold of a captured pass on any model."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import pycoherence as pc
-from support.oracle import LossFn, per_example_gradients, sq_norms
+from support.oracle import LossFn, flat, joined, per_example_gradients, sq_norms
 
 Batch = tuple[Tensor, ...]
 
@@ -19,6 +18,11 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     error, scale = (torch.linalg.vector_norm(x).item() for x in (actual - expected, expected))
     return 0.0 if error == 0 else error / scale if scale else float("inf")
+
+
+def grad_of(parameter: Tensor) -> Tensor:
+    """Its `.grad`; zeros where it has none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def with_grad(batch: Batch) -> Batch:
@@ -64,12 +68,12 @@ def assert_inputs_equal(actual: Batch, expected: Batch, tolerance: float) -> Non
             assert relative_error(ours.grad, plain.grad) <= tolerance
 
 
-def assert_norms(record: pc.Record, gradients: Mapping[str, Tensor], tolerance: float) -> None:
+def assert_norms(record: pc.Record, gradients: dict[str, Tensor], tolerance: float) -> None:
     """Squared norms, per parameter and in total, of each example.
 
     Those of a parameter are compared with its largest, since an example's own may all but vanish.
     """
-    truth = sq_norms(dict(gradients))
+    truth = sq_norms(gradients)
     assert list(record.by_parameter) == list(truth)
     ours = {name: one.sq_norms for name, one in record.by_parameter.items()}
     ours["total"], truth["total"] = record.sq_norms, torch.stack([*truth.values()]).sum(0)
@@ -80,11 +84,18 @@ def assert_norms(record: pc.Record, gradients: Mapping[str, Tensor], tolerance: 
             assert error <= tolerance, f"{name}: squared norms off by {error:.2g}"
 
 
-def assert_coherence(record: pc.Record, gradients: Mapping[str, Tensor], tolerance: float) -> None:
+def assert_gram(record: pc.Record, gradients: dict[str, Tensor], tolerance: float) -> None:
+    """Gram matrix per parameter and in total, compared with its largest number."""
+    for name, rows in {**flat(gradients), "total": joined(gradients)}.items():
+        expected, one = rows @ rows.T, record if name == "total" else record.by_parameter[name]
+        error = (one.gram - expected).abs().max() / expected.abs().max().clamp_min(1e-300)
+        assert error <= tolerance, f"{name}: Gram off by {error:.2g}"
+
+
+def assert_coherence(record: pc.Record, gradients: dict[str, Tensor], tolerance: float) -> None:
     """m-coherence per parameter and in total, from the gradients themselves."""
-    found, flat = record.coherence(), {n: g.flatten(1) for n, g in gradients.items()}
-    total = torch.cat([*flat.values()], 1)
-    for name, rows in {**flat, "total": total}.items():
+    found = record.coherence()
+    for name, rows in {**flat(gradients), "total": joined(gradients)}.items():
         q = rows.square().sum()
         if q > 0:
             part = found if name == "total" else found.by_parameter[name]

@@ -46,6 +46,16 @@ def per_example_gradients(
     return gradients
 
 
+def flat(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same as rows `[B, P]`, those of a single number too."""
+    return {name: g.unsqueeze(-1).flatten(1) for name, g in gradients.items()}
+
+
 def sq_norms(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     """Squared norms, `[B]` for every parameter."""
-    return {name: g.flatten(1).square().sum(1) for name, g in gradients.items()}
+    return {name: rows.square().sum(1) for name, rows in flat(gradients).items()}
+
+
+def joined(gradients: dict[str, Tensor]) -> Tensor:
+    """Of all parameters, one row `[P]` for each example."""
+    return torch.cat([*flat(gradients).values()], 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pycoherence as pc
 from support.backends import backends_of
+from support.oracle import joined
 
 Numbers = Sequence[float | Fraction]
 
@@ -201,6 +202,6 @@ def over_network(
     gradients: dict[str, Tensor], rule: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """Apply a rule to all parameters together."""
-    whole = rule(torch.cat([g.flatten(1) for g in gradients.values()], 1))
+    whole = rule(joined(gradients))
     parts = whole.split([g[0].numel() for g in gradients.values()])
     return {n: x.view(g.shape[1:]) for x, (n, g) in zip(parts, gradients.items(), strict=True)}

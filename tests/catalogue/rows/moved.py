@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Topic, linear, mark, normal, several, uses
+from catalogue.row import B, Topic, frozen, linear, mark, normal, several, uses
 
 T, D = 3, 6
 features, sequence, square = normal(B, D), normal(B, T, D), normal(B, B, D)
@@ -48,11 +48,13 @@ def flipped(m, x):
     return m.b(m.a(x.flip(0)).flip(0).roll(1, 0)).roll(-1, 0)
 
 
-def frozen(inputs, outputs):
-    return lambda: nn.Linear(inputs, outputs).requires_grad_(False)
-
-
-@MOVED("positions sorted by a score", square, score=frozen(D, 1), a=linear(D, 3), b=linear(D, 3))
+@MOVED(
+    "positions sorted by a score",
+    square,
+    score=frozen(linear(D, 1)),
+    a=linear(D, 3),
+    b=linear(D, 3),
+)
 def sorted_within(m, x):
     """Positions sorted by a score, as when patches are pruned."""
     order = m.score(x).squeeze(-1).argsort(1, descending=True)

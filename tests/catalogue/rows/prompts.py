@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catalogue.row import B, Topic, buffer, embedding, ids, linear, normal, several, uses
+from catalogue.row import B, Topic, buffer, embedding, ids, linear, normal, several
 
 T, D, V = 4, 6, 7
 """As many words as examples."""
@@ -31,6 +31,13 @@ def prompt(m, ids):
     return m.head(attention(x, m.qkv))
 
 
+@PROMPTS(
+    "looked up by ids that the model keeps",
+    words,
+    **ATTENTION,
+    **TABLE,
+    ids=lambda: torch.arange(3),
+)
 def prompt_of_kept_ids(m, ids):
     kept = m.ids.unsqueeze(0).expand(len(ids), -1)[:1]
     x = torch.cat([m.prompt(kept).repeat(len(ids), 1, 1), m.words(ids)], 1)
@@ -152,16 +159,3 @@ def dropped_labels(m, ids):
     """Classifier-free guidance: a learned row in place of some labels."""
     x = m.words(ids)
     return m.head(torch.where((ids > 3).unsqueeze(-1), m.token, x))
-
-
-def keeping_ids(model):
-    """A plain attribute, no buffer."""
-    model.ids = torch.arange(3)
-    return model
-
-
-PROMPTS.add(
-    "looked up by ids that the model keeps",
-    lambda: keeping_ids(uses(prompt_of_kept_ids, **ATTENTION, **TABLE)()),
-    words,
-)

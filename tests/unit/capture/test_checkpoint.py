@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from catalogue.row import Uses
-from support.checks import assert_norms, plain_pass, relative_error
+from support.checks import assert_grads_equal, assert_norms, plain_pass, relative_error
 from support.models import regression
-from support.oracle import per_example_gradients
+from support.oracle import joined, per_example_gradients
 from support.shown import SHOWN, shown
 from support.snapshots import Snapshot
 from torch import Tensor, nn
@@ -76,8 +76,7 @@ def assert_exact(model: nn.Module, forward: Forward, x: Tensor = X) -> None:
     with pc.collect(ours, pc.SqNorms(), keep_factors=True) as record:
         loss(lambda x: forward(ours, x), (leaf,)).backward()
     assert_norms(record, truth, 1e-10)
-    for mine, expected in zip(ours.parameters(), plain.parameters(), strict=True):
-        assert relative_error(mine.grad, expected.grad) < 1e-12
+    assert_grads_equal(ours, plain, 1e-12)
     assert relative_error(leaf.grad, plain_x.grad) < 1e-12
     coef = torch.linspace(-1, 2, len(x)).double()
     for name, found in record.weighted_sum(coef).items():
@@ -90,8 +89,7 @@ def assert_exact(model: nn.Module, forward: Forward, x: Tensor = X) -> None:
             loss(lambda x, m=found: forward(m, x), (leaf,)).backward()
         with pc.aggregate(simple, rule):
             loss(simple, (leaf,)).backward()
-        for mine, expected in zip(found.parameters(), simple.parameters(), strict=True):
-            assert relative_error(mine.grad, expected.grad) < 1e-8
+        assert_grads_equal(found, simple, 1e-8)
 
 
 @pytest.mark.parametrize("how", EVERY.values(), ids=EVERY)
@@ -204,7 +202,7 @@ def test_other_verbs(how: Forward) -> None:
         assert relative_error(found, torch.einsum("b,b...->...", coef, truth[name])) < 1e-10
     meter = pc.CoherenceMeter(model)
     meter.update(checkpointed, (X,))
-    rows = torch.cat([g.flatten(1) for g in truth.values()], 1)
+    rows = joined(truth)
     m = rows.sum(0).square().sum() / rows.square().sum()
     assert meter.compute().m == pytest.approx(m.item(), rel=1e-9)
     assert not pc.verify(model, checkpointed, (X,)).failures

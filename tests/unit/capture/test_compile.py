@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.checks import assert_norms, relative_error
-from support.oracle import per_example_gradients
+from support.checks import assert_grads_equal, assert_norms, relative_error
+from support.oracle import joined, per_example_gradients
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -76,8 +76,7 @@ def test_what_is_compiled_is_exact(run: Pass, fullgraph: bool) -> None:
 
     assert_norms(run(model, compiled), truth, 1e-10)
     loss(plain, (X,)).backward()
-    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
-        assert relative_error(ours.grad, expected.grad) < 1e-12
+    assert_grads_equal(model, plain, 1e-12)
 
 
 def test_a_compiled_model_is_measured_under_its_own_names() -> None:
@@ -92,7 +91,7 @@ def test_other_verbs_on_a_compiled_model() -> None:
     fast = torch.compile(model, backend="eager")
     meter = pc.CoherenceMeter(model)
     meter.update(lambda model, batch: loss(fast, batch), (X,))
-    truth = torch.cat([g.flatten(1) for g in per_example_gradients(model, loss, (X,)).values()], 1)
+    truth = joined(per_example_gradients(model, loss, (X,)))
     m = truth.sum(0).square().sum() / truth.square().sum()
     assert meter.compute().m == pytest.approx(m.item(), rel=1e-9)
 

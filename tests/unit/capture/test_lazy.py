@@ -13,9 +13,11 @@ import pycoherence as pc
 SHAPES = {1: (3, 2, 7), 2: (3, 2, 5, 6), 3: (3, 2, 4, 3, 5)}
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "LazyLinear": (lambda: nn.LazyLinear(4), (3, 5, 6)),
+    "LazyLinear-2d": (lambda: nn.LazyLinear(4), (3, 5)),
     "LazyConv1d": (lambda: nn.LazyConv1d(4, 3), SHAPES[1]),
     "LazyConv2d": (lambda: nn.LazyConv2d(4, 3, stride=2), SHAPES[2]),
     "LazyConv3d": (lambda: nn.LazyConv3d(4, 2, bias=False), SHAPES[3]),
+    "LazyConvTranspose1d": (lambda: nn.LazyConvTranspose1d(2, 3), SHAPES[1]),
     "LazyConvTranspose2d": (lambda: nn.LazyConvTranspose2d(4, 3), SHAPES[2]),
     "LazyBatchNorm2d": (lambda: nn.LazyBatchNorm2d().eval(), SHAPES[2]),
     "LazyInstanceNorm2d": (lambda: nn.LazyInstanceNorm2d(affine=True), SHAPES[2]),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.checks import assert_norms, relative_error
+from support.checks import assert_grads_equal, assert_norms, relative_error
 from support.oracle import per_example_gradients
 from torch import Tensor, nn
 
@@ -102,8 +102,7 @@ def test_gradients_accumulate_over_blocks() -> None:
         with pc.collect(model, pc.SqNorms(), loss_scale=1 / 2) as record:
             (own_mean(model, (IDS[rows], LABELS[rows])) / 2).backward()
         norms.append(record.sq_norms)
-    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
-        assert relative_error(ours.grad, expected.grad) < 1e-12
+    assert_grads_equal(model, plain, 1e-12)
     with pc.collect(plain, pc.SqNorms()) as record:
         own_mean(plain, (IDS, LABELS)).backward()
     assert relative_error(torch.cat(norms), record.sq_norms) < 1e-12

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.checks import relative_error
-from support.oracle import per_example_gradients
+from support.checks import assert_grads_equal, assert_gram, assert_norms, relative_error
+from support.oracle import joined, per_example_gradients
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -20,13 +20,10 @@ def x(*shape: int) -> Tensor:
 
 
 def assert_as(record: Any, truth: dict[str, Tensor]) -> None:
-    """Size, norms and Gram matrix, of each parameter."""
+    """Size, norms and Gram matrix."""
     assert record.batch_size == len(next(iter(truth.values())))
-    for name, gradients in truth.items():
-        gram = gradients.flatten(1) @ gradients.flatten(1).T
-        one = record.by_parameter[name]
-        assert relative_error(one.sq_norms, gram.diagonal()) < 1e-10, name
-        assert relative_error(one.gram, gram) < 1e-10, name
+    assert_norms(record, truth, 1e-10)
+    assert_gram(record, truth, 1e-10)
 
 
 def by_loss(model: nn.Module, losses: Any, count: int) -> dict[str, Tensor]:
@@ -263,10 +260,7 @@ def test_shared_coordinates(places: int, trunk_alone: bool) -> None:
         loss(model, (u,)).backward()
     assert_as(record, truth)
     loss(plain, (u,)).backward()
-    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
-        assert (p.grad is None) == (q.grad is None)
-        if p.grad is not None:
-            assert relative_error(p.grad, q.grad) < 1e-11
+    assert_grads_equal(model, plain, 1e-11)
 
 
 def test_a_shared_table_of_targets() -> None:
@@ -302,7 +296,7 @@ def test_robust_gradients_of_documents() -> None:
             for name, p in model.named_parameters():
                 middle = truth[name].sort(0).values[1:3].mean(0)
                 assert relative_error(p.grad, 4 * middle) < 1e-10
-    norms = torch.cat([g.flatten(1) for g in truth.values()], 1).norm(dim=1)
+    norms = joined(truth).norm(dim=1)
     model.zero_grad()
     with pc.aggregate(model, pc.NormClip(1.5), loss_reduction="sum"):
         packed_loss(model, inputs).backward()
@@ -320,7 +314,7 @@ def test_weighted_sum_meter_and_pairs_of_documents() -> None:
         assert relative_error(total[name], torch.tensordot(coef, g, 1)) < 1e-10
     meter = pc.CoherenceMeter(model, loss_reduction="sum")
     meter.update(packed_loss, inputs)
-    flat = torch.cat([g.flatten(1) for g in truth.values()], 1)
+    flat = joined(truth)
     m = flat.sum(0).square().sum() / flat.square().sum()
     assert meter.compute().n == 4
     assert meter.compute().m == pytest.approx(m.item(), rel=1e-10)

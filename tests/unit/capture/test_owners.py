@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checks import relative_error
+from support.checks import assert_norms
 from support.oracle import per_example_gradients
 from torch import Tensor, nn
 
@@ -447,9 +447,7 @@ def test_a_function_with_a_rule_of_the_user(steps: int) -> None:
     truth = per_example_gradients(model, second, (x,))
     with pc.collect(model, pc.SqNorms()) as record:
         second(model, (x,)).backward()
-    for name, g in truth.items():
-        expected = g.flatten(1).square().sum(1)
-        assert relative_error(record.by_parameter[name].sq_norms, expected) < 1e-10
+    assert_norms(record, truth, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -544,9 +542,7 @@ def test_a_site_whose_rows_are_matrices(shape: tuple[int, ...], dim: int) -> Non
         inputs = pc.mark_examples(x.transpose(0, dim).contiguous(), dim=dim)
         model(inputs).square().sum().div(len(x)).backward()
     assert record.batch_size == len(x)
-    for name, g in truth.items():
-        expected = g.flatten(1).square().sum(1)
-        assert relative_error(record.by_parameter[name].sq_norms, expected) < 1e-10
+    assert_norms(record, truth, 1e-10)
 
 
 def test_a_site_whose_row_holds_two_examples() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from catalogue.row import Uses
 from support.checks import (
     assert_exact,
     assert_grads_equal,
@@ -22,23 +23,10 @@ import pycoherence as pc
 F64 = torch.float64
 
 
-class Shaped(nn.Module):
-    """A model given by its layers and a function of them."""
-
-    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self._function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self._function(self, *inputs)
-
-
 def check(forward: Callable[..., Tensor], *inputs: Tensor, **layers: nn.Module) -> None:
     """Norms and gradients of such a model are exact, for a mean and for a sum."""
     for reduction in ("mean", "sum"):
-        model = Shaped(forward, **{name: copy.deepcopy(x) for name, x in layers.items()}).double()
+        model = Uses(forward, **{name: copy.deepcopy(x) for name, x in layers.items()}).double()
         assert_exact(model, regression(reduction), inputs, F64, reduction)
 
 
@@ -217,23 +205,16 @@ def test_training_steps_inside_the_block() -> None:
 
 
 def test_parameters_of_two_dtypes() -> None:
-    model = Shaped(lambda m, x: m.b(m.a(x.float()).double()), **two_layers())
+    model = Uses(lambda m, x: m.b(m.a(x.float()).double()), **two_layers())
     model.b.double()
     with pc.collect(model, pc.SqNorms()) as record:
         regression("mean")(model, (X,)).backward()
     gradients = per_example_gradients(
-        Shaped(lambda m, x: m.b(m.a(x)), a=model.a, b=model.b), regression("mean"), (X,)
+        Uses(lambda m, x: m.b(m.a(x)), a=model.a, b=model.b), regression("mean"), (X,)
     )
     assert_norms(record, gradients, 1e-5)
     assert record.by_parameter["a.weight"].sq_norms.dtype == torch.float32
     assert record.by_parameter["b.weight"].sq_norms.dtype == F64
-
-
-def test_a_lazy_layer_takes_shape_inside_the_block() -> None:
-    model = nn.LazyLinear(4)
-    with pc.collect(model, pc.SqNorms()) as record:
-        model(torch.ones(3, 5)).sum().backward()
-    assert record.by_parameter["bias"].sq_norms.tolist() == [36.0] * 3  # 4 B^2
 
 
 def test_a_model_in_another_module_is_measured_by_its_own_names() -> None:

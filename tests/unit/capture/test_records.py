@@ -342,20 +342,6 @@ def test_a_meter_that_is_given_none(name: str, reduction: Reduction) -> None:
 # What `verify` makes of the size that the capture found.
 
 
-class SoftPrompt(nn.Module):
-    """Prompt tuning as peft has it: one row is looked up, and repeated for the batch."""
-
-    def __init__(self, marked: bool = True) -> None:
-        super().__init__()
-        self.prompt, self.out = nn.Embedding(2, 3), nn.Linear(3, 2).requires_grad_(False)
-        self.ids = torch.arange(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        ids = self.ids.unsqueeze(0).expand(len(x), -1)
-        prompt = self.prompt(ids[:1]).repeat(len(x), 1, 1)
-        return self.out(torch.cat([prompt, x], 1).tanh())
-
-
 class OneRow(nn.Module):
     """All it trains has one row, whatever the batch is, and it is looked at from outside alone."""
 
@@ -370,18 +356,6 @@ class OneRow(nn.Module):
 def squares(model: nn.Module, batch: Any) -> Tensor:
     inputs = batch if isinstance(batch, tuple) else (batch,)
     return model(*inputs).square().flatten(1).sum(1).mean()
-
-
-@pytest.mark.parametrize("shape", [(5, 4, 3), (2, 4, 3), (1, 4, 3), (4, 2, 3)], ids=str)
-def test_a_prompt_of_one_row(shape: tuple[int, ...]) -> None:
-    model, x = SoftPrompt().double(), torch.randn(shape, dtype=D)
-    truth = per_example_gradients(model, squares, (x,))["prompt.weight"]
-    with pc.collect(model, pc.SqNorms()) as record:
-        squares(model, x).backward()
-    assert record.batch_size == len(x)
-    expected = truth.flatten(1).square().sum(1)
-    torch.testing.assert_close(record.sq_norms, expected, rtol=1e-10, atol=0)
-    assert not pc.verify(model, squares, x).failures
 
 
 def test_one_time_for_all_is_right_or_noticed() -> None:

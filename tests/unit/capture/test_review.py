@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.checks import assert_norms
 from support.oracle import per_example_gradients
 from support.settings import threads
 from support.shown import shown
@@ -36,9 +37,7 @@ def test_a_bias_that_is_broadcast_is_exact(dims: int) -> None:
 
     with pc.collect(model, pc.SqNorms()) as record:
         loss(model, (X,)).backward()
-    for name, gradients in per_example_gradients(model, loss, (X,)).items():
-        truth = gradients.reshape(len(X), -1).square().sum(1)
-        torch.testing.assert_close(record.by_parameter[name].sq_norms, truth, rtol=1e-10, atol=0)
+    assert_norms(record, per_example_gradients(model, loss, (X,)), 1e-10)
 
 
 class Rerun(torch.autograd.Function):
@@ -73,9 +72,7 @@ def test_a_function_that_runs_a_layer_again_in_its_backward_is_exact() -> None:
 
     with pc.collect(model, pc.SqNorms()) as record:
         rerun(model, X).backward()
-    for name, gradients in per_example_gradients(model, plain, (X,)).items():
-        truth = gradients.flatten(1).square().sum(1)
-        torch.testing.assert_close(record.by_parameter[name].sq_norms, truth, rtol=1e-10, atol=0)
+    assert_norms(record, per_example_gradients(model, plain, (X,)), 1e-10)
 
 
 @shown
@@ -127,9 +124,7 @@ def test_a_linear_output_of_many_dimensions_can_be_changed_in_place(shape: tuple
 
     with pc.collect(model, pc.SqNorms()) as record:
         loss(model, (x,)).backward()
-    for name, gradients in per_example_gradients(model, loss, (x,)).items():
-        truth = gradients.flatten(1).square().sum(1)
-        torch.testing.assert_close(record.by_parameter[name].sq_norms, truth, rtol=1e-10, atol=0)
+    assert_norms(record, per_example_gradients(model, loss, (x,)), 1e-10)
 
 
 def test_parameters_are_those_of_entering_the_block() -> None:

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from catalogue.parts import Shaped
+from catalogue.row import Uses
 from support.checks import assert_exact, relative_error
 from support.models import regression
 from torch import Tensor, nn
@@ -28,22 +28,20 @@ def quietly(m: nn.Module, x: Tensor) -> Tensor:
 
 
 LAYERS = {
-    "lstm": lambda: Shaped(
+    "lstm": lambda: Uses(
         first, a=nn.LSTM(6, 5, 3, dropout=0.4, batch_first=True, bidirectional=True)
     ),
-    "gru": lambda: Shaped(first, a=nn.GRU(6, 5, 2, dropout=0.4, batch_first=True)),
-    "rnn": lambda: Shaped(first, a=nn.RNN(6, 5, 2, dropout=0.4, batch_first=True)),
-    "attention": lambda: Shaped(
-        itself, a=nn.MultiheadAttention(6, 2, dropout=0.4, batch_first=True)
-    ),
-    "attention-without-weights": lambda: Shaped(
+    "gru": lambda: Uses(first, a=nn.GRU(6, 5, 2, dropout=0.4, batch_first=True)),
+    "rnn": lambda: Uses(first, a=nn.RNN(6, 5, 2, dropout=0.4, batch_first=True)),
+    "attention": lambda: Uses(itself, a=nn.MultiheadAttention(6, 2, dropout=0.4, batch_first=True)),
+    "attention-without-weights": lambda: Uses(
         quietly, a=nn.MultiheadAttention(6, 2, dropout=0.4, batch_first=True)
     ),
-    "encoder-with-the-time-first": lambda: Shaped(
+    "encoder-with-the-time-first": lambda: Uses(
         lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1),
         a=nn.TransformerEncoderLayer(6, 2, 5, 0.4, norm_first=True),
     ),
-    "encoder": lambda: Shaped(
+    "encoder": lambda: Uses(
         lambda m, x: m.a(x), a=nn.TransformerEncoderLayer(6, 2, 5, 0.4, batch_first=True)
     ),
 }
@@ -144,17 +142,17 @@ def test_a_sequence_without_a_batch_is_one_example() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_no_examples(kind) -> None:
-    model = Shaped(first, a=kind(6, 5, batch_first=True))
+    model = Uses(first, a=kind(6, 5, batch_first=True))
     with pc.collect(model, pc.SqNorms()) as record:
         model(torch.randn(0, T, 6)).sum().backward()
     assert record.sq_norms.shape == (0,)
 
 
 def test_what_torch_refuses() -> None:
-    model = Shaped(first, a=nn.LSTM(6, 5, batch_first=True))
+    model = Uses(first, a=nn.LSTM(6, 5, batch_first=True))
     with pytest.raises(RuntimeError, match="sequence length"), pc.collect(model, pc.SqNorms()):
         model(torch.randn(B, 0, 6))
-    model = Shaped(
+    model = Uses(
         lambda m, x: m.a(x, x, x, attn_mask=torch.zeros(1, T))[0], a=nn.MultiheadAttention(6, 2)
     )
     with pytest.raises(RuntimeError, match="attn_mask"), pc.collect(model, pc.SqNorms()):

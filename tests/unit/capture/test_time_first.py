@@ -5,7 +5,7 @@ Sizes are such that examples and steps can be told apart by nothing but what fun
 
 import pytest
 import torch
-from catalogue.parts import Shaped
+from catalogue.row import Uses
 from support.checks import assert_exact, assert_norms
 from support.models import regression
 from support.oracle import per_example_gradients
@@ -20,7 +20,7 @@ B = 4
 
 def after_lstm(function) -> nn.Module:
     """Layers after a recurrent one that has the time first."""
-    return Shaped(function, a=nn.LSTM(6, 5, 2), b=nn.Linear(5, 3), c=nn.LayerNorm(5)).double()
+    return Uses(function, a=nn.LSTM(6, 5, 2), b=nn.Linear(5, 3), c=nn.LayerNorm(5)).double()
 
 
 FOLLOWED = {
@@ -65,7 +65,7 @@ def test_features_of_a_frozen_layer(grad: bool, steps: int) -> None:
     for layer in (nn.GRU(6, 5), nn.TransformerEncoderLayer(6, 2, 5, 0.0)):
         width = 5 if isinstance(layer, nn.GRU) else 6
         call = features if width == 5 else lambda m, x: m.a(x.transpose(0, 1))
-        model = Shaped(
+        model = Uses(
             lambda m, x, call=call: m.b(call(m, x)).transpose(0, 1),
             a=layer.requires_grad_(False),
             b=nn.Linear(width, 3),
@@ -135,7 +135,5 @@ def test_nothing_says_where_the_batch_is() -> None:
 
 
 def test_verify_holds_for_what_says_so() -> None:
-    model = Shaped(
-        lambda m, x: m.b(m.a(x.transpose(0, 1))[0][-1]), a=nn.GRU(6, 5), b=nn.Linear(5, 3)
-    )
+    model = Uses(lambda m, x: m.b(m.a(x.transpose(0, 1))[0][-1]), a=nn.GRU(6, 5), b=nn.Linear(5, 3))
     pc.verify(model, lambda m, x: m(x).square().sum(1).mean(), torch.randn(B, B, 6))

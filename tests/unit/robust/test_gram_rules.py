@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import plain_rules as plain
 from support.models import MODELS
+from support.oracle import joined
 from support.raising import raising
 from support.steps import B, aggregated, assert_gradients, gradients, larger
 from torch import Tensor
@@ -187,7 +188,7 @@ def test_float32_examples_that_nearly_agree(spread: float) -> None:
     model, (inputs, labels) = larger("mlp", torch.float32)
     inputs = (inputs[:1] + spread * inputs).contiguous()
     labels = labels[:1].expand(B)
-    rows = torch.cat([g.flatten(1) for g in gradients(model, (inputs, labels)).values()], 1)
+    rows = joined(gradients(model, (inputs, labels)))
     _, report = aggregated(model, (inputs, labels), pc.Krum(2, 4))
     scores = torch.tensor(plain.krum_scores(list(rows), 2))
     worst = scores[report.network.chosen].max()
@@ -210,7 +211,7 @@ def test_equal_examples() -> None:
 
 def test_reports() -> None:
     model, batch = larger("mlp")
-    rows = torch.cat([g.flatten(1) for g in gradients(model, batch).values()], 1)
+    rows = joined(gradients(model, batch))
     names = [n for n, _ in model.named_parameters()]
     _, report = aggregated(model, batch, pc.Krum(2, 3))
     scores = torch.tensor(plain.krum_scores(list(rows), 2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.meters import MEAN, Batch, assert_same, metered
 from support.models import MODELS, classification, make
-from support.oracle import per_example_gradients
+from support.oracle import joined, per_example_gradients
 from support.snapshots import Snapshot
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ def test_an_empty_batch_adds_nothing_even_to_a_mean() -> None:
 def test_equals_the_oracle_in_float32(name: str) -> None:
     model, batch = make(name)
     gradients = per_example_gradients(model, MEAN, batch)
-    rows = torch.cat([g.flatten(1) for g in gradients.values()], 1)
+    rows = joined(gradients)
     m = (rows.sum(0).square().sum() / rows.square().sum()).item()
     assert math.isclose(metered(model, batch, [2, 3]).compute().m, m, rel_tol=1e-5)
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from catalogue.row import B, Row
 from catalogue.rows import all_rows
+from support.checks import assert_gram, assert_norms, grad_of
 from support.oracle import per_example_gradients
 from support.snapshots import Snapshot
 from table import PAGE, page
-from torch import Tensor, nn
+from torch import Tensor
 
 import pycoherence as pc
 
@@ -19,12 +20,6 @@ ROWS = {f"{row.topic}: {row.name}": row for row in all_rows()}
 MEASURED = {name: row for name, row in ROWS.items() if row.outcome != "refused"}
 REFUSED = {name: row for name, row in ROWS.items() if row.outcome != "exact"}
 TOLERANCE = 1e-9
-
-
-def prepare(row: Row) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    model = row.build().double()
-    batch = tuple(x.double() if x.is_floating_point() else x for x in row.batch)
-    return model, batch
 
 
 def assert_near(actual: Tensor, expected: Tensor, what: str) -> None:
@@ -36,7 +31,7 @@ def assert_near(actual: Tensor, expected: Tensor, what: str) -> None:
 
 @pytest.mark.parametrize("row", MEASURED.values(), ids=MEASURED)
 def test_exact(row: Row) -> None:
-    model, batch = prepare(row)
+    model, batch = row.in_float64()
     truth = per_example_gradients(model, row.loss, batch)
     coef = torch.linspace(-1, 2, B, dtype=torch.float64)
     with (
@@ -46,13 +41,10 @@ def test_exact(row: Row) -> None:
         row.loss(model, batch).backward()
     assert not record.skipped
     assert bool(record.fallbacks) == (row.outcome == "fallback")
+    assert_norms(record, truth, TOLERANCE)
+    assert_gram(record, truth, TOLERANCE)
     for name, g in truth.items():
-        flat = g.reshape(B, -1)
-        found, parameter = record.by_parameter[name], model.get_parameter(name)
-        assert_near(found.sq_norms, flat.square().sum(1), f"{name}: norms")
-        assert_near(found.gram, flat @ flat.T, f"{name}: Gram")
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        assert_near(grad, g.mean(0), f"{name}: grad")
+        assert_near(grad_of(model.get_parameter(name)), g.mean(0), f"{name}: grad")
     for name, total in record.weighted_sum(coef).items():
         want = torch.einsum("b,b...->...", coef, truth[name])
         assert_near(total, want, f"{name}: weighted sum")
@@ -60,20 +52,19 @@ def test_exact(row: Row) -> None:
 
 @pytest.mark.parametrize("row", MEASURED.values(), ids=MEASURED)
 def test_aggregates(row: Row) -> None:
-    model, batch = prepare(row)
+    model, batch = row.in_float64()
     truth = per_example_gradients(model, row.loss, batch)
     with (row.context or nullcontext)(), pc.aggregate(model, pc.Winsorized(1)):
         row.loss(model, batch).backward()
     for name, g in truth.items():
         ordered = g.sort(0).values
-        parameter = model.get_parameter(name)
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        assert_near(grad, ordered.clamp(ordered[1], ordered[-2]).mean(0), name)
+        expected = ordered.clamp(ordered[1], ordered[-2]).mean(0)
+        assert_near(grad_of(model.get_parameter(name)), expected, name)
 
 
 @pytest.mark.parametrize("row", REFUSED.values(), ids=REFUSED)
 def test_refused_and_nothing_left_behind(row: Row) -> None:
-    model, batch = prepare(row)
+    model, batch = row.in_float64()
     before = Snapshot(model)
     with (
         (row.context or nullcontext)(),
@@ -90,7 +81,7 @@ def test_refused_and_nothing_left_behind(row: Row) -> None:
 @pytest.mark.parametrize("row", MEASURED.values(), ids=MEASURED)
 def test_training_goes_on_afterwards(row: Row) -> None:
     """Nothing of the pass stays on the model: it can be copied, and trained as ever."""
-    model, batch = prepare(row)
+    model, batch = row.in_float64()
     with (row.context or nullcontext)(), pc.collect(model, pc.SqNorms()):
         row.loss(model, batch).backward()
     model.zero_grad()

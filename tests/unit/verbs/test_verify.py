@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from catalogue.parts import Shaped
 from catalogue.refusals import REFUSALS
+from catalogue.row import Uses
 from support.models import MODELS, classification, make
 from support.snapshots import Snapshot
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def test_leaves_the_model_and_its_gradients_alone() -> None:
 
 def two_branches(mix) -> nn.Module:
     """A mixed branch next to an honest one; they meet only in the sum of the losses."""
-    return Shaped(
+    return Uses(
         lambda m, x: m.honest(x) + mix(m.mixed(x)), honest=nn.Linear(6, 3), mixed=nn.Linear(6, 3)
     ).double()
 

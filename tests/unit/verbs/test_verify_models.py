@@ -19,8 +19,7 @@ ROWS = {f"{row.topic}: {row.name}": row for row in rows_of(models)}
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_passes(row: Row) -> None:
-    model = row.build().double()
-    batch = tuple(x.double() if x.is_floating_point() else x for x in row.batch)
+    model, batch = row.in_float64()
     assert pc.verify(model, row.loss, batch).failures == []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import MODELS, Batch, classification, make
-from support.oracle import per_example_gradients
+from support.oracle import joined, per_example_gradients
 from support.snapshots import Snapshot
 from torch import Tensor, nn
 
@@ -85,7 +85,7 @@ def test_the_function_gives_any_statistic_to_the_weights() -> None:
         pc.Dots("mean"),
     )
     gradients = per_example_gradients(model, classification("mean"), batch)
-    rows = torch.cat([g.flatten(1) for g in gradients.values()], 1)
+    rows = joined(gradients)
     coef = (rows @ rows.mean(0) > 0) / rows.square().sum(1)
     assert_sums(actual, weighted(gradients, coef), 1e-12)
 
