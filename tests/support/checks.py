@@ -1,6 +1,7 @@
 """What must hold of a captured pass on any model."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -90,6 +91,16 @@ def assert_gram(record: pc.Record, gradients: dict[str, Tensor], tolerance: floa
         expected, one = rows @ rows.T, record if name == "total" else record.by_parameter[name]
         error = (one.gram - expected).abs().max() / expected.abs().max().clamp_min(1e-300)
         assert error <= tolerance, f"{name}: Gram off by {error:.2g}"
+
+
+def assert_sums(
+    found: Mapping[str, Tensor], gradients: dict[str, Tensor], coef: Tensor, tolerance: float
+) -> None:
+    """Sums of the gradients with coefficients, one for each example."""
+    assert list(found) == list(gradients)
+    for name, g in gradients.items():
+        error = relative_error(found[name], torch.tensordot(coef.double(), g.double(), 1))
+        assert error <= tolerance, f"{name}: sum off by {error:.2g}"
 
 
 def assert_coherence(record: pc.Record, gradients: dict[str, Tensor], tolerance: float) -> None:

@@ -59,3 +59,9 @@ def sq_norms(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 def joined(gradients: dict[str, Tensor]) -> Tensor:
     """Of all parameters, one row `[P]` for each example."""
     return torch.cat([*flat(gradients).values()], 1)
+
+
+def m_coherence(gradients: dict[str, Tensor]) -> float:
+    """How many examples an average one helps, of all parameters together."""
+    rows = joined(gradients)
+    return (rows.sum(0).square().sum() / rows.square().sum()).item()

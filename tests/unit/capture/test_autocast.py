@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from catalogue.row import Uses
-from support.checks import relative_error
+from catalogue.row import Uses, embedding, linear, normal, uses
+from support.checks import assert_grads_equal, assert_sums, relative_error
 from support.oracle import LossFn
 from torch import Tensor, nn
 
@@ -23,17 +23,9 @@ X = torch.randn(B, T, 6, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[0, 1, 1], [4, 2, 0], [3, 3, 3], [1, 0, 2]])
 
 
-class Tied(nn.Module):
+def tied(m: Uses, ids: Tensor) -> Tensor:
     """A table that is looked up, and multiplied with in another dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(5, 6)
-        self.norm = nn.LayerNorm(6)
-        self.inner = nn.Linear(6, 6)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.linear(self.norm(self.inner(self.table(ids))).tanh(), self.table.weight)
+    return F.linear(m.norm(m.inner(m.table(ids))).tanh(), m.table.weight)
 
 
 def convolutions() -> nn.Module:
@@ -42,25 +34,22 @@ def convolutions() -> nn.Module:
     )
 
 
-def uses(function: Callable[..., Any], **shapes: tuple[int, ...]) -> Callable[[], nn.Module]:
-    return lambda: Uses(function, **{name: torch.randn(s) for name, s in shapes.items()})
-
-
+TIED = {"table": embedding(5, 6), "norm": lambda: nn.LayerNorm(6), "inner": linear(6, 6)}
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)), X),
     "norms": (lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.RMSNorm(6, 1e-5)), X),
     "batch-norm": (lambda: nn.Sequential(nn.Conv1d(T, 5, 1), nn.BatchNorm1d(5).eval()), X),
     "instance-norm": (lambda: nn.Sequential(nn.InstanceNorm1d(T, affine=True), nn.Linear(6, 2)), X),
     "convolutions": (convolutions, X),
-    "tied": (Tied, IDS),
+    "tied": (uses(tied, **TIED), IDS),
     "embedding-bag": (lambda: nn.Sequential(nn.EmbeddingBag(5, 6), nn.Linear(6, 2)), IDS),
-    "matmul": (uses(lambda m, x: (x @ m.p) @ m.p.mT, p=(6, 5)), X),
-    "rmatmul": (uses(lambda m, x: m.p @ x, p=(5, T)), X),
-    "addmm": (uses(lambda m, x: torch.addmm(m.b, x[:, 0], m.p), p=(6, 5), b=(5,)), X),
-    "einsum": (uses(lambda m, x: torch.einsum("bti,oi->bto", x, m.p), p=(5, 6)), X),
-    "numbers": (uses(lambda m, x: F.linear(x, m.q) * m.p + m.p, p=(5,), q=(5, 6)), X),
-    "made": (uses(lambda m, x: F.linear(x, (m.q * 2) @ m.p), p=(5, 6), q=(7, 5)), X),
-    "slice": (uses(lambda m, x: F.linear(x, m.p[1:4, :6]), p=(5, 7)), X),
+    "matmul": (uses(lambda m, x: (x @ m.p) @ m.p.mT, p=normal(6, 5)), X),
+    "rmatmul": (uses(lambda m, x: m.p @ x, p=normal(5, T)), X),
+    "addmm": (uses(lambda m, x: torch.addmm(m.b, x[:, 0], m.p), p=normal(6, 5), b=normal(5)), X),
+    "einsum": (uses(lambda m, x: torch.einsum("bti,oi->bto", x, m.p), p=normal(5, 6)), X),
+    "numbers": (uses(lambda m, x: F.linear(x, m.q) * m.p + m.p, p=normal(5), q=normal(5, 6)), X),
+    "made": (uses(lambda m, x: F.linear(x, (m.q * 2) @ m.p), p=normal(5, 6), q=normal(7, 5)), X),
+    "slice": (uses(lambda m, x: F.linear(x, m.p[1:4, :6]), p=normal(5, 7)), X),
 }
 
 
@@ -103,7 +92,7 @@ def test_statistics_and_gradients(name: str, dtype: torch.dtype) -> None:
     with pc.collect(model, *statistics, keep_factors=True) as record:
         loss(model, x).backward()
     eps, coef = torch.finfo(dtype).eps, torch.linspace(-1, 2, B)
-    sums = record.weighted_sum(coef)
+    assert_sums(record.weighted_sum(coef), truth, coef, 16 * eps)
     for n, g in truth.items():
         flat, one = g.flatten(1), record.by_parameter[n]
         assert one.sq_norms.dtype == torch.float32
@@ -112,12 +101,8 @@ def test_statistics_and_gradients(name: str, dtype: torch.dtype) -> None:
         along = flat @ direction[n].flatten()
         near = 8 * eps * flat.norm(dim=1) * direction[n].norm()
         assert ((one.dots - along).abs() < near).all(), n
-        assert relative_error(sums[n], torch.einsum("b,b...->...", coef, g)) < 16 * eps, n
-        ours, theirs = model.get_parameter(n).grad, plain.get_parameter(n).grad
-        assert ours is not None
-        assert theirs is not None
-        assert ours.dtype == torch.float32
-        assert relative_error(ours, theirs) < 16 * eps, n
+        assert model.get_parameter(n).grad.dtype == torch.float32
+    assert_grads_equal(model, plain, 16 * eps)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -177,8 +162,7 @@ def test_other_verbs_under_autocast() -> None:
     loss = autocast(squares, torch.bfloat16)
     truth = one_by_one(model, loss, X)
     coef = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    for name, found in pc.weighted_sum(model, loss, X, coef).items():
-        assert relative_error(found, torch.einsum("b,b...->...", coef, truth[name])) < 0.1
+    assert_sums(pc.weighted_sum(model, loss, X, coef), truth, coef, 0.1)
     meter = pc.CoherenceMeter(model)
     meter.update(loss, X)
     with pc.aggregate(model, pc.Median()):
@@ -227,12 +211,8 @@ def test_the_scale_of_the_loss_is_divided_out(given: str) -> None:
         assert relative_error(*(getattr(one, name) for one in reversed(ones))) < 0.01, name
     assert found[0].coherence().m == pytest.approx(found[1].coherence().m, rel=0.01)
     sums = [record.weighted_sum(torch.ones(B)) for record in found]
-    for name, p in named(model):
-        assert relative_error(sums[1][name], sums[0][name]) < 0.01
-        expected = plain.get_parameter(name).grad
-        assert p.grad is not None
-        assert expected is not None
-        assert relative_error(p.grad, expected) < 0.01
+    assert all(relative_error(sums[1][name], sums[0][name]) < 0.01 for name, _ in named(model))
+    assert_grads_equal(model, plain, 0.01)
 
 
 def named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -256,10 +236,7 @@ def test_aggregates_of_a_scaled_loss(rule: Any, reduction: Any) -> None:
     with pc.aggregate(models[1], copy.deepcopy(rule), loss_reduction=reduction, loss_scale=scaler):
         scaler.scale(loss(models[1], X)).backward()
     scaler.unscale_(optimizer)
-    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert p.grad is not None
-        assert q.grad is not None
-        assert relative_error(q.grad, p.grad) < 0.02
+    assert_grads_equal(models[1], models[0], 0.02)
 
 
 def test_overflow_shows_as_inf_and_the_scaler_skips_the_step() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from catalogue.row import embedding, linear, uses
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -277,16 +278,13 @@ def test_vmap_without_parameters_is_nobodys_business() -> None:
 # Fake tensors: what they leave in caches must not be what later blocks find.
 
 
-class Caching(nn.Module):
-    """Makes its positions once, as many models do."""
+def with_positions(m: Any, x: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1], device=x.device)
+    return m.out(torch.tanh(m.words(x) + m.table(places)))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.table, self.out = nn.Linear(3, 4), nn.Embedding(6, 4), nn.Linear(4, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[1], device=x.device)
-        return self.out(torch.tanh(self.words(x) + self.table(places)))
+# Makes its positions once, as many models do.
+caching = uses(with_positions, words=linear(3, 4), table=embedding(6, 4), out=linear(4, 2))
 
 
 def fake_pass(net: nn.Module, *, block: bool) -> None:
@@ -301,7 +299,7 @@ def fake_pass(net: nn.Module, *, block: bool) -> None:
 
 @pytest.mark.parametrize("block", [False, True], ids=["before", "around-a-block"])
 def test_a_fake_pass_poisons_nothing(block: bool) -> None:
-    net, x = Caching(), torch.randn(4, 5, 3)
+    net, x = caching(), torch.randn(4, 5, 3)
     fake_pass(net, block=block)
     for _ in range(2):
         with pc.collect(net, pc.SqNorms(), loss_reduction="sum") as record:
@@ -313,7 +311,7 @@ def test_a_fake_pass_poisons_nothing(block: bool) -> None:
 
 def test_a_fake_pass_inside_a_block() -> None:
     """Such as that of a profiler which counts operations ahead of the true pass."""
-    net, x = Caching(), torch.randn(4, 5, 3)
+    net, x = caching(), torch.randn(4, 5, 3)
     with pc.collect(net, pc.SqNorms(), loss_reduction="sum") as record:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             net(mode.from_tensor(x))

@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from catalogue.row import Uses
-from support.checks import assert_grads_equal, assert_norms, plain_pass, relative_error
+from support.checks import assert_grads_equal, assert_norms, assert_sums, plain_pass, relative_error
 from support.models import regression
-from support.oracle import joined, per_example_gradients
+from support.oracle import m_coherence, per_example_gradients
 from support.shown import SHOWN, shown
 from support.snapshots import Snapshot
 from torch import Tensor, nn
@@ -79,8 +78,7 @@ def assert_exact(model: nn.Module, forward: Forward, x: Tensor = X) -> None:
     assert_grads_equal(ours, plain, 1e-12)
     assert relative_error(leaf.grad, plain_x.grad) < 1e-12
     coef = torch.linspace(-1, 2, len(x)).double()
-    for name, found in record.weighted_sum(coef).items():
-        assert relative_error(found, torch.einsum("b,b...->...", coef, truth[name])) < 1e-10
+    assert_sums(record.weighted_sum(coef), truth, coef, 1e-10)
     aggregated = copy.deepcopy(model)
     leaf = x.clone().requires_grad_()
     for rule in (pc.Winsorized(1), pc.GeometricMedian()):
@@ -97,27 +95,16 @@ def test_checkpoints_are_exact(how: Forward) -> None:
     assert_exact(layers(), how)
 
 
-class Layer(nn.Module):
-    """Two uses of its parameters, one of them in a function."""
-
-    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], **parts: Any) -> None:
-        super().__init__()
-        self.uses = Uses(function, **parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.uses(x)
-
-
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Conv1d": lambda: nn.Sequential(nn.Unflatten(1, (6, 1)), nn.Conv1d(6, 6, 1), nn.Flatten()),
     "LayerNorm": lambda: nn.LayerNorm(6),
     "GroupNorm": lambda: nn.GroupNorm(2, 6),
     "RMSNorm": lambda: nn.RMSNorm(6, eps=1e-5),
     "BatchNorm1d": lambda: nn.BatchNorm1d(6).eval(),
-    "numbers": lambda: Layer(lambda m, x: x * m.p + m.p, p=torch.randn(6)),
-    "transposed": lambda: Layer(lambda m, x: torch.addmm(m.b, x, m.p), p=W(), b=torch.randn(6)),
-    "twice": lambda: Layer(lambda m, x: F.linear(F.linear(x, m.p).tanh(), m.p), p=W()),
-    "made": lambda: Layer(lambda m, x: F.linear(x, m.p.exp() * m.q), p=W(), q=torch.randn(6)),
+    "numbers": lambda: Uses(lambda m, x: x * m.p + m.p, p=torch.randn(6)),
+    "transposed": lambda: Uses(lambda m, x: torch.addmm(m.b, x, m.p), p=W(), b=torch.randn(6)),
+    "twice": lambda: Uses(lambda m, x: F.linear(F.linear(x, m.p).tanh(), m.p), p=W()),
+    "made": lambda: Uses(lambda m, x: F.linear(x, m.p.exp() * m.q), p=W(), q=torch.randn(6)),
 }
 
 
@@ -198,13 +185,10 @@ def test_other_verbs(how: Forward) -> None:
         return loss(lambda x: how(model, x), batch)
 
     coef = torch.tensor([1.0, 0.0, -1.0, 2.0], dtype=torch.float64)
-    for name, found in pc.weighted_sum(model, checkpointed, (X,), coef).items():
-        assert relative_error(found, torch.einsum("b,b...->...", coef, truth[name])) < 1e-10
+    assert_sums(pc.weighted_sum(model, checkpointed, (X,), coef), truth, coef, 1e-10)
     meter = pc.CoherenceMeter(model)
     meter.update(checkpointed, (X,))
-    rows = joined(truth)
-    m = rows.sum(0).square().sum() / rows.square().sum()
-    assert meter.compute().m == pytest.approx(m.item(), rel=1e-9)
+    assert meter.compute().m == pytest.approx(m_coherence(truth), rel=1e-9)
     assert not pc.verify(model, checkpointed, (X,)).failures
     with pc.collect(model, pc.SqNorms()):
         total = checkpointed(model, (X,))

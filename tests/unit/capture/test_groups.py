@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from catalogue.layers import LAYERS, B, randomise
-from support.checks import assert_exact
+from support.checks import assert_exact, assert_sums
 from support.models import MODELS, classification, make, regression
-from support.oracle import per_example_gradients
+from support.oracle import m_coherence, per_example_gradients
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -59,13 +59,8 @@ def test_weighted_sums(name: str, reduction: Any) -> None:
     options: dict[str, Any] = {"loss_reduction": reduction, "group_size": 2}
     with pc.collect(model, keep_factors=True, **options) as record:
         loss(model, batch).backward()
-    for actual in (
-        record.weighted_sum(coef),
-        pc.weighted_sum(model, loss, batch, coef, **options),
-    ):
-        for parameter, rows in gradients.items():
-            expected = torch.tensordot(coef, rows, 1)
-            torch.testing.assert_close(actual[parameter], expected)
+    assert_sums(record.weighted_sum(coef), gradients, coef, 1e-10)
+    assert_sums(pc.weighted_sum(model, loss, batch, coef, **options), gradients, coef, 1e-10)
 
 
 @reductions
@@ -75,13 +70,9 @@ def test_meter(reduction: Any) -> None:
     meter = pc.CoherenceMeter(model, loss_reduction=reduction, group_size=2)
     for part in (slice(0, 4), slice(4, 6)):
         meter.update(classification(reduction), tuple(x[part] for x in batch))
-    rows = [
-        g.flatten(1)
-        for g in per_example_gradients(model, classification(reduction), batch, 2).values()
-    ]
-    found, rows = meter.compute(), torch.cat(rows, 1)
-    assert found.n == 3
-    assert found.m == pytest.approx((rows.sum(0).square().sum() / rows.square().sum()).item())
+    gradients = per_example_gradients(model, classification(reduction), batch, 2)
+    assert meter.compute().n == 3
+    assert meter.compute().m == pytest.approx(m_coherence(gradients))
 
 
 def test_meters_of_other_groups_are_not_merged() -> None:

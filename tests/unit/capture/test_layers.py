@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from catalogue.layers import LAYERS, B, randomise
+from catalogue.row import normal, uses
 from support.checks import assert_exact
 from support.models import regression
 from torch import Tensor, nn
@@ -96,48 +97,29 @@ def test_embedding(
 
 
 def test_functional_calls_with_keywords() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
-            self.c = nn.Parameter(torch.randn(3))
-            self.k = nn.ParameterList([torch.randn(2, 3, 1)])
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.linear(bias=m.b, input=x, weight=m.a)
+        x = F.layer_norm(weight=m.c, normalized_shape=[3], input=x)
+        return F.conv1d(weight=m.k, input=x.unsqueeze(-1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = F.linear(bias=self.b, input=x, weight=self.a)
-            x = F.layer_norm(weight=self.c, normalized_shape=[3], input=x)
-            return F.conv1d(weight=self.k[0], input=x.unsqueeze(-1))
-
-    model = Model().double()
+    shapes = {"a": (3, 4), "b": (3,), "c": (3,), "k": (2, 3, 1)}
+    model = uses(forward, **{name: normal(*shape) for name, shape in shapes.items()})().double()
     assert_exact(model, regression("mean"), (torch.randn(B, 4).double(),), torch.float64)
 
 
 def test_embedding_with_ids_second_and_keywords() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Parameter(torch.randn(5, 3))
+    def forward(m: nn.Module, ids: Tensor) -> Tensor:
+        return F.embedding(weight=m.table, input=ids, padding_idx=-2)
 
-        def forward(self, ids: Tensor) -> Tensor:
-            return F.embedding(weight=self.table, input=ids, padding_idx=-2)
-
-    ids = torch.randint(5, (B, 6))
-    assert_exact(Model().double(), regression("sum"), (ids,), torch.float64, "sum")
+    model, ids = uses(forward, table=normal(5, 3))().double(), torch.randint(5, (B, 6))
+    assert_exact(model, regression("sum"), (ids,), torch.float64, "sum")
 
 
 def test_a_weight_that_is_no_parameter_still_gets_its_gradient() -> None:
     """The bias is tracked; the weight is a tensor the user made and wants a gradient of."""
     weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bias = nn.Parameter(torch.zeros(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, weight, self.bias)
-
-    model, x = Model().double(), torch.randn(B, 4, dtype=torch.float64)
+    model = uses(lambda m, x: F.linear(x, weight, m.bias), bias=lambda: torch.zeros(3))().double()
+    x = torch.randn(B, 4, dtype=torch.float64)
     assert_exact(model, regression("mean"), (x,), torch.float64)
     # Twice by assert_exact, in a plain and in a captured pass, and alike.
     twice = weight.grad.clone()

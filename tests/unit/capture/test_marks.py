@@ -6,8 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.checks import assert_grads_equal, assert_gram, assert_norms, relative_error
-from support.oracle import joined, per_example_gradients
+from catalogue.row import embedding, linear, normal, uses
+from support.checks import (
+    assert_grads_equal,
+    assert_gram,
+    assert_norms,
+    assert_sums,
+    relative_error,
+)
+from support.oracle import joined, m_coherence, per_example_gradients
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -156,18 +163,16 @@ def test_tokens_of_a_packed_row() -> None:
     assert_as(record, truth)
 
 
-class Graphs(nn.Module):
+def messages(m: Any, nodes: Tensor, edges: Tensor, batch: Tensor, count: int) -> Tensor:
     """Messages along edges, and a readout that adds the nodes of each graph up."""
+    h = m.node(nodes).tanh()
+    sent = m.message(h[edges[0]])
+    h = h + torch.zeros_like(h).index_add(0, edges[1], sent)
+    return m.out(h.new_zeros(count, 4).index_add(0, batch, h.tanh()))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.node, self.message, self.out = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
 
-    def forward(self, nodes: Tensor, edges: Tensor, batch: Tensor, count: int) -> Tensor:
-        h = self.node(nodes).tanh()
-        sent = self.message(h[edges[0]])
-        h = h + torch.zeros_like(h).index_add(0, edges[1], sent)
-        return self.out(h.new_zeros(count, 4).index_add(0, batch, h.tanh()))
+def graphs() -> nn.Module:
+    return uses(messages, node=linear(3, 4), message=linear(4, 4), out=linear(4, 2))().double()
 
 
 BATCH = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
@@ -175,7 +180,7 @@ EDGES = torch.tensor([[0, 1, 2, 2, 3, 4, 5, 7, 8, 6], [1, 0, 1, 0, 4, 3, 6, 5, 7
 
 
 def test_graphs() -> None:
-    model, nodes = Graphs().double(), x(9, 3)
+    model, nodes = graphs(), x(9, 3)
 
     def one(model: nn.Module, b: int) -> Tensor:
         mine = (b == BATCH).nonzero().flatten()
@@ -190,7 +195,7 @@ def test_graphs() -> None:
 
 
 def test_an_edge_between_graphs_is_not_quietly_wrong() -> None:
-    model, nodes = Graphs().double(), x(9, 3)
+    model, nodes = graphs(), x(9, 3)
     edges = torch.cat([EDGES, torch.tensor([[0], [8]])], 1)
 
     def loss() -> None:
@@ -232,23 +237,16 @@ def test_ragged_rows_beside_a_batch(before: bool) -> None:
 # What all examples share.
 
 
-class Operator(nn.Module):
+def operator(m: Any, u: Tensor, places: Tensor) -> Tensor:
     """DeepONet: a net of the function, and one of the places where it is asked for."""
-
-    def __init__(self, marked: bool = True) -> None:
-        super().__init__()
-        self.branch, self.trunk, self.marked = nn.Linear(5, 6), nn.Linear(2, 6), marked
-
-    def forward(self, u: Tensor, places: Tensor) -> Tensor:
-        if self.marked:
-            places = pc.mark_examples(places, dim=None)
-        return self.branch(u).tanh() @ self.trunk(places).tanh().T
+    return m.branch(u).tanh() @ m.trunk(pc.mark_examples(places, dim=None)).tanh().T
 
 
 @pytest.mark.parametrize("places", [4, 7])
 @pytest.mark.parametrize("trunk_alone", [False, True])
 def test_shared_coordinates(places: int, trunk_alone: bool) -> None:
-    model, u, at = Operator().double(), x(4, 5), x(places, 2)
+    model = uses(operator, branch=linear(5, 6), trunk=linear(2, 6))().double()
+    u, at = x(4, 5), x(places, 2)
     model.branch.requires_grad_(not trunk_alone)
     plain = copy.deepcopy(model)
 
@@ -310,14 +308,11 @@ def test_weighted_sum_meter_and_pairs_of_documents() -> None:
     truth = by_loss(model, documents(PACKED)(inputs), 4)
     coef = torch.tensor([0.5, 0.0, -2.0, 3.0], dtype=D)
     total = pc.weighted_sum(model, packed_loss, inputs, coef, loss_reduction="sum")
-    for name, g in truth.items():
-        assert relative_error(total[name], torch.tensordot(coef, g, 1)) < 1e-10
+    assert_sums(total, truth, coef, 1e-10)
     meter = pc.CoherenceMeter(model, loss_reduction="sum")
     meter.update(packed_loss, inputs)
-    flat = joined(truth)
-    m = flat.sum(0).square().sum() / flat.square().sum()
     assert meter.compute().n == 4
-    assert meter.compute().m == pytest.approx(m.item(), rel=1e-10)
+    assert meter.compute().m == pytest.approx(m_coherence(truth), rel=1e-10)
     with pc.collect(model, pc.SqNorms(), pc.Gram(), loss_reduction="sum", group_size=2) as record:
         packed_loss(model, inputs).backward()
     assert_as(record, {n: g.unflatten(0, (2, 2)).sum(1) for n, g in truth.items()})
@@ -391,22 +386,14 @@ def test_owners_that_are_all_padding() -> None:
     assert_as(record, truth)
 
 
-class Product(nn.Module):
-    """A matrix product whose result has the rows where the equation says."""
-
-    def __init__(self, equation: str) -> None:
-        super().__init__()
-        self.equation = equation
-        self.matrix = nn.Parameter(torch.randn(4, 3, dtype=D))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        found = torch.einsum(self.equation, inputs, self.matrix)
-        return found.T if self.equation.endswith("oa") else found
-
-
 @pytest.mark.parametrize("equation", ["ai,io->ao", "ai,io->oa"])
 def test_padding_of_a_product_whose_rows_come_last(equation: str) -> None:
-    model, inputs, owner = Product(equation), x(5, 4), torch.tensor([1, -1, 0, 1, -1])
+    def product(m: Any, inputs: Tensor) -> Tensor:
+        found = torch.einsum(equation, inputs, m.matrix)
+        return found.T if equation.endswith("oa") else found
+
+    model, inputs = uses(product, matrix=normal(4, 3))().double(), x(5, 4)
+    owner = torch.tensor([1, -1, 0, 1, -1])
 
     def losses(model: nn.Module) -> list[Tensor]:
         return [model(inputs).square().sum(1)[owner == b].sum() for b in range(2)]
@@ -433,34 +420,26 @@ def test_no_rows() -> None:
 def test_a_model_that_marks_its_inputs_is_verified_one_at_a_time() -> None:
     """Outside of the block, where one example runs alone, the mark is nothing."""
 
-    class Marks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = stepwise()
-
-        def forward(self, batch: Tensor) -> Tensor:
-            time_first = pc.mark_examples(batch.transpose(0, 1).contiguous(), dim=1)
-            return self.layer(time_first).transpose(0, 1)
+    def marks(m: Any, batch: Tensor) -> Tensor:
+        time_first = pc.mark_examples(batch.transpose(0, 1).contiguous(), dim=1)
+        return m.layer(time_first).transpose(0, 1)
 
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch).square().flatten(1).sum(1).mean()
 
-    assert not pc.verify(Marks().double(), loss, x(4, 5, 3)).failures
-    assert not pc.verify(Marks().double(), loss, x(4, 4, 3)).failures
+    for steps in (5, 4):
+        model = uses(marks, layer=stepwise)()
+        assert not pc.verify(model, loss, x(4, steps, 3)).failures
 
 
 def test_a_mark_of_one_dimension_of_ids() -> None:
     """`[T]` places that would be taken for `[B]` ids, since there are as many."""
 
-    class Places(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.places = nn.Linear(3, 4), nn.Embedding(4, 4)
+    def forward(m: Any, batch: Tensor, at: Tensor) -> Tensor:
+        return m.words(batch) + m.places(pc.mark_examples(at, dim=None))
 
-        def forward(self, batch: Tensor, at: Tensor) -> Tensor:
-            return self.words(batch) + self.places(pc.mark_examples(at, dim=None))
-
-    model, at, inputs = Places().double(), torch.tensor([3, 1, 0, 2]), x(4, 4, 3)
+    model = uses(forward, words=linear(3, 4), places=embedding(4, 4))().double()
+    at, inputs = torch.tensor([3, 1, 0, 2]), x(4, 4, 3)
 
     def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         return F.silu(model(batch[0], at)).square().sum((1, 2)).mean()

@@ -1,12 +1,12 @@
 """Whose element each one is: of tensors that hold the answer as their values."""
 
-import copy
 from itertools import product
 from math import prod
 from typing import Any
 
 import pytest
 import torch
+from catalogue.row import linear, normal, uses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checks import assert_norms
@@ -428,13 +428,8 @@ def places_of_centred(args: Any, kwargs: Any, result: Tensor) -> Any:
     return [(args[0], (-1, 1, 2))]
 
 
-class Through(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.a, self.b, self.function = nn.Linear(3, 3), nn.Linear(3, 2), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.function(self.a(x)))
+def through(function: Any) -> nn.Module:
+    return uses(lambda m, x: m.b(function(m.a(x))), a=linear(3, 3), b=linear(3, 2))().double()
 
 
 def second(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -443,7 +438,7 @@ def second(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 @pytest.mark.parametrize("steps", [4, 5])
 def test_a_function_with_a_rule_of_the_user(steps: int) -> None:
-    model, x = Through(torch.ops.owners.turned.default).double(), torch.randn(4, steps, 3, dtype=D)
+    model, x = through(torch.ops.owners.turned.default), torch.randn(4, steps, 3, dtype=D)
     truth = per_example_gradients(model, second, (x,))
     with pc.collect(model, pc.SqNorms()) as record:
         second(model, (x,)).backward()
@@ -459,7 +454,7 @@ def test_a_function_with_a_rule_of_the_user(steps: int) -> None:
     ids=["without", "mixing"],
 )
 def test_a_function_that_loses_the_examples(function: Any, text: str) -> None:
-    model, x = Through(function).double(), torch.randn(4, 4, 3, dtype=D)
+    model, x = through(function), torch.randn(4, 4, 3, dtype=D)
     with pc.collect(model, pc.SqNorms()), pytest.raises(pc.UnsupportedError, match=text):
         model(x)
 
@@ -509,20 +504,14 @@ class Miscounted(pc.LayerRule):
         return g @ weight
 
 
-class OfPlanes(nn.Module):
-    """A layer whose rows are matrices, and its function in plain torch beside it."""
-
-    def __init__(self, rule: bool = True) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 3), nn.Linear(2, 2)
-        self.weight = nn.Parameter(torch.randn(2, 5, 3))
-        self.rule = rule
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        if self.rule:
-            return self.last(torch.ops.owners.planes.default(h, self.weight, 0.5))
-        return self.last(0.5 * torch.einsum("...pi,opi->...o", h, self.weight))
+# A layer whose rows are matrices, and its function in plain torch beside it.
+PLANES = {"first": linear(3, 3), "last": linear(2, 2), "weight": normal(2, 5, 3)}
+of_planes = uses(
+    lambda m, x: m.last(torch.ops.owners.planes.default(m.first(x), m.weight, 0.5)), **PLANES
+)
+of_plain_planes = uses(
+    lambda m, x: m.last(0.5 * torch.einsum("...pi,opi->...o", m.first(x), m.weight)), **PLANES
+)
 
 
 def total(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -532,9 +521,9 @@ def total(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 @pytest.mark.parametrize("shape", [(4, 5, 3), (4, 6, 5, 3), (5, 2, 2, 5, 3)], ids=str)
 @pytest.mark.parametrize("dim", [0, 1])
 def test_a_site_whose_rows_are_matrices(shape: tuple[int, ...], dim: int) -> None:
-    model, x = OfPlanes().double(), torch.randn(shape, dtype=D)
-    plain = copy.deepcopy(model)
-    plain.rule = False
+    model, plain = of_planes().double(), of_plain_planes().double()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(shape, dtype=D)
     if dim and len(shape) == 3:
         pytest.skip("the second of three dimensions is inside the matrices, and no batch")
     truth = per_example_gradients(plain, total, (x,))
@@ -546,7 +535,7 @@ def test_a_site_whose_rows_are_matrices(shape: tuple[int, ...], dim: int) -> Non
 
 
 def test_a_site_whose_row_holds_two_examples() -> None:
-    model, x = OfPlanes().double(), torch.randn(5, 4, 3, dtype=D)
+    model, x = of_planes().double(), torch.randn(5, 4, 3, dtype=D)
     block = pc.collect(model, pc.SqNorms(), on_unsupported="raise")
     with block, pytest.raises(pc.UnsupportedError, match="examples"):
         model(pc.mark_examples(x.transpose(0, 1).contiguous(), dim=1))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from catalogue.row import linear, normal, uses
 from support.oracle import per_example_gradients
 from torch import Tensor, nn
 
@@ -176,38 +177,21 @@ def test_a_record_that_lives_on_in_a_list_of_many() -> None:
 # Batches of no examples, such as Poisson sampling draws.
 
 
-class Positions(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.positions, self.out = nn.Parameter(torch.randn(1, 3, 4)), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(x + self.positions)
+def class_token(m: nn.Module, x: Tensor) -> Tensor:
+    return m.out(torch.cat([m.positions[:, :1].expand(len(x), -1, -1), x], 1))
 
 
-class ClassToken(Positions):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.cat([self.positions[:, :1].expand(len(x), -1, -1), x], 1))
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+    model[1].weight = model[0].weight
+    return model
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.out = nn.Embedding(9, 4), nn.Linear(4, 9)
-        self.out.weight = self.words.weight
+def bags(last: bool) -> Callable[[], nn.Module]:
+    def forward(m: nn.Module, ids: Tensor) -> Tensor:
+        return m.bags(ids.flatten(), torch.arange(0, ids.numel() + last, 3))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.out(self.words(ids))
-
-
-class Bags(nn.Module):
-    def __init__(self, last: bool = False) -> None:
-        super().__init__()
-        self.bags, self.last = nn.EmbeddingBag(9, 4, include_last_offset=last), last
-
-    def forward(self, ids: Tensor) -> Tensor:
-        offsets = torch.arange(0, ids.numel() + self.last, 3)
-        return self.bags(ids.flatten(), offsets)
+    return uses(forward, bags=lambda: nn.EmbeddingBag(9, 4, include_last_offset=last))
 
 
 def of_words(*shape: int) -> Tensor:
@@ -218,16 +202,17 @@ def of_numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, 4)
 
 
+POSITIONS = {"positions": normal(1, 3, 4), "out": linear(4, 2)}
 weight_norm = nn.utils.parametrizations.weight_norm
 EMPTY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "linear": (lambda: nn.Linear(4, 2), of_numbers),
-    "positions": (Positions, of_numbers),
-    "class-token": (ClassToken, of_numbers),
+    "positions": (uses(lambda m, x: m.out(x + m.positions), **POSITIONS), of_numbers),
+    "class-token": (uses(class_token, **POSITIONS), of_numbers),
     "prelu": (lambda: nn.Sequential(nn.Linear(4, 4), nn.PReLU()), of_numbers),
-    "tied": (Tied, of_words),
+    "tied": (tied, of_words),
     "weight-norm": (lambda: weight_norm(nn.Linear(4, 2)), of_numbers),
-    "bags": (Bags, of_words),
-    "bags-and-their-end": (lambda: Bags(True), of_words),
+    "bags": (bags(False), of_words),
+    "bags-and-their-end": (bags(True), of_words),
 }
 empty = pytest.mark.parametrize("name", EMPTY)
 reductions = pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -342,17 +327,6 @@ def test_a_meter_that_is_given_none(name: str, reduction: Reduction) -> None:
 # What `verify` makes of the size that the capture found.
 
 
-class OneRow(nn.Module):
-    """All it trains has one row, whatever the batch is, and it is looked at from outside alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time = nn.Linear(1, 4)
-
-    def forward(self, x: Tensor, at: Tensor) -> Tensor:
-        return x * self.time(at)
-
-
 def squares(model: nn.Module, batch: Any) -> Tensor:
     inputs = batch if isinstance(batch, tuple) else (batch,)
     return model(*inputs).square().flatten(1).sum(1).mean()
@@ -360,7 +334,8 @@ def squares(model: nn.Module, batch: Any) -> Tensor:
 
 def test_one_time_for_all_is_right_or_noticed() -> None:
     """`[1, 1]` made by the caller may be a batch of one; then `verify` says so."""
-    model = OneRow().double()
+    # All it trains has one row, whatever the batch is, and it is looked at from outside alone.
+    model = uses(lambda m, x, at: x * m.time(at), time=linear(1, 4))().double()
     batch = (torch.randn(5, 4, dtype=D), torch.full((1, 1), 0.3, dtype=D))
     truth = per_example_gradients(model, lambda m, part: squares(m, (*part, batch[1])), (batch[0],))
     with pc.collect(model, pc.SqNorms()) as record:

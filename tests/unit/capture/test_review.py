@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from catalogue.row import normal, uses
 from support.checks import assert_norms
 from support.oracle import per_example_gradients
 from support.settings import threads
@@ -16,21 +17,10 @@ import pycoherence as pc
 X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-class Scalars(nn.Module):
-    """A linear layer whose bias is broadcast."""
-
-    def __init__(self, bias: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
-        self.bias = nn.Parameter(torch.zeros((1,) * bias, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
 @pytest.mark.parametrize("dims", [0, 1, 2])
 def test_a_bias_that_is_broadcast_is_exact(dims: int) -> None:
-    model = Scalars(dims)
+    weight, bias = normal(4, 3), normal(*(1,) * dims)
+    model = uses(lambda m, x: F.linear(x, m.weight, m.bias), weight=weight, bias=bias)().double()
 
     def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         return model(batch[0]).square().sum(1).mean()

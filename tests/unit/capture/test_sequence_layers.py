@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from catalogue.row import Uses
-from support.checks import assert_exact, relative_error
+from support.checks import assert_exact, assert_norms, assert_sums, relative_error
 from support.models import regression
 from torch import Tensor, nn
 
@@ -60,13 +60,9 @@ def test_dropout_is_as_torch_draws_it_on_the_cpu(build) -> None:
     truth = [torch.autograd.grad(losses()[b], [*parameters.values()]) for b in range(B)]
     with pc.collect(model, pc.SqNorms(), keep_factors=True) as record:
         losses().mean().backward()
-    total = record.weighted_sum(coef)
-    for name, rows in zip(parameters, map(torch.stack, zip(*truth, strict=True)), strict=True):
-        assert (
-            relative_error(record.by_parameter[name].sq_norms, rows.flatten(1).square().sum(1))
-            < 1e-10
-        )
-        assert relative_error(total[name], torch.einsum("b,b...->...", coef, rows)) < 1e-10
+    rows = dict(zip(parameters, map(torch.stack, zip(*truth, strict=True)), strict=True))
+    assert_norms(record, rows, 1e-10)
+    assert_sums(record.weighted_sum(coef), rows, coef, 1e-10)
 
 
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)

@@ -8,6 +8,7 @@ from the host are not seen here.
 import pytest
 import torch
 import torch.nn.functional as F
+from catalogue.row import frozen, linear, normal, uses
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -38,30 +39,30 @@ def images() -> tuple[nn.Module, Tensor, Tensor]:
     return cnn(), torch.empty(3, 3, 32, 32, device="meta"), ids(3)
 
 
-class Windows(nn.Module):
+def movements(m: nn.Module, x: Tensor) -> Tensor:
     """Movements of all kinds, none of them by numbers."""
+    x = torch.cat([m.token.expand(len(x), 1, 6), x], 1)
+    x = x + torch.stack([m.places] * len(x)) + m.places.repeat(len(x), 1, 1)
+    both = m.frozen(x).new_zeros(*x.shape[:2], 12)
+    both[..., :6].copy_(m.frozen(x))
+    both[..., 6:].copy_(x)
+    x = both[..., :6] + both[..., 6:].flip(0)[:, :, :1].detach().mean()
+    x = m.inside(x.roll(1, 1).flip(1)).unflatten(1, (2, 4)).transpose(1, 2)
+    left, right = F.pad(x, (0, 0, 0, 2))[:, :, :2].unbind(2)
+    return m.out(torch.stack([left, right], 1).repeat(1, 1, 2, 1).mean((1, 2)))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside, self.out = nn.Linear(6, 6), nn.Linear(6, 5)
-        self.token = nn.Parameter(torch.zeros(1, 1, 6))
-        self.places = nn.Parameter(torch.zeros(8, 6))
-        self.frozen = nn.Conv1d(8, 8, 3, padding=1, groups=2).requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([self.token.expand(len(x), 1, 6), x], 1)
-        x = x + torch.stack([self.places] * len(x)) + self.places.repeat(len(x), 1, 1)
-        both = self.frozen(x).new_zeros(*x.shape[:2], 12)
-        both[..., :6].copy_(self.frozen(x))
-        both[..., 6:].copy_(x)
-        x = both[..., :6] + both[..., 6:].flip(0)[:, :, :1].detach().mean()
-        x = self.inside(x.roll(1, 1).flip(1)).unflatten(1, (2, 4)).transpose(1, 2)
-        left, right = F.pad(x, (0, 0, 0, 2))[:, :, :2].unbind(2)
-        return self.out(torch.stack([left, right], 1).repeat(1, 1, 2, 1).mean((1, 2)))
+WINDOWS = {
+    "inside": linear(6, 6),
+    "out": linear(6, 5),
+    "token": normal(1, 1, 6),
+    "places": normal(8, 6),
+    "frozen": frozen(lambda: nn.Conv1d(8, 8, 3, padding=1, groups=2)),
+}
 
 
 def windows() -> tuple[nn.Module, Tensor, Tensor]:
-    return Windows(), torch.empty(3, 7, 6, device="meta"), ids(3)
+    return uses(movements, **WINDOWS)(), torch.empty(3, 7, 6, device="meta"), ids(3)
 
 
 @pytest.mark.parametrize("make", [gpt, images, windows])

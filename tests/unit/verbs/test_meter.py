@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.meters import MEAN, Batch, assert_same, metered
 from support.models import MODELS, classification, make
-from support.oracle import joined, per_example_gradients
+from support.oracle import m_coherence, per_example_gradients
 from support.snapshots import Snapshot
 from torch import Tensor, nn
 
@@ -40,9 +40,7 @@ def test_an_empty_batch_adds_nothing_even_to_a_mean() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_oracle_in_float32(name: str) -> None:
     model, batch = make(name)
-    gradients = per_example_gradients(model, MEAN, batch)
-    rows = joined(gradients)
-    m = (rows.sum(0).square().sum() / rows.square().sum()).item()
+    m = m_coherence(per_example_gradients(model, MEAN, batch))
     assert math.isclose(metered(model, batch, [2, 3]).compute().m, m, rel_tol=1e-5)
 
 

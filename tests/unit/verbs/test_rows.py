@@ -8,7 +8,7 @@ import pytest
 import torch
 from catalogue.row import B, Row
 from catalogue.rows import all_rows
-from support.checks import assert_gram, assert_norms, grad_of
+from support.checks import assert_gram, assert_norms, assert_sums, grad_of
 from support.oracle import per_example_gradients
 from support.snapshots import Snapshot
 from table import PAGE, page
@@ -45,9 +45,7 @@ def test_exact(row: Row) -> None:
     assert_gram(record, truth, TOLERANCE)
     for name, g in truth.items():
         assert_near(grad_of(model.get_parameter(name)), g.mean(0), f"{name}: grad")
-    for name, total in record.weighted_sum(coef).items():
-        want = torch.einsum("b,b...->...", coef, truth[name])
-        assert_near(total, want, f"{name}: weighted sum")
+    assert_sums(record.weighted_sum(coef), truth, coef, TOLERANCE)
 
 
 @pytest.mark.parametrize("row", MEASURED.values(), ids=MEASURED)
