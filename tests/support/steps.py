@@ -48,5 +48,6 @@ def assert_gradients(
     largest = max(x.abs().max().item() for x in expected.values())
     for name, x in expected.items():
         assert actual[name].shape == x.shape
+        assert not actual[name].requires_grad
         error = (actual[name].double() - x).abs().max().item()
         assert error <= tolerance * largest, f"{name}: off by {error / largest:.2g}"

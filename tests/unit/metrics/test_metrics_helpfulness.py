@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.angles import equal
 from support.raising import raising
 from torch import Tensor
 
@@ -11,12 +12,6 @@ from pycoherence import metrics
 GRADIENTS = torch.tensor([[4.0, 4.0], [1.0, -1.0], [-2.0, 0.0]], dtype=torch.float64)
 DOTS = torch.tensor([8.0, 0.0, -2.0], dtype=torch.float64)
 SQ_NORMS = torch.tensor([32.0, 2.0, 4.0], dtype=torch.float64)
-
-
-def equal(result: Tensor, expected: list) -> None:
-    torch.testing.assert_close(
-        result, torch.tensor(expected, dtype=result.dtype), rtol=1e-12, atol=1e-12, equal_nan=True
-    )
 
 
 def test_the_numbers_of_this_file_are_those_of_its_gradients() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.angles import equal, gradient_lists
 from support.raising import raising
 from torch import Tensor
 
@@ -39,21 +40,11 @@ def slow_error(gradients: Tensor) -> float:
     return math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in values))
 
 
-@st.composite
-def samples(draw: st.DrawFn) -> Tensor:
-    """Gradients [n, P] of small integers: zeros, ties and opposites are common among them."""
-    n, size = draw(st.integers(3, 6)), draw(st.integers(1, 4))
-    rows = st.lists(st.integers(-3, 3), min_size=size, max_size=size)
-    return torch.tensor(draw(st.lists(rows, min_size=n, max_size=n)), dtype=torch.float64)
-
-
 def close(result: Tensor, expected: float) -> None:
-    torch.testing.assert_close(
-        result, result.new_tensor(expected), rtol=1e-9, atol=1e-9, equal_nan=True
-    )
+    equal(result, expected, 1e-9)
 
 
-@given(samples())
+@given(gradient_lists(min_n=3))
 def test_as_if_each_example_were_left_out(gradients: Tensor) -> None:
     value, error, low, high = metrics.alpha_interval(*sums(gradients))
     expected = alpha(gradients), slow_error(gradients)
@@ -63,7 +54,7 @@ def test_as_if_each_example_were_left_out(gradients: Tensor) -> None:
     close(high, expected[0] + Z * expected[1])
 
 
-@given(samples())
+@given(gradient_lists(min_n=3))
 def test_that_of_m_is_that_of_alpha_for_this_many(gradients: Tensor) -> None:
     n, dots, sq_norms = len(gradients), *sums(gradients)
     alphas = metrics.alpha_interval(dots, sq_norms)
@@ -77,7 +68,7 @@ def test_that_of_m_is_that_of_alpha_for_this_many(gradients: Tensor) -> None:
     torch.testing.assert_close(found.value, metrics.m_coherence(s, q), equal_nan=True)
 
 
-@given(samples(), st.floats(1e-3, 1e3), st.randoms())
+@given(gradient_lists(min_n=3), st.floats(1e-3, 1e3), st.randoms())
 def test_scale_and_order_do_not_matter(gradients: Tensor, scale: float, random) -> None:
     order = random.sample(range(len(gradients)), len(gradients))
     torch.testing.assert_close(

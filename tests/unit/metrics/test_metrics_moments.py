@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.angles import equal
 from torch import Tensor
 
 from pycoherence import metrics
@@ -15,12 +16,6 @@ NAN, INF = torch.nan, torch.inf
 
 def moments(gradients: Tensor) -> tuple[Tensor, Tensor]:
     return gradients.mean(0), gradients.square().mean(0)
-
-
-def equal(result: Tensor, expected: Any) -> None:
-    torch.testing.assert_close(
-        result, torch.tensor(expected, dtype=result.dtype), rtol=1e-12, atol=1e-12, equal_nan=True
-    )
 
 
 def test_gsnr_by_hand() -> None:

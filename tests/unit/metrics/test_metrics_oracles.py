@@ -8,18 +8,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.angles import equal, gradient_lists
 from torch import Tensor
 
 from pycoherence import metrics
-
-
-@st.composite
-def gradient_lists(draw: st.DrawFn, min_n: int = 1) -> Tensor:
-    """Draw gradients [n, P] of small integers: zeros, ties and opposites are common among them."""
-    n, size = draw(st.integers(min_n, 6)), draw(st.integers(1, 4))
-    rows = st.lists(st.integers(-3, 3), min_size=size, max_size=size)
-    drawn = draw(st.lists(rows, min_size=n, max_size=n))
-    return torch.tensor(drawn, dtype=torch.float64)
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -43,13 +35,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def close(result: Tensor, expected: Any) -> None:
-    torch.testing.assert_close(
-        result,
-        torch.tensor(expected, dtype=torch.float64),
-        rtol=1e-9,
-        atol=1e-9,
-        equal_nan=True,
-    )
+    assert result.dtype == torch.float64
+    equal(result, expected, 1e-9)
 
 
 @given(gradient_lists())

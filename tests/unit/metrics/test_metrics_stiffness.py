@@ -4,23 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.angles import GRAM, HALF, equal
 from support.raising import raising
-from torch import Tensor
 
 from pycoherence import metrics
 
 NAN = torch.nan
-# At 0, 90, 180 and 45 degrees; the norms differ, and cosines must not care.
-GRADIENTS = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-GRAM = GRADIENTS @ GRADIENTS.T
 CLASSES = torch.tensor([0, 0, 1, 1])
-HALF = 0.5**0.5
-
-
-def equal(result: Tensor, expected: Any) -> None:
-    torch.testing.assert_close(
-        result, torch.tensor(expected, dtype=result.dtype), rtol=1e-12, atol=1e-12, equal_nan=True
-    )
 
 
 def test_class_stiffness_by_hand() -> None:

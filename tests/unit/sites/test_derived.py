@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.backends import assert_reduced_close
+from support.made_sites import assert_reduces, conv, linear, randn, shift, table
 from support.materialised import reductions
 from torch import Tensor, nn
 
-from pycoherence.ops import Reduced
 from pycoherence.sites import (
     AffineSite,
     ConvSite,
@@ -27,29 +27,8 @@ from pycoherence.sites import (
 B = 3
 
 
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def linear(shape: tuple[int, ...], b: int) -> Site:
-    return LinearSite(randn(b, 2, shape[1]), randn(b, 2, shape[0]))
-
-
-def shift(shape: tuple[int, ...], b: int) -> Site:
-    return AffineSite(randn(b, 2, torch.Size(shape).numel()), shape=shape)
-
-
 def bare_shift(shape: tuple[int, ...], b: int) -> Site:
     return AffineSite(randn(b, 2, *shape))
-
-
-def table(shape: tuple[int, ...], b: int) -> Site:
-    return EmbeddingSite(torch.randint(shape[0], (b, 4)), randn(b, 4, shape[1]), shape[0], None)
-
-
-def conv(shape: tuple[int, ...], b: int) -> Site:
-    x, g = randn(b, shape[1], shape[2] + 1), randn(b, shape[0], 2)
-    return ConvSite(x, g, shape[2:], (1,), (0,), (1,), 1)
 
 
 class Reversal(torch.autograd.Function):
@@ -154,10 +133,7 @@ def build(case: Case, b: int = B) -> tuple[Site, Tensor]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_all_reductions(case: Case, b: int) -> None:
     site, rows = build(case, b)
-    coef, direction = randn(b), randn(*case[0])
-    expected = reductions(rows, Reduced._fields, coef, direction)
-    actual = site.reduce(Reduced._fields, coef=coef, direction=direction)
-    assert_reduced_close(actual, expected, 1e-9)
+    assert_reduces(site, rows, 1e-9)
     torch.testing.assert_close(site.rows(), rows)
     aggregate = site.order("winsorized_mean", 1, False)
     torch.testing.assert_close(aggregate, of_rows(rows).order("winsorized_mean", 1, False))

@@ -1,12 +1,13 @@
 """Gradients of a few regions of a parameter, against rows that are mostly zeros."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from support.backends import assert_reduced_close
+from support.made_sites import assert_reduces, conv, linear, randn, scale, shift, table
 from support.materialised import reductions
 from torch import Tensor
 
@@ -14,8 +15,6 @@ from pycoherence.ops import Reduced
 from pycoherence.ops.family.rules import RULES
 from pycoherence.sites import (
     AffineSite,
-    ConvSite,
-    EmbeddingSite,
     LinearSite,
     Part,
     PartsSite,
@@ -27,34 +26,6 @@ from pycoherence.sites import (
 from pycoherence.sites._strided import Region, are_disjoint, holds_each_once
 
 B = 5
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def linear(shape: Sequence[int], b: int = B) -> Site:
-    return LinearSite(randn(b, 3, shape[1]), randn(b, 3, shape[0]))
-
-
-def shift(shape: Sequence[int], b: int = B) -> Site:
-    return AffineSite(randn(b, 2, torch.Size(shape).numel()), shape=tuple(shape))
-
-
-def scale(shape: Sequence[int], b: int = B) -> Site:
-    n = torch.Size(shape).numel()
-    return AffineSite(randn(b, 2, n), randn(b, 2, n), shape=tuple(shape))
-
-
-def table(shape: Sequence[int], b: int = B) -> Site:
-    return EmbeddingSite(torch.randint(shape[0], (b, 4)), randn(b, 4, shape[1]), shape[0], 0)
-
-
-def conv(shape: Sequence[int], b: int = B) -> Site:
-    out, channels, *kernel = shape
-    x, g = randn(b, channels, *[k + 2 for k in kernel]), randn(b, out, *[3 for _ in kernel])
-    ones = [1] * len(kernel)
-    return ConvSite(x, g, kernel, ones, [0] * len(kernel), ones, 1)
 
 
 Case = tuple[tuple[int, ...], list[tuple[Callable[..., Site], Callable[[Tensor], Tensor]]]]
@@ -93,17 +64,6 @@ def build(case: Case, b: int = B) -> tuple[PartsSite, Tensor]:
     for (_, view), one in zip(uses, parts, strict=True):
         rows[:, view(places).flatten()] += one.site.rows().reshape(b, view(places).numel())
     return PartsSite(parts, shape), rows.view(b, *shape)
-
-
-def assert_reduces(site: Site, rows: Tensor) -> None:
-    coef, direction = randn(len(rows)), randn(*rows.shape[1:])
-    if len(coef):
-        coef[0] = 0
-    expected = reductions(rows, Reduced._fields, coef, direction)
-    actual = site.reduce(Reduced._fields, coef=coef, direction=direction)
-    assert_reduced_close(actual, expected, 1e-10)
-    actual = site.reduce(("weighted_sum", "sum_dots"))
-    assert_reduced_close(actual, reductions(rows, ("weighted_sum", "sum_dots"), None, None), 1e-10)
 
 
 @pytest.mark.parametrize("b", [B, 1, 0])
@@ -214,9 +174,9 @@ def test_parts_stay_parts_unless_they_overlap() -> None:
 
 
 def test_blocks_that_overlap_keep_factors() -> None:
-    one = PartsSite((Part(linear((20, 30)), (20, 30), (40, 1), 0),), (30, 40))
-    two = PartsSite((Part(linear((20, 30)), (20, 30), (40, 1), 210),), (30, 40))
-    whole = linear((30, 40))
+    one = PartsSite((Part(linear((20, 30), B), (20, 30), (40, 1), 0),), (30, 40))
+    two = PartsSite((Part(linear((20, 30), B), (20, 30), (40, 1), 210),), (30, 40))
+    whole = linear((30, 40), B)
     for sites in ([one, two], [one, whole], [whole, two, one], [two, one, whole, whole]):
         found = joint(sites)
         assert isinstance(found, LinearSite)

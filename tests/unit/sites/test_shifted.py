@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.backends import assert_reduced_close
+from support.made_sites import assert_reduces, randn
 from support.materialised import reductions
 from support.settings import threads
 from torch import Tensor
@@ -13,10 +14,6 @@ from pycoherence.ops import Reduced
 from pycoherence.sites import AffineSite, LinearSite, Part, PartsSite, ShiftedSite, Site, of_rows
 
 B = 6
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 INNER: dict[str, Callable[[int], Site]] = {
@@ -35,21 +32,16 @@ def build(make: Callable[[int], Site], b: int = B) -> tuple[ShiftedSite, Tensor]
     return site, scale * inner.rows() + coef[:, None, None] * direction
 
 
-def assert_reduces(site: Site, rows: Tensor, *, tolerance: float = 1e-9) -> None:
-    b = len(rows)
-    coef, direction = randn(b), randn(7, 5).mT
-    if b:
-        coef[0] = 0
-    everything = Reduced._fields
-    expected = reductions(rows, everything, coef, direction)
-    actual = site.reduce(everything, coef=coef, direction=direction)
-    assert_reduced_close(actual, expected, tolerance)
-    for name in everything:
-        weights = [None, coef] if name in ("weighted_sum", "sum_dots") else [None]
-        for c in weights:
+def assert_each_reduces(site: Site, rows: Tensor) -> None:
+    """Alone too, and along a direction with any strides."""
+    assert_reduces(site, rows, 1e-9)
+    coef, direction = randn(len(rows)), randn(7, 5).mT
+    coef[:1] = 0
+    for name in Reduced._fields:
+        for c in [None, coef] if name in ("weighted_sum", "sum_dots") else [None]:
             along = direction if name == "dots" else None
             alone = site.reduce((name,), coef=c, direction=along)
-            assert_reduced_close(alone, reductions(rows, (name,), c, along), tolerance)
+            assert_reduced_close(alone, reductions(rows, (name,), c, along), 1e-9)
 
 
 @pytest.mark.parametrize("b", [B, 1, 0])
@@ -57,13 +49,13 @@ def assert_reduces(site: Site, rows: Tensor, *, tolerance: float = 1e-9) -> None
 def test_reductions(make: Callable[[int], Site], b: int) -> None:
     site, rows = build(make, b)
     torch.testing.assert_close(site.rows(), rows)
-    assert_reduces(site, rows)
+    assert_each_reduces(site, rows)
 
 
 @pytest.mark.parametrize("make", INNER.values(), ids=INNER)
 def test_groups(make: Callable[[int], Site]) -> None:
     site, rows = build(make)
-    assert_reduces(site.grouped(2), rows.unflatten(0, (3, 2)).sum(1))
+    assert_each_reduces(site.grouped(2), rows.unflatten(0, (3, 2)).sum(1))
 
 
 @pytest.mark.parametrize("rule", [("winsorized_mean", 1), ("sign_agreement", 0.5), ("median", 0)])

@@ -6,13 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from support.backends import assert_reduced_close
-from support.materialised import gradients, reductions
+from support.made_sites import assert_reduces, randn
+from support.materialised import gradients
 from support.plain_rules import assert_aggregated
 from support.settings import workspace
 from torch import Tensor
 
-from pycoherence.ops import Reduced
 from pycoherence.sites import (
     AffineSite,
     ConvSite,
@@ -25,10 +24,6 @@ from pycoherence.sites import (
 )
 
 B = 4
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 # The site, and what its layer makes of the parameter and example b.
@@ -97,10 +92,7 @@ CASES: dict[str, Callable[[], Case]] = {
 def test_all_reductions(case: Callable[[], Case]) -> None:
     site, forward, shape, g = case()
     rows = gradients(forward, shape, g)
-    coef, direction = randn(B), randn(*shape)
-    expected = reductions(rows, Reduced._fields, coef, direction)
-    actual = site.reduce(Reduced._fields, coef=coef, direction=direction)
-    assert_reduced_close(actual, expected, 1e-10)
+    assert_reduces(site, rows)
 
 
 @pytest.mark.parametrize("rule", [("trimmed_mean", 1, False), ("median_of_means", 2, True)])
@@ -126,10 +118,7 @@ def test_rows_of_channels_are_made_in_parts(case: Callable[..., Case]) -> None:
 def test_groups_have_the_sums_of_their_examples(case: Callable[[], Case], n: int) -> None:
     site, forward, shape, g = case()
     rows = gradients(forward, shape, g).unflatten(0, (-1, n)).sum(1)
-    coef, direction = randn(B // n), randn(*shape)
-    expected = reductions(rows, Reduced._fields, coef, direction)
-    actual = site.grouped(n).reduce(Reduced._fields, coef=coef, direction=direction)
-    assert_reduced_close(actual, expected, 1e-10)
+    assert_reduces(site.grouped(n), rows)
     mean = site.grouped(n).order("trimmed_mean", 0, False)
     torch.testing.assert_close(mean, rows.mean(0))
 
@@ -148,10 +137,7 @@ def test_a_parameter_of_another_shape(case: Callable[[], Case]) -> None:
     assert isinstance(site, FactoredSite)
     rows, flat = site.rows(), site.reshaped((1, math.prod(shape)))
     assert flat.reshaped(shape).parameter_shape == site.parameter_shape == shape
-    coef, direction = randn(B), randn(math.prod(shape), 1).mT
-    expected = reductions(rows.view(B, 1, -1), Reduced._fields, coef, direction)
-    actual = flat.reduce(Reduced._fields, coef=coef, direction=direction)
-    assert_reduced_close(actual, expected, 1e-10)
+    assert_reduces(flat, rows.view(B, 1, -1))
     assert torch.equal(flat.order("median", 0, False), site.order("median", 0, False).view(1, -1))
     assert torch.equal(flat.rows(), rows.view(B, 1, -1))
     assert flat.grouped(2).rows().shape == (B // 2, 1, math.prod(shape))

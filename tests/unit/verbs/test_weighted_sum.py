@@ -9,6 +9,7 @@ import torch
 from support.models import MODELS, Batch, classification, make
 from support.oracle import joined, per_example_gradients
 from support.snapshots import Snapshot
+from support.steps import assert_gradients
 from torch import Tensor, nn
 
 import pycoherence as pc
@@ -22,16 +23,6 @@ def kept(model: nn.Module, batch: Batch, reduction: Any = "mean", *statistics: A
     return record
 
 
-def assert_sums(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert list(actual) == list(expected)
-    largest = max(x.abs().max().item() for x in expected.values())
-    for name, x in expected.items():
-        assert actual[name].shape == x.shape
-        assert not actual[name].requires_grad
-        error = (actual[name].double() - x).abs().max().item()
-        assert error <= tolerance * largest, f"{name}: off by {error:.2g}"
-
-
 def weighted(gradients: dict[str, Tensor], coef: Tensor) -> dict[str, Tensor]:
     return {name: torch.tensordot(coef.double(), g, 1) for name, g in gradients.items()}
 
@@ -41,7 +32,7 @@ def weighted(gradients: dict[str, Tensor], coef: Tensor) -> dict[str, Tensor]:
 def test_a_record_sums_without_a_second_backward_pass(name: str, reduction: str) -> None:
     model, batch = make(name, torch.float64)
     expected = weighted(per_example_gradients(model, classification(reduction), batch), COEF)
-    assert_sums(kept(model, batch, reduction).weighted_sum(COEF), expected, 1e-12)
+    assert_gradients(kept(model, batch, reduction).weighted_sum(COEF), expected, 1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -60,7 +51,7 @@ def test_the_function_clips(name: str, reduction: Any) -> None:
         loss_reduction=reduction,
     )
     before.assert_unchanged(model)
-    assert_sums(actual, weighted(gradients, (limit / norms).clamp(max=1)), 1e-10)
+    assert_gradients(actual, weighted(gradients, (limit / norms).clamp(max=1)), 1e-10)
 
 
 def test_the_function_takes_weights_and_leaves_gradients_alone() -> None:
@@ -71,7 +62,7 @@ def test_the_function_takes_weights_and_leaves_gradients_alone() -> None:
     actual = pc.weighted_sum(model, classification("mean"), batch, COEF)
     before.assert_unchanged(model)
     gradients = per_example_gradients(model, classification("mean"), batch)
-    assert_sums(actual, weighted(gradients, COEF), 1e-12)
+    assert_gradients(actual, weighted(gradients, COEF), 1e-12)
 
 
 def test_the_function_gives_any_statistic_to_the_weights() -> None:
@@ -87,7 +78,7 @@ def test_the_function_gives_any_statistic_to_the_weights() -> None:
     gradients = per_example_gradients(model, classification("mean"), batch)
     rows = joined(gradients)
     coef = (rows @ rows.mean(0) > 0) / rows.square().sum(1)
-    assert_sums(actual, weighted(gradients, coef), 1e-12)
+    assert_gradients(actual, weighted(gradients, coef), 1e-12)
 
 
 def test_a_weight_of_zero_hides_what_is_not_finite() -> None:
@@ -98,7 +89,7 @@ def test_a_weight_of_zero_hides_what_is_not_finite() -> None:
     gradients = per_example_gradients(
         model, classification("mean"), (inputs[others], labels[others])
     )
-    assert_sums(found, weighted(gradients, COEF[others]), 1e-12)
+    assert_gradients(found, weighted(gradients, COEF[others]), 1e-12)
     found = kept(model, (inputs, labels)).weighted_sum(torch.ones(5, dtype=torch.float64))
     assert found["0.weight"].isnan().any()
 
@@ -109,7 +100,7 @@ def test_weights_of_any_floating_dtype(dtype: torch.dtype) -> None:
     expected = weighted(per_example_gradients(model, classification("mean"), batch), COEF)
     found = kept(model, batch).weighted_sum(COEF.to(dtype))
     assert all(x.dtype == torch.float32 for x in found.values())
-    assert_sums(found, expected, 1e-5)
+    assert_gradients(found, expected, 1e-5)
 
 
 def test_with_statistics_and_a_batch_of_one() -> None:
@@ -172,7 +163,7 @@ def test_training_on_does_not_touch_the_factors() -> None:
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     model.zero_grad(set_to_none=False)
     classification("mean")(model, batch).backward()
-    assert_sums(record.weighted_sum(COEF), weighted(gradients, COEF), 1e-12)
+    assert_gradients(record.weighted_sum(COEF), weighted(gradients, COEF), 1e-12)
 
 
 def test_other_gradients_in_the_block_do_not_replace_the_factors() -> None:
@@ -183,7 +174,7 @@ def test_other_gradients_in_the_block_do_not_replace_the_factors() -> None:
         out = model(inputs)
         torch.nn.functional.cross_entropy(out, batch[1]).backward(retain_graph=True)
         torch.autograd.grad(out.sum(), inputs)
-    assert_sums(record.weighted_sum(COEF), weighted(gradients, COEF), 1e-12)
+    assert_gradients(record.weighted_sum(COEF), weighted(gradients, COEF), 1e-12)
 
 
 @pytest.mark.parametrize(
