@@ -46,6 +46,16 @@ def places_of(op: str) -> Iterator[Any]:
             yield pytest.param((device, name), id=f"{device}-{name}", marks=marks)
 
 
+def on_each_place(op: str) -> pytest.MarkDecorator:
+    """A test runs once for each implementation of an op, by the fixture `backend`."""
+    return pytest.mark.parametrize("backend", list(places_of(op)), indirect=True)
+
+
+def on_each_cpu_backend(op: str) -> pytest.MarkDecorator:
+    """The same on the CPU alone."""
+    return pytest.mark.parametrize("backend", backends_of(op), indirect=True)
+
+
 def dtypes_of(backend: str) -> dict[str, torch.dtype]:
     """Dtypes to test a backend with: Triton's interpreter computes bfloat16 wrongly."""
     wrong = ["bf16"] if backend == "triton" and interpreted() else []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backends import backends_of
+from support.backends import on_each_cpu_backend
 from support.materialised import gradients
 from support.plain_rules import ROUNDING, assert_aggregated
 from support.strategies import CONVOLUTIONS, convolutions, nonfinite, orders, spoiled
@@ -34,11 +34,10 @@ def test_equals_materialised_gradients(call) -> None:
     assert_aggregated("conv_order", run, rows, rule, k, drop, ROUNDING[x.dtype])
 
 
-@pytest.mark.parametrize("backend", backends_of("conv_order"))
+@on_each_cpu_backend("conv_order")
 def test_depthwise_channels_keep_to_themselves(backend: str) -> None:
     x, g = torch.randn(5, 3, 6), torch.randn(5, 6, 5)
     x[2, 1] = float("nan")
-    with pc.backend(backend):
-        out = pc.ops.conv_order(x, g, (2,), "median", groups=3)
+    out = pc.ops.conv_order(x, g, (2,), "median", groups=3)
     assert out.isnan().flatten(1).all(1).tolist() == [False, False, True, True, False, False]
     assert out.isnan().flatten(1).any(1).tolist() == [False, False, True, True, False, False]

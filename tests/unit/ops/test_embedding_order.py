@@ -1,11 +1,10 @@
 """embedding_order against F.embedding and autograd, one example at a time, and scalar Python."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backends import backends_of
+from support.backends import on_each_cpu_backend
 from support.materialised import gradients
 from support.plain_rules import ROUNDING, assert_aggregated
 from support.strategies import dtypes, nonfinite, numbers, orders, spoiled
@@ -13,7 +12,7 @@ from torch import Tensor
 
 import pycoherence as pc
 
-BACKENDS = backends_of("embedding_order")
+on_each_backend = on_each_cpu_backend("embedding_order")
 
 
 @st.composite
@@ -40,29 +39,26 @@ def test_equals_materialised_gradients(call) -> None:
     assert_aggregated("embedding_order", run, rows, rule, k, drop, ROUNDING[g.dtype])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_each_backend
 def test_examples_that_do_not_look_a_row_up_count_as_zeros(backend: str) -> None:
     ids, g = torch.tensor([[0], [0], [1], [0]]), torch.ones(4, 1, 2)
-    with pc.backend(backend):
-        assert pc.ops.embedding_order(ids, g, 3, "median").tolist() == [[1, 1], [0, 0], [0, 0]]
-        mean = pc.ops.embedding_order(ids, g, 3, "winsorized_mean", 0)
+    assert pc.ops.embedding_order(ids, g, 3, "median").tolist() == [[1, 1], [0, 0], [0, 0]]
+    mean = pc.ops.embedding_order(ids, g, 3, "winsorized_mean", 0)
     assert mean.tolist() == [[0.75, 0.75], [0.25, 0.25], [0, 0]]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_each_backend
 def test_a_large_table_costs_only_the_rows_in_use(backend: str) -> None:
     """`[B, V, D]` would be 3 TB here."""
     ids, g = torch.tensor([[5, 10**6 - 1], [7, 7], [5, 7]]), torch.ones(3, 2, 4)
-    with pc.backend(backend):
-        out = pc.ops.embedding_order(ids, g, 10**6, "median")
+    out = pc.ops.embedding_order(ids, g, 10**6, "median")
     assert out.shape == (10**6, 4)
     assert out[[5, 7, 8, 10**6 - 1]].sum(1).tolist() == [4, 4, 0, 0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_each_backend
 def test_padding_hides_what_is_not_finite(backend: str) -> None:
     ids, g = torch.tensor([[0, 1], [1, 0]]), torch.ones(2, 2, 3)
     g[0, 0], g[1, 1] = float("nan"), float("inf")
-    with pc.backend(backend):
-        out = pc.ops.embedding_order(ids, g, 2, "trimmed_mean", 0, padding_idx=0)
+    out = pc.ops.embedding_order(ids, g, 2, "trimmed_mean", 0, padding_idx=0)
     assert out.tolist() == [[0, 0, 0], [1, 1, 1]]

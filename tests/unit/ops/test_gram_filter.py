@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 from support import plain_rules as plain
-from support.backends import places_of
+from support.backends import on_each_place
 from support.raising import raising
 
 import pycoherence as pc
 
-each_backend = pytest.mark.parametrize("backend", list(places_of("gram_filter")), indirect=True)
+everywhere = on_each_place("gram_filter")
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("threshold", [0.123, 0.777, 1.1, 1.83])
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 130])
 def test_is_the_points_own(backend: str, n: int, threshold: float) -> None:
@@ -21,8 +21,7 @@ def test_is_the_points_own(backend: str, n: int, threshold: float) -> None:
     rows, kept = torch.randint(-3, 4, (n, 3)).double(), torch.arange(n) % 4 != 2
     for counted in (torch.ones_like(kept), kept):
         gram = (rows @ rows.mT).masked_fill(~(counted & counted[:, None]), torch.nan)
-        with pc.backend(backend):
-            weights, taken = pc.ops.gram_filter(gram, counted, threshold)
+        weights, taken = pc.ops.gram_filter(gram, counted, threshold)
         expected = plain.gaf(rows[counted], threshold)
         assert (weights @ rows - expected).norm() <= 1e-12 * (1 + rows.norm(dim=1).max())
         assert torch.equal(taken > 0, weights > 0)
@@ -30,20 +29,18 @@ def test_is_the_points_own(backend: str, n: int, threshold: float) -> None:
         assert not taken[~counted].any()
 
 
-@each_backend
+@everywhere
 def test_nothing_is_kept(backend: str) -> None:
-    with pc.backend(backend):
-        for n in (0, 3):
-            kept = torch.zeros(n, dtype=torch.bool)
-            for out in pc.ops.gram_filter(torch.ones(n, n), kept, 1.0):
-                assert out.tolist() == [0.0] * n
+    for n in (0, 3):
+        kept = torch.zeros(n, dtype=torch.bool)
+        for out in pc.ops.gram_filter(torch.ones(n, n), kept, 1.0):
+            assert out.tolist() == [0.0] * n
 
 
-@each_backend
+@everywhere
 def test_the_first_are_taken_in_though_their_weights_vanish(backend: str) -> None:
     kept = torch.ones(1200, dtype=torch.bool)
-    with pc.backend(backend):
-        weights, taken = pc.ops.gram_filter(torch.ones(1200, 1200).double(), kept, 0.5)
+    weights, taken = pc.ops.gram_filter(torch.ones(1200, 1200).double(), kept, 0.5)
     assert weights[0] == 0
     assert taken.all()
 

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 from support import plain_rules as plain
-from support.backends import places_of
+from support.backends import on_each_place
 from support.raising import raising
 from support.settings import threads
 from torch import Tensor
 
 import pycoherence as pc
 
-each_backend = pytest.mark.parametrize("backend", list(places_of("gram_median")), indirect=True)
+everywhere = on_each_place("gram_median")
 
 
 def points(n: int, p: int, top: int = 0) -> Tensor:
@@ -23,35 +23,34 @@ def points(n: int, p: int, top: int = 0) -> Tensor:
     return torch.randn(n, p, dtype=torch.float64)
 
 
-def run(backend: str, rows: Tensor, kept: Tensor, *args: Any) -> tuple[Tensor, int]:
+def run(rows: Tensor, kept: Tensor, *args: Any) -> tuple[Tensor, int]:
     """The median itself, and the number of iterations."""
     gram = rows @ rows.mT
     gram = gram.masked_fill(~(kept & kept[:, None]), torch.nan)
-    with pc.backend(backend):
-        weights, iterations = pc.ops.gram_median(gram, kept, *args)
+    weights, iterations = pc.ops.gram_median(gram, kept, *args)
     assert (weights[~kept] == 0).all()
     return weights @ rows, int(iterations)
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("top", [0, 1, 30])
 @pytest.mark.parametrize("iterations", [1, 4])
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 130])
 def test_is_the_points_own(backend: str, n: int, iterations: int, top: int) -> None:
     rows, kept = points(n, 5, top), torch.arange(n) % 4 != 2
     for counted in (torch.ones_like(kept), kept):
-        found, ran = run(backend, rows, counted, 0.1, 0.0, iterations)
+        found, ran = run(rows, counted, 0.1, 0.0, iterations)
         expected = plain.geometric_median(rows[counted], iterations, 0.1, 0.0)
         assert (found - expected).norm() <= 1e-6 * (1 + rows.norm(dim=1).max())
         assert 1 <= ran <= iterations
 
 
-@each_backend
+@everywhere
 def test_stops_when_little_changes(backend: str) -> None:
     rows, kept = points(20, 6), torch.ones(20, dtype=torch.bool)
-    found, ran = run(backend, rows, kept, 1e-6, 1e-3, 100)
+    found, ran = run(rows, kept, 1e-6, 1e-3, 100)
     assert 1 < ran < 100
-    again, same = run(backend, rows, kept, 1e-6, 0.0, ran)
+    again, same = run(rows, kept, 1e-6, 0.0, ran)
     assert torch.equal(found, again)
     assert same == ran
 
@@ -65,21 +64,19 @@ def test_threads_change_nothing() -> None:
     assert torch.equal(*found)
 
 
-@each_backend
+@everywhere
 def test_nothing_is_kept(backend: str) -> None:
-    with pc.backend(backend):
-        for n in (0, 3):
-            kept = torch.zeros(n, dtype=torch.bool)
-            weights, _ = pc.ops.gram_median(torch.ones(n, n), kept, 1.0, 0.0, 5)
-            assert weights.tolist() == [0.0] * n
+    for n in (0, 3):
+        kept = torch.zeros(n, dtype=torch.bool)
+        weights, _ = pc.ops.gram_median(torch.ones(n, n), kept, 1.0, 0.0, 5)
+        assert weights.tolist() == [0.0] * n
 
 
-@each_backend
+@everywhere
 def test_a_number_that_is_not_finite_shows(backend: str) -> None:
     gram, kept = torch.eye(5), torch.ones(5, dtype=torch.bool)
     gram[1, 1] = torch.nan
-    with pc.backend(backend):
-        weights, _ = pc.ops.gram_median(gram, kept, 1.0, 0.0, 2)
+    weights, _ = pc.ops.gram_median(gram, kept, 1.0, 0.0, 2)
     assert weights.isnan().all()
 
 

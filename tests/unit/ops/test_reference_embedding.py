@@ -1,11 +1,10 @@
 """embedding_reduce against F.embedding and autograd, one example at a time; exactly."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backends import backends_of
+from support.backends import on_each_cpu_backend
 from support.materialised import assert_exactly, gradients
 from support.strategies import dtypes, numbers, tails
 
@@ -43,37 +42,32 @@ def test_repeated_ids_are_added_before_they_are_squared() -> None:
     assert pc.ops.embedding_reduce(ids, g, 5).sq_norms.item() == 0
 
 
-@pytest.mark.parametrize("backend", backends_of("embedding_reduce"))
+@on_each_cpu_backend("embedding_reduce")
 def test_a_large_table_costs_only_the_rows_in_use(backend: str) -> None:
     """`[B, V, D]` would be 3 TB here."""
     ids, g = torch.tensor([[5, 10**6 - 1], [7, 7]]), torch.ones(2, 2, 4)
-    with pc.backend(backend):
-        out = pc.ops.embedding_reduce(ids, g, 10**6, want=("sq_norms", "weighted_sum"))
+    out = pc.ops.embedding_reduce(ids, g, 10**6, want=("sq_norms", "weighted_sum"))
     assert out.sq_norms.tolist() == [8, 16]
     assert out.weighted_sum[[5, 7, 8, 10**6 - 1]].sum(1).tolist() == [4, 8, 0, 4]
 
 
-@pytest.mark.parametrize("backend", backends_of("embedding_reduce"))
+@on_each_cpu_backend("embedding_reduce")
 def test_padding_hides_what_is_not_finite(backend: str) -> None:
     ids, g = torch.tensor([[0, 1], [1, 0]]), torch.ones(2, 2, 3)
     g[0, 0], g[1, 1] = float("nan"), float("inf")
-    with pc.backend(backend):
-        out = pc.ops.embedding_reduce(ids, g, 2, padding_idx=0, want=("sq_norms", "weighted_sum"))
+    out = pc.ops.embedding_reduce(ids, g, 2, padding_idx=0, want=("sq_norms", "weighted_sum"))
     assert out.sq_norms.tolist() == [3, 3]
     assert out.weighted_sum.tolist() == [[0, 0, 0], [2, 2, 2]]
 
 
-@pytest.mark.parametrize("backend", backends_of("embedding_reduce"))
+@on_each_cpu_backend("embedding_reduce")
 def test_what_is_not_finite_stays_in_its_rows(backend: str) -> None:
     """Rows that an example does not look up are no zeros that meet NaN."""
     ids, g, nan = torch.tensor([[0], [1]]), torch.ones(2, 1, 2), float("nan")
     g[0, 0, 0] = nan
     direction = torch.tensor([[1.0, 1.0], [2.0, 2.0], [nan, 1.0]])
-    with pc.backend(backend):
-        out = pc.ops.embedding_reduce(
-            ids, g, 3, direction=direction, want=("dots", "sum_dots", "gram")
-        )
-        gram = pc.ops.embedding_gram(ids, g)
+    out = pc.ops.embedding_reduce(ids, g, 3, direction=direction, want=("dots", "sum_dots", "gram"))
+    gram = pc.ops.embedding_gram(ids, g)
     expected = torch.tensor([[nan, 0.0], [0.0, 2.0]])
     for found, truth in (
         (gram, expected),

@@ -2,50 +2,46 @@
 
 import pytest
 import torch
-from support.backends import places_of
+from support.backends import on_each_place
 from support.raising import raising
 
 import pycoherence as pc
 
-each_backend = pytest.mark.parametrize("backend", list(places_of("row_sq_norms")), indirect=True)
+everywhere = on_each_place("row_sq_norms")
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("count", [1, 64, 65, 130])
 def test_any_number_of_matrices(backend: str, count: int) -> None:
     rows = [torch.full((3, n % 7), float(n)) for n in range(count)]
-    with pc.backend(backend):
-        found = pc.ops.row_sq_norms(rows)
+    found = pc.ops.row_sq_norms(rows)
     assert found.tolist() == [[n**2 * (n % 7)] * 3 for n in range(count)]
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_squares_may_leave_the_range_of_float32(backend: str, size: float) -> None:
-    with pc.backend(backend):
-        found = pc.ops.row_sq_norms([torch.full((2, 40), size)])
+    found = pc.ops.row_sq_norms([torch.full((2, 40), size)])
     expected = torch.full((1, 2), 40 * size**2, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_stays_in_its_row(backend: str, bad: float) -> None:
     rows = [torch.ones(3, 50), torch.ones(3, 2)]
     rows[0][1, 33] = bad
-    with pc.backend(backend):
-        found = pc.ops.row_sq_norms(rows)
+    found = pc.ops.row_sq_norms(rows)
     assert found.isfinite().tolist() == [[True, False, True], [True] * 3]
     assert found[0, 1].isnan() == (bad != bad)
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 def test_long_rows_keep_their_digits(backend: str, dtype: torch.dtype) -> None:
     """All of one sign, where rounding adds up."""
     x = torch.rand(1, 300_000).to(dtype)
-    with pc.backend(backend):
-        found = pc.ops.row_sq_norms([x])
+    found = pc.ops.row_sq_norms([x])
     assert found.item() == pytest.approx((x.double() ** 2).sum().item(), rel=1e-6)
 
 
