@@ -82,6 +82,19 @@ def each_tensor(change: Callable[[Tensor], Tensor], args: tuple[Any, ...]) -> tu
     return tree_map_only(Tensor, change, args)
 
 
+def each_float(change: Callable[[Tensor], Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments, floating tensors changed."""
+    return each_tensor(lambda x: change(x) if x.is_floating_point() else x, args)
+
+
+def one_kind(outputs: Reduced | tuple[Tensor, ...]) -> Reduced:
+    """Whether dot products of infinities end up as NaN or Inf depends on the order of the sum."""
+    out = Reduced(*outputs)
+    found = ((name, getattr(out, name)) for name in ("dots", "sum_dots", "gram"))
+    nan = float("nan")
+    return out._replace(**{k: x.nan_to_num(nan, nan, nan) for k, x in found if x is not None})
+
+
 def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same arguments, floating tensors in float64 on the CPU."""
     return each_tensor(lambda x: (x.double() if x.is_floating_point() else x).cpu(), args)

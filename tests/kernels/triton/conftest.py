@@ -4,6 +4,17 @@
 them.
 """
 
+from pathlib import Path
+
+import pytest
+
 from pycoherence.ops.core.dispatch import interpreted
 
 collect_ignore_glob = [] if interpreted() else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """NumPy, in which the interpreter computes, tells of what a GPU does silently."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.backends import TOLERANCE, assert_close, assert_reduced_close, in_float64
+from support.backends import TOLERANCE, assert_close, in_float64
+from support.convolved import channels_last, check, check_gram, run
 from support.settings import workspace
-from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
@@ -22,8 +22,6 @@ SUMS = ("weighted_sum", "second_moment", "sign_sum")
 ALL = mask(Reduced._fields)
 DTYPES = [torch.float16, torch.float32, torch.float64]
 
-# NumPy, in which the interpreter computes, tells of what a GPU does silently.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 # B, I, O, size, window (kernel, stride, padding, dilation), groups
 PLAIN = (2, 3, 5, [6, 5], ([3, 3], [1, 1], [1, 1], [1, 1]), 1)
@@ -63,21 +61,6 @@ def tail_of(head: tuple[Any, ...], want: int = ALL) -> tuple[Any, ...]:
     direction = randn(*shape, device="cpu", dtype=acc, seed=9)
     summed = want & mask(("weighted_sum", "sum_dots"))
     return coef if summed else None, direction if want & mask(("dots",)) else None, want
-
-
-def run(op: str, *args: Any) -> Any:
-    with pc.backend("triton"):
-        return getattr(torch.ops.pycoherence, op)(*args)
-
-
-def check(*args: Any, what: str = "") -> None:
-    expected = pc.ops.specs["conv_reduce"].reference(*in_float64(args))
-    tolerance = TOLERANCE[args[0].dtype]
-    assert_reduced_close(run("conv_reduce", *args), expected, tolerance, what)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -169,12 +152,7 @@ def test_grams_in_a_small_workspace(name: str, size: int) -> None:
     case = CASES[name]
     head, other = factors_of(case), factors_of((3, *case[1:]), seed=5)
     with workspace(size):
-        for two in ((None, None), other[:2]):
-            args = (*head[:2], *two, *head[2:])
-            found = run("conv_gram", *args)
-            expected = pc.ops.specs["conv_gram"].reference(*in_float64(args))
-            assert_close(found, expected, 1e-5)
-            assert two[0] is not None or torch.equal(found, found.mT)
+        check_gram(head, other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.backends import TOLERANCE, assert_close, assert_reduced_close, in_float64
+from support.backends import assert_close, in_float64
+from support.convolved import channels_last, check, check_gram, run
 from support.settings import workspace
-from torch import Tensor
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
@@ -20,8 +20,6 @@ from pycoherence.triton_kernels.rows.depthwise import depthwise_tiles, gradients
 ALL = mask(Reduced._fields)
 DTYPES = [torch.float16, torch.float32, torch.float64]
 
-# NumPy, in which the interpreter computes, tells of what a GPU does silently.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 # B, channels, outputs of each, size, window (kernel, stride, padding, dilation)
 PLAIN = (3, 5, 1, [6, 5], ([3, 3], [1, 1], [1, 1], [1, 1]))
@@ -54,21 +52,6 @@ def tail_of(head: tuple[Any, ...], want: int = ALL) -> tuple[Any, ...]:
     acc = torch.float64 if head[0].dtype == torch.float64 else torch.float32
     direction = torch.randn(head[1].shape[1], 1, *head[2], dtype=acc)
     return torch.randn(len(head[0]), dtype=acc), direction, want
-
-
-def run(op: str, *args: Any) -> Any:
-    with pc.backend("triton"):
-        return getattr(torch.ops.pycoherence, op)(*args)
-
-
-def check(*args: Any, tolerance: float = 0.0) -> None:
-    expected = pc.ops.specs["conv_reduce"].reference(*in_float64(args))
-    tolerance = tolerance or TOLERANCE[args[0].dtype]
-    assert_reduced_close(run("conv_reduce", *args), expected, tolerance)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
@@ -112,11 +95,7 @@ def test_a_small_workspace(name: str, size: int) -> None:
     head, other = head_of(CASES[name]), head_of(CASES[name], batch=4)
     with workspace(size):
         check(*head, *tail_of(head))
-        for two in ((None, None), other[:2]):
-            args = (*head[:2], *two, *head[2:])
-            found = run("conv_gram", *args)
-            assert_close(found, pc.ops.specs["conv_gram"].reference(*in_float64(args)), 1e-5)
-            assert two[0] is not None or torch.equal(found, found.mT)
+        check_gram(head, other)
         for rule, k in (("median", 0.0), ("median_of_means", 2.0), ("sign_agreement", 0.3)):
             args = (*head, rule, k, False)
             expected = pc.ops.specs["conv_order"].reference(*in_float64(args))

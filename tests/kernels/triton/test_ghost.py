@@ -15,11 +15,6 @@ from pycoherence.triton_kernels.launch.finish import finished
 from pycoherence.triton_kernels.linear_gram import linear_gram, products_are_cheaper
 
 DTYPES = dtypes_of("triton")
-pytestmark = [
-    # Infinities meet zeros, in numpy.
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
-]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.backends import TOLERANCE, assert_reduced_close, describe, in_float64
+from support.backends import TOLERANCE, assert_reduced_close, describe, in_float64, one_kind
 from torch import Tensor
 
 import pycoherence as pc
@@ -34,18 +34,9 @@ def check(*args: Any) -> tuple[Tensor, ...]:
     with pc.backend("triton"):
         found = torch.ops.pycoherence.linear_reduce(*args)
     expected = SPEC.reference(*in_float64(args))
-    both = [_one_kind(out) for out in (found, expected)]
+    both = [one_kind(out) for out in (found, expected)]
     assert_reduced_close(*both, TOLERANCE[args[0].dtype], describe(args))
     return found
-
-
-def _one_kind(outputs: tuple[Tensor, ...]) -> Reduced:
-    """Whether dot products of infinities end up as NaN or Inf depends on the order of the sum."""
-    out = Reduced(*outputs)
-    found = {name: getattr(out, name) for name in ("dots", "sum_dots", "gram")}
-    return out._replace(
-        **{k: x.where(x.isfinite(), torch.nan) for k, x in found.items() if x is not None}
-    )
 
 
 def factors(b: int, t: int, i: int, o: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

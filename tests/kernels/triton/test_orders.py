@@ -12,8 +12,6 @@ from pycoherence.ops.family.reduce import randn
 from pycoherence.ops.family.rules import RULES
 
 LINEAR = (5, 3, 4, 3)
-# NumPy, in which the interpreter computes, tells of what a GPU does silently.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

@@ -1,9 +1,7 @@
 """Layers of a backward pass whose parameters are reduced together, in Triton's interpreter."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.backends import TOLERANCE, assert_close
@@ -15,12 +13,6 @@ from pycoherence.statistics import Statistic
 from pycoherence.triton_kernels.affine_reduce import affine_reduce
 from pycoherence.triton_kernels.launch import finish
 from pycoherence.triton_kernels.launch.together import together
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with np.errstate(all="ignore"):
-        yield
 
 
 class Layers(nn.Module):

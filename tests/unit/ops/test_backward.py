@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.backends import backends_of, each_tensor
+from support.backends import backends_of, each_float
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -16,7 +17,7 @@ CASES = [(op, backend) for op in pc.ops.specs for backend in backends_of(op)]
 
 def differentiable(op: str) -> tuple[Any, ...]:
     args = next(iter(pc.ops.specs[op].samples("cpu", torch.float32)))
-    return each_tensor(lambda x: x.requires_grad_() if x.is_floating_point() else x, args)
+    return each_float(Tensor.requires_grad_, args)
 
 
 def total(outputs: Any) -> torch.Tensor:

@@ -13,6 +13,7 @@ from support.backends import (
     assert_reduced_close,
     backends_of,
     describe,
+    each_float,
     in_float64,
 )
 from support.settings import threads, workspace
@@ -21,6 +22,7 @@ from torch import Tensor
 import pycoherence as pc
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.spec import tensors_of
+from pycoherence.ops.family.conv import positions_out
 
 pytestmark = pytest.mark.slow
 
@@ -35,13 +37,7 @@ def randn(*shape: int) -> Tensor:
 
 def conv_head(b: int, i: int, o: int, size: list[int], *window: list[int], groups: int) -> Head:
     """Arguments of conv_reduce before the tail; window: kernel, stride, padding, dilation."""
-    x = randn(b, i, *size)
-    kernel, stride, padding, dilation = window
-    out = [
-        (s + 2 * p - d * (k - 1) - 1) // step + 1
-        for s, k, step, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
-    ]
-    return x, randn(b, o, *out), kernel, stride, padding, dilation, groups
+    return randn(b, i, *size), randn(b, o, *positions_out(size, *window)), *window, groups
 
 
 # Shape of the parameter, and the head of the arguments.
@@ -99,8 +95,7 @@ def arguments(op: str, index: int, dtype: torch.dtype, want: int = 127) -> Head:
         randn(*shape).to(wide) if want & 2 else None,
         want,
     )
-    cast = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in head]
-    return (*cast, *tail)
+    return (*each_float(lambda x: x.to(dtype), head), *tail)
 
 
 def run(op: str, args: Head) -> tuple[Any, ...]:
@@ -124,10 +119,7 @@ def test_large_and_uneven_shapes(op: str, index: int, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize(("op", "index"), CASES)
 def test_whole_numbers_are_exact(op: str, index: int) -> None:
     """So signs are too, and what cancels is zero."""
-    args = tuple(
-        x.clamp(-1, 1).round() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in arguments(op, index, torch.float32)
-    )
+    args = each_float(lambda x: x.clamp(-1, 1).round(), arguments(op, index, torch.float32))
     expected = pc.ops.specs[op].reference(*in_float64(args))
     for name, ours, truth in zip(Reduced._fields, run(op, args), expected, strict=True):
         if name in ("weighted_sum", "sign_sum"):

@@ -7,7 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.backends import DTYPES, TOLERANCE, assert_close, backends_of, describe, in_float64
+from support.backends import (
+    DTYPES,
+    TOLERANCE,
+    assert_close,
+    backends_of,
+    describe,
+    each_float,
+    in_float64,
+)
 from support.settings import threads, workspace
 from torch import Tensor
 
@@ -97,10 +105,7 @@ def cut(op: str, args: Args, batches: int) -> Args:
 
 def arguments(op: str, index: int, batches: int, dtype: torch.dtype) -> Args:
     torch.manual_seed(index)
-    return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in cut(op, LARGE[op][index](), batches)
-    )
+    return each_float(lambda x: x.to(dtype), cut(op, LARGE[op][index](), batches))
 
 
 def run(op: str, args: Args) -> Tensor:
@@ -169,10 +174,7 @@ def small(draw: st.DrawFn) -> tuple[str, Args]:
         "embedding_gram": lambda: embedding(b1, b2, t1, t2, o, i, draw(st.integers(-1, 3))),
         "dense_gram": lambda: dense(b1, b2, i * o),
     }
-    args = tuple(
-        x.clamp(-2, 2).round() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in made[op]()
-    )
+    args = each_float(lambda x: x.clamp(-2, 2).round(), made[op]())
     return op, cut(op, args, draw(st.integers(1, 2)))
 
 

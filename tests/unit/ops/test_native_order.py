@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.backends import TOLERANCE, assert_close, backends_of, describe, in_float64
+from support.backends import TOLERANCE, assert_close, backends_of, describe, each_float, in_float64
 from support.settings import threads, workspace
 from torch import Tensor
 
@@ -60,10 +60,7 @@ CASES = [(op, i) for op in OPS for i in range(len(LARGE[op]))]
 
 def arguments(op: str, index: int, dtype: torch.dtype) -> Args:
     torch.manual_seed(index)
-    head = LARGE[op][index]()
-    return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in head
-    )
+    return each_float(lambda x: x.to(dtype), LARGE[op][index]())
 
 
 def sizes(rule: str, batch: int) -> list[float]:
