@@ -66,26 +66,43 @@ def tails(draw: st.DrawFn, batch: int, shape: Sequence[int], dtype: torch.dtype)
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, most: int) -> tuple[Any, ...]:
-    """Factors of a convolution of up to `most` examples, its options, and the weight's shape."""
+def convolved(draw: st.DrawFn, most: int, batches: int) -> tuple[Any, ...]:
+    """Factors of batches of up to `most` examples each, the kernel, options, the weight's shape."""
     dtype, n, groups = draw(dtypes), draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    b, i, o = draw(st.integers(0, most)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    i, o = draw(st.integers(1, 2)), draw(st.integers(1, 2))
 
     def each(low: int, high: int) -> list[int]:
         return [draw(st.integers(low, high)) for _ in range(n)]
 
-    size, kernel = each(1, 6 if n < 3 else 4), each(1, 3 if n < 3 else 2)
+    kernel = each(1, 3 if n < 3 else 2)
     options = {"dilation": each(1, 2), "groups": groups}
     kind = draw(st.sampled_from(["numbers", "numbers", "same", "valid"]))
     options |= {"stride": each(1, 3) if kind != "same" else 1}
     options |= {"padding": each(0, 2) if kind == "numbers" else kind}
-    shape = (o * groups, i, *kernel)
     pad = options["padding"] if kind == "numbers" else [10 if kind == "same" else 0] * n
-    fits = zip(size, pad, kernel, options["dilation"], strict=True)
-    assume(all(s + 2 * p > d * (k - 1) for s, p, k, d in fits))
-    x = draw(numbers((b, i * groups, *size), dtype))
-    out = CONVOLUTIONS[n](torch.zeros(1, *x.shape[1:]), torch.zeros(shape), **options)
-    return x, draw(numbers((b, *out.shape[1:]), dtype)), kernel, options, shape
+    weight, factors = torch.zeros(o * groups, i, *kernel), []
+    for _ in range(batches):
+        size = each(1, 6 if n < 3 else 4)
+        fits = zip(size, pad, kernel, options["dilation"], strict=True)
+        assume(all(s + 2 * p > d * (k - 1) for s, p, k, d in fits))
+        x = draw(numbers((draw(st.integers(0, most)), i * groups, *size), dtype))
+        out = CONVOLUTIONS[n](torch.zeros(1, *x.shape[1:]), weight, **options)
+        factors += [x, draw(numbers((len(x), *out.shape[1:]), dtype))]
+    return factors, kernel, options, tuple(weight.shape)
+
+
+@st.composite
+def lookups(draw: st.DrawFn, batches: int = 1, most: int = 5) -> tuple[Any, ...]:
+    """Ids and output gradients of batches, how large the table is, and an id of padding."""
+    dtype, v, d = draw(dtypes), draw(st.integers(1, 7)), draw(st.integers(0, 6))
+    kind, factors = draw(st.sampled_from([torch.int32, torch.int64])), []
+    for _ in range(batches):
+        b, t = draw(st.integers(0, most)), draw(st.integers(0, 9))
+        ids = draw(numbers((b, t), torch.float64, top=20)).remainder(v).to(kind)
+        if draw(st.booleans()):
+            ids = ids.mT.contiguous().mT
+        factors += [ids, draw(numbers((b, t, d), dtype))]
+    return factors, v, draw(st.none() | st.integers(0, v - 1))
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.backends import on_each_cpu_backend
 from support.materialised import gradients
 from support.plain_rules import ROUNDING, assert_aggregated
-from support.strategies import CONVOLUTIONS, convolutions, nonfinite, orders, spoiled
+from support.strategies import CONVOLUTIONS, convolved, nonfinite, orders, spoiled
 from torch import Tensor
 
 import pycoherence as pc
@@ -15,7 +15,7 @@ import pycoherence as pc
 
 @st.composite
 def calls(draw: st.DrawFn):
-    x, g, kernel, options, _ = draw(convolutions(7))
+    (x, g), kernel, options, _ = draw(convolved(7, 1))
     x, g = draw(spoiled(x)), draw(spoiled(g))
     return x, g, kernel, options, *draw(orders(len(x)))
 

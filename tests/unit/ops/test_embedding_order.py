@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.backends import on_each_cpu_backend
 from support.materialised import gradients
 from support.plain_rules import ROUNDING, assert_aggregated
-from support.strategies import dtypes, nonfinite, numbers, orders, spoiled
+from support.strategies import lookups, nonfinite, orders, spoiled
 from torch import Tensor
 
 import pycoherence as pc
@@ -17,12 +17,8 @@ on_each_backend = on_each_cpu_backend("embedding_order")
 
 @st.composite
 def calls(draw: st.DrawFn):
-    dtype = draw(dtypes)
-    b, t, v, d = (draw(st.integers(low, high)) for low, high in ((0, 20), (0, 9), (1, 7), (0, 6)))
-    kind = draw(st.sampled_from([torch.int32, torch.int64]))
-    ids = draw(numbers((b, t), torch.float64, top=20)).remainder(v).to(kind)
-    padding = draw(st.none() | st.integers(0, v - 1))
-    return ids, draw(spoiled(draw(numbers((b, t, d), dtype)))), v, padding, *draw(orders(b))
+    (ids, g), v, padding = draw(lookups(most=20))
+    return ids, draw(spoiled(g)), v, padding, *draw(orders(len(g)))
 
 
 @given(calls())

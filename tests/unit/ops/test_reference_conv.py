@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from support.materialised import assert_exactly, gradients
-from support.strategies import CONVOLUTIONS, convolutions, tails
+from support.strategies import CONVOLUTIONS, convolved, tails
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
@@ -14,7 +14,7 @@ from pycoherence.ops import Reduced
 
 @st.composite
 def calls(draw: st.DrawFn):
-    x, g, kernel, options, shape = draw(convolutions(3))
+    (x, g), kernel, options, shape = draw(convolved(3, 1))
     return x, g, kernel, options, draw(tails(len(x), shape, x.dtype))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.backends import on_each_cpu_backend
 from support.materialised import assert_exactly, gradients
-from support.strategies import dtypes, numbers, tails
+from support.strategies import lookups, tails
 
 import pycoherence as pc
 from pycoherence.ops import Reduced
@@ -14,14 +14,8 @@ from pycoherence.ops import Reduced
 
 @st.composite
 def calls(draw: st.DrawFn):
-    dtype = draw(dtypes)
-    b, t, v, d = (draw(st.integers(low, high)) for low, high in ((0, 5), (0, 9), (1, 7), (0, 6)))
-    kind = draw(st.sampled_from([torch.int32, torch.int64]))
-    ids = draw(numbers((b, t), torch.float64, top=20)).remainder(v).to(kind)
-    if draw(st.booleans()):
-        ids = ids.mT.contiguous().mT
-    padding = draw(st.none() | st.integers(0, v - 1))
-    return ids, draw(numbers((b, t, d), dtype)), v, padding, draw(tails(b, (v, d), dtype))
+    (ids, g), v, padding = draw(lookups())
+    return ids, g, v, padding, draw(tails(len(g), (v, g.shape[2]), g.dtype))
 
 
 @given(calls())

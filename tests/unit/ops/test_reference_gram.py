@@ -3,16 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from support.backends import backends_of, on_each_cpu_backend
 from support.materialised import assert_gram_exactly, gradients
-from support.strategies import dtypes, numbers
+from support.strategies import CONVOLUTIONS, convolved, dtypes, lookups, numbers
 from torch import Tensor
 
 import pycoherence as pc
-
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def second(draw: st.DrawFn, factors: list[Tensor]) -> list[Tensor]:
@@ -45,27 +43,8 @@ def test_linear(call) -> None:
 
 @st.composite
 def conv_calls(draw: st.DrawFn):
-    dtype, n, groups = draw(dtypes), draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    i, o = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-
-    def each(low: int, high: int) -> list[int]:
-        return [draw(st.integers(low, high)) for _ in range(n)]
-
-    kernel = each(1, 3 if n < 3 else 2)
-    options = {"dilation": each(1, 2), "groups": groups}
-    kind = draw(st.sampled_from(["numbers", "numbers", "same", "valid"]))
-    options |= {"stride": each(1, 3) if kind != "same" else 1}
-    options |= {"padding": each(0, 2) if kind == "numbers" else kind}
-    pad = options["padding"] if kind == "numbers" else [10 if kind == "same" else 0] * n
-    weight, factors = torch.zeros(o * groups, i, *kernel), []
-    for _ in range(2):
-        size = each(1, 6 if n < 3 else 4)
-        fits = zip(size, pad, kernel, options["dilation"], strict=True)
-        assume(all(s + 2 * p > d * (k - 1) for s, p, k, d in fits))
-        x = draw(numbers((draw(st.integers(0, 3)), i * groups, *size), dtype))
-        out = CONVOLUTIONS[n](torch.zeros(1, *x.shape[1:]), weight, **options)
-        factors += [x, draw(numbers((len(x), *out.shape[1:]), dtype))]
-    return factors[:2], second(draw, factors[2:]), kernel, options, tuple(weight.shape)
+    factors, *rest = draw(convolved(3, 2))
+    return factors[:2], second(draw, factors[2:]), *rest
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
@@ -87,16 +66,8 @@ def test_conv(call) -> None:
 
 @st.composite
 def embedding_calls(draw: st.DrawFn):
-    dtype, v, d = draw(dtypes), draw(st.integers(1, 7)), draw(st.integers(0, 6))
-    kind, factors = draw(st.sampled_from([torch.int32, torch.int64])), []
-    for _ in range(2):
-        b, t = draw(st.integers(0, 5)), draw(st.integers(0, 7))
-        ids = draw(numbers((b, t), torch.float64, top=20)).remainder(v).to(kind)
-        if draw(st.booleans()):
-            ids = ids.mT.contiguous().mT
-        factors += [ids, draw(numbers((b, t, d), dtype))]
-    padding = draw(st.none() | st.integers(0, v - 1))
-    return factors[:2], second(draw, factors[2:]), v, padding
+    factors, *rest = draw(lookups(2))
+    return factors[:2], second(draw, factors[2:]), *rest
 
 
 @given(embedding_calls())
