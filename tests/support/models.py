@@ -133,3 +133,17 @@ X = torch.linspace(-1, 2, 30, dtype=torch.float64).reshape(5, 6).sin() * 2
 def two_layers() -> dict[str, nn.Module]:
     """Layers that fit each other, by name."""
     return {"a": nn.Linear(6, 4), "b": nn.Linear(4, 3)}
+
+
+X4 = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(4, 6).sin()
+"""Four examples for `square_mlp`."""
+
+
+def square_mlp() -> nn.Sequential:
+    """Square layers, whose weights have the shape of their transposes."""
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh()).double()
+
+
+def stepwise() -> nn.Module:
+    """Layers of which nothing says where the batch is."""
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 2)).double()

@@ -1,4 +1,4 @@
-"""Calls that must raise, in words that help."""
+"""Calls that must raise, in words that help, and an error that is raised on purpose."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,3 +18,11 @@ def raising(error: type[Exception], calls: Calls) -> Callable[..., None]:
             call()
 
     return test
+
+
+class Expected(Exception):
+    """Raised on purpose."""
+
+
+def fail(*args: object) -> None:
+    raise Expected

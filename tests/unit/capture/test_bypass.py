@@ -9,20 +9,14 @@ import pytest
 import torch
 from catalogue.parts import Native, Square
 from support.checks import assert_grads_equal, assert_norms, plain_pass
-from support.models import regression
+from support.models import X4 as X
+from support.models import regression, square_mlp
 from support.oracle import per_example_gradients
 from support.shown import shown
 from support.snapshots import Snapshot
 from torch import Tensor, nn
 
 import pycoherence as pc
-
-X = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(4, 6).sin()
-
-
-def square_mlp() -> nn.Sequential:
-    """Square layers, whose weights have the shape of their transposes."""
-    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh()).double()
 
 
 def exact_or(model: nn.Module, forward: Callable, *errors: type[Exception]) -> None:
@@ -158,13 +152,6 @@ def test_functional_call_with_other_tensors_measures_nothing() -> None:
         torch.func.functional_call(model, others, (X,))
     with pytest.raises(RuntimeError, match=r"no parameter of the model was used.*model\(x\)"):
         _ = record.sq_norms
-
-
-def test_per_example_transforms_raise() -> None:
-    """vmap over the captured Function has no meaning here."""
-    model = square_mlp()
-    with pytest.raises(RuntimeError), pc.collect(model, pc.SqNorms()):
-        torch.func.vmap(model)(X[:, None]).sum().backward()
 
 
 def test_forward_mode_raises() -> None:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from catalogue.row import Uses
 from support.checks import assert_grads_equal, assert_norms, assert_sums, plain_pass, relative_error
-from support.models import regression
+from support.models import X4 as X
+from support.models import regression, square_mlp
 from support.oracle import m_coherence, per_example_gradients
 from support.shown import SHOWN, shown
 from support.snapshots import Snapshot
@@ -19,13 +20,7 @@ import pycoherence as pc
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 
-X = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(4, 6).sin()
 Forward = Callable[[nn.Module, Tensor], Tensor]
-
-
-def layers() -> nn.Sequential:
-    """Four, whose weights have the shape of their transposes."""
-    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh()).double()
 
 
 def without_early_stop(model: nn.Module, x: Tensor) -> Tensor:
@@ -92,7 +87,7 @@ def assert_exact(model: nn.Module, forward: Forward, x: Tensor = X) -> None:
 
 @pytest.mark.parametrize("how", EVERY.values(), ids=EVERY)
 def test_checkpoints_are_exact(how: Forward) -> None:
-    assert_exact(layers(), how)
+    assert_exact(square_mlp(), how)
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -126,7 +121,7 @@ def test_a_parameter_inside_and_outside() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m[2](checkpoint(m, m[2](x), use_reentrant=False)).sin()
 
-    model, loss = layers(), regression("mean")
+    model, loss = square_mlp(), regression("mean")
     wrapped = Uses(lambda m, x: forward(m.net, x), net=model)
     plain = Uses(lambda m, x: m.net[2](m.net(m.net[2](x))).sin(), net=copy.deepcopy(model))
     truth = per_example_gradients(plain, loss, (X,))
@@ -139,7 +134,7 @@ def test_a_parameter_inside_and_outside() -> None:
 @pytest.mark.parametrize("where", ["inside-and-outside", "in-two-checkpoints"])
 def test_a_parameter_shared_with_a_reentrant_checkpoint_is_refused(where: str) -> None:
     """Its pass is of its own, so that terms between the uses would be lost."""
-    model = layers()
+    model = square_mlp()
     with pc.collect(model, pc.SqNorms()) as record:
         x = X.clone().requires_grad_()
         first = checkpoint(model[0], x, use_reentrant=True) if "two" in where else model[0](x)
@@ -164,7 +159,7 @@ def test_dropout_in_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("how", EVERY.values(), ids=EVERY)
 def test_autocast_around_a_checkpoint(how: Forward) -> None:
-    model, found = layers().float(), []
+    model, found = square_mlp().float(), []
     for forward in (lambda m, x: m(x), how):
         ours, x = copy.deepcopy(model), X.float().requires_grad_()
         with pc.collect(ours, pc.SqNorms()) as record:
@@ -178,7 +173,7 @@ def test_autocast_around_a_checkpoint(how: Forward) -> None:
 @pytest.mark.parametrize("how", NEW.values(), ids=NEW)
 def test_other_verbs(how: Forward) -> None:
     """They ask for gradients by torch.autograd.grad."""
-    model, loss = layers(), regression("mean")
+    model, loss = square_mlp(), regression("mean")
     truth = per_example_gradients(model, loss, (X,))
 
     def checkpointed(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -206,12 +201,12 @@ def test_a_reentrant_checkpoint_in_other_verbs_is_refused() -> None:
         return checkpoint(model[2:], model[:2](x), use_reentrant=True).square().mean()
 
     with pytest.raises(pc.UnsupportedError, match="use_reentrant=False"):
-        pc.CoherenceMeter(layers()).update(loss, X.clone())
+        pc.CoherenceMeter(square_mlp()).update(loss, X.clone())
 
 
 @pytest.mark.parametrize("how", NEW.values(), ids=NEW)
 def test_a_backward_pass_after_the_block_is_refused(how: Forward) -> None:
-    model = layers()
+    model = square_mlp()
     with pc.collect(model, pc.SqNorms()):
         loss = how(model, X).square().mean()
     before = Snapshot(model, grads=False)
@@ -221,7 +216,7 @@ def test_a_backward_pass_after_the_block_is_refused(how: Forward) -> None:
 
 
 def test_checkpoint_around_what_is_not_tracked_is_fine() -> None:
-    head, trunk = nn.Linear(6, 3).double(), layers()
+    head, trunk = nn.Linear(6, 3).double(), square_mlp()
     with pc.collect(head, pc.SqNorms()) as record:
         out = head(checkpoint(trunk, X, use_reentrant=False))
         regression("mean")(lambda x: out, (X,)).backward()
@@ -234,7 +229,7 @@ def test_other_hooks_on_saved_tensors() -> None:
         with torch.autograd.graph.save_on_cpu():
             return m(x)
 
-    assert_exact(layers(), forward)
+    assert_exact(square_mlp(), forward)
 
 
 def test_the_general_fallback_in_a_checkpoint() -> None:
@@ -250,7 +245,7 @@ def test_the_general_fallback_in_a_checkpoint() -> None:
 
 
 def test_training_goes_on_afterwards() -> None:
-    model = layers()
+    model = square_mlp()
     for how in EVERY.values():
         before = Snapshot(model, grads=False)
         with pc.collect(model, pc.SqNorms()):

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from support.checks import assert_grads_equal, assert_norms, relative_error
+from support.models import X4 as X
 from support.oracle import m_coherence, per_example_gradients
 from torch import Tensor, nn
 
 import pycoherence as pc
 
-X = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(4, 6).sin()
 Pass = Callable[[nn.Module, Callable[..., Any]], pc.Record]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

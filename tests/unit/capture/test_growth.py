@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from catalogue.row import Uses
+from support.models import X4
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,7 +17,7 @@ import pycoherence as pc
 
 pytestmark = pytest.mark.slow
 
-X = torch.linspace(-1, 2, 24).reshape(4, 6).sin()
+X = X4.float()
 
 
 def parts() -> nn.Module:

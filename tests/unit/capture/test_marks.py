@@ -14,6 +14,7 @@ from support.checks import (
     assert_sums,
     relative_error,
 )
+from support.models import stepwise
 from support.oracle import joined, m_coherence, per_example_gradients
 from torch import Tensor, nn
 
@@ -46,11 +47,6 @@ def by_loss(model: nn.Module, losses: Any, count: int) -> dict[str, Tensor]:
 
 
 # Another dimension.
-
-
-def stepwise() -> nn.Module:
-    """Nothing in it says where the batch is."""
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 2)).double()
 
 
 def summed(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:

@@ -200,8 +200,7 @@ def test_training_steps_inside_the_block() -> None:
         str(net), net.state_dict(), copy.deepcopy(net), repr(list(net.parameters()))
         if context is not None:
             context.__exit__(None, None, None)
-    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close([*model.parameters()], [*plain.parameters()], rtol=1e-5, atol=1e-6)
 
 
 def test_parameters_of_two_dtypes() -> None:

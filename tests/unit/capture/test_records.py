@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from catalogue.row import linear, normal, uses
+from support.models import stepwise
 from support.oracle import per_example_gradients
 from torch import Tensor, nn
 
@@ -18,10 +19,6 @@ import pycoherence as pc
 
 D = torch.float64
 Reduction = Literal["mean", "sum"]
-
-
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 2)).double()
 
 
 def loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -59,7 +56,7 @@ def measured(model: nn.Module, x: Tensor, **options: Any) -> pc.Record:
 @copies
 @pytest.mark.parametrize("keep", [False, True], ids=["", "factors"])
 def test_records_can_be_copied(made: Callable[[Any], Any], keep: bool) -> None:
-    record = measured(net(), torch.randn(5, 3, dtype=D), keep_factors=keep)
+    record = measured(stepwise(), torch.randn(5, 3, dtype=D), keep_factors=keep)
     other = made(record)
     assert repr(other) == repr(record)
     assert other.batch_size == 5
@@ -76,7 +73,10 @@ def test_records_can_be_copied(made: Callable[[Any], Any], keep: bool) -> None:
 
 @pytest.mark.parametrize("name", ["pickle", "torch", "deepcopy"])
 def test_copies_have_factors_of_their_own(name: str) -> None:
-    record, coef = measured(net(), torch.randn(5, 3, dtype=D), keep_factors=True), torch.ones(5)
+    record, coef = (
+        measured(stepwise(), torch.randn(5, 3, dtype=D), keep_factors=True),
+        torch.ones(5),
+    )
     other = COPIES[name](record)
     theirs, mine = other.weighted_sum(coef), record.weighted_sum(coef)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -91,7 +91,7 @@ def test_copies_of_factors_that_are_lost_are_noticed(name: str, before: int) -> 
     x = torch.randn(5, 3, dtype=D)
     for _ in range(before):
         x.add_(1)
-    record = measured(net(), x, keep_factors=True)
+    record = measured(stepwise(), x, keep_factors=True)
     x.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
         COPIES[name](record).weighted_sum(torch.ones(5))
@@ -111,7 +111,7 @@ def test_copies_of_factors_that_are_lost_are_noticed(name: str, before: int) -> 
     ids=str,
 )
 def test_reports_can_be_copied(made: Callable[[Any], Any], rule: Any) -> None:
-    model = net()
+    model = stepwise()
     with pc.aggregate(model, rule) as agg:
         loss(model, torch.randn(7, 3, dtype=D)).backward()
     report, other = agg.report, made(agg.report)
@@ -122,7 +122,7 @@ def test_reports_can_be_copied(made: Callable[[Any], Any], rule: Any) -> None:
 
 @copies
 def test_errors_of_incomplete_records_are_kept(made: Callable[[Any], Any]) -> None:
-    model = net()
+    model = stepwise()
     with pc.collect(model, pc.SqNorms()) as record:
         loss(model, torch.randn(4, 3, dtype=D))
     other = made(record)
@@ -133,7 +133,7 @@ def test_errors_of_incomplete_records_are_kept(made: Callable[[Any], Any]) -> No
 
 @pytest.mark.parametrize("keep", [False, True], ids=["", "factors"])
 def test_records_keep_no_model_and_no_graph_alive(keep: bool) -> None:
-    model, x = net(), torch.randn(5, 3, dtype=D)
+    model, x = stepwise(), torch.randn(5, 3, dtype=D)
     with pc.collect(model, pc.SqNorms(), pc.Gram(), keep_factors=keep) as record:
         out = model(x)
         value = out.square().sum(1).mean()
@@ -149,7 +149,7 @@ def test_records_keep_no_model_and_no_graph_alive(keep: bool) -> None:
 
 @pytest.mark.parametrize("rule", [pc.NormClip(0.5), pc.Median()], ids=str)
 def test_reports_keep_no_model_alive(rule: Any) -> None:
-    model, x = net(), torch.randn(5, 3, dtype=D)
+    model, x = stepwise(), torch.randn(5, 3, dtype=D)
     with pc.aggregate(model, rule) as agg:
         value = loss(model, x)
         value.backward()
@@ -163,7 +163,7 @@ def test_reports_keep_no_model_alive(rule: Any) -> None:
 
 def test_a_record_that_lives_on_in_a_list_of_many() -> None:
     """A hundred passes leave nothing but numbers."""
-    model, records, seen = net(), [], []
+    model, records, seen = stepwise(), [], []
     for _ in range(3):
         x = torch.randn(5, 3, dtype=D)
         records.append(measured(model, x))

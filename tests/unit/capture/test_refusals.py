@@ -98,7 +98,7 @@ def test_a_penalty_without_gradient_is_fine() -> None:
 
 def test_a_training_loop_in_a_block_is_refused() -> None:
     model, batch = make("mlp")
-    message = r"'weight' of module '0'.*: expected one forward.*got a second.*open the block inside"
+    message = r"'weight' of module '0'.*: expected one forward.*got a second.*inside the loop"
     with pc.collect(model, pc.SqNorms()):
         model(batch[0]).sum().backward()
         with pytest.raises(pc.UnsupportedError, match=message):

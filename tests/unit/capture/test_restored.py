@@ -1,12 +1,13 @@
 """A block leaves the model as it was, however it ends, and keeps nothing alive."""
 
 import copy
-import gc
 from collections.abc import Callable
 
 import pytest
 import torch
+from support.alive import assert_keeps_nothing, assert_leaves_no_garbage, live_tensors
 from support.models import MODELS, classification, make
+from support.raising import Expected, fail
 from support.snapshots import Snapshot
 from torch import Tensor, nn
 
@@ -23,14 +24,6 @@ def test_the_model_is_unchanged_inside_and_after_a_block(name: str) -> None:
         classification("mean")(model, batch).backward()
     _ = record.sq_norms, record.coherence()
     before.assert_unchanged(model)
-
-
-class Expected(Exception):
-    """Raised on purpose."""
-
-
-def fail(*args: object) -> None:
-    raise Expected
 
 
 def before_forward(model: nn.Module, batch: tuple[Tensor, ...]) -> None:
@@ -122,8 +115,9 @@ def test_training_with_measurement_equals_training_without() -> None:
             else:
                 classification("mean")(model, batch).backward()
             optimizer.step()
-    for ours, expected in zip(measured.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        [*measured.parameters()], [*plain.parameters()], rtol=1e-9, atol=1e-11
+    )
 
 
 def read(model: nn.Module, batch: tuple[Tensor, ...]) -> None:
@@ -168,11 +162,6 @@ def verified(model: nn.Module, batch: tuple[Tensor, ...]) -> None:
     pc.verify(model, classification("mean"), batch)
 
 
-def live_tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(x), Tensor) for x in gc.get_objects())
-
-
 @pytest.mark.parametrize(
     "step",
     [read, everything, clipped, never_backward, refused, interrupted, metered],
@@ -182,37 +171,18 @@ def test_fifty_steps_keep_nothing_alive(
     step: Callable[[nn.Module, tuple[Tensor, ...]], None],
 ) -> None:
     model, batch = make("mlp")
-    for _ in range(2):
-        step(model, batch)
-    before = live_tensors()
-    for _ in range(50):
-        step(model, batch)
-    assert live_tensors() <= before
+    assert_keeps_nothing(lambda: step(model, batch), 50)
 
 
 def test_verify_keeps_nothing_alive() -> None:
     model, batch = make("mlp")
-    verified(model, batch)
-    before = live_tensors()
-    for _ in range(5):
-        verified(model, batch)
-    assert live_tensors() <= before
+    assert_keeps_nothing(lambda: verified(model, batch), 5)
 
 
 @pytest.mark.parametrize("step", [read, everything, clipped], ids=lambda f: f.__name__)
 def test_nothing_waits_for_the_garbage_collector(step: Callable[..., None]) -> None:
-    """Activations held by cycles would pile up between collections."""
     model, batch = make("mlp")
-    step(model, batch)
-    before = live_tensors()
-    gc.disable()
-    try:
-        for _ in range(20):
-            step(model, batch)
-        after = sum(issubclass(type(x), Tensor) for x in gc.get_objects())
-    finally:
-        gc.enable()
-    assert after <= before + 5
+    assert_leaves_no_garbage(lambda: step(model, batch))
 
 
 def test_a_record_does_not_keep_the_activations() -> None:

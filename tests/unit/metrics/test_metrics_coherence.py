@@ -12,28 +12,15 @@ from pycoherence import metrics
 Sums = Callable[[Tensor], tuple[Tensor, Tensor, int]]
 
 
-def toy_gradients(*, shared_feature: bool) -> Tensor:
-    """Gradients of (w x - y)^2 / 2 at w = 0, which are -y x, for the four training rows."""
-    labels = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
-    rows = torch.zeros(4, 6, dtype=torch.float64)
-    for i in range(4):
-        rows[i, i] = labels[i]
-        rows[i, 5] = labels[i] if shared_feature else 0.0
-    return -labels[:, None] * rows
-
-
-def test_toy_problem_with_a_shared_feature_is_coherent(sums: Sums) -> None:
-    s, q, n = sums(toy_gradients(shared_feature=True))
-    assert metrics.m_coherence(s, q) == 2.5
-    assert metrics.alpha(s, q, n) == 0.625
-    assert metrics.unbiased_alpha(s, q, n) == 0.5
-
-
-def test_toy_problem_without_one_sits_at_the_orthogonal_limit(sums: Sums) -> None:
-    s, q, n = sums(toy_gradients(shared_feature=False))
-    assert metrics.m_coherence(s, q) == 1.0
-    assert metrics.alpha(s, q, n) == 0.25
-    assert metrics.unbiased_alpha(s, q, n) == 0.0
+@pytest.mark.parametrize(
+    ("shared", "expected"), [(1, (2.5, 0.625, 0.5)), (0, (1.0, 0.25, 0.0))], ids=["shared", "none"]
+)
+def test_toy_problem(sums: Sums, toy: Tensor, shared: int, expected: tuple[float, ...]) -> None:
+    """With a feature that all share it is coherent, without one at the orthogonal limit."""
+    toy[:, 5] *= shared
+    s, q, n = sums(toy)
+    found = metrics.m_coherence(s, q), metrics.alpha(s, q, n), metrics.unbiased_alpha(s, q, n)
+    assert found == expected
 
 
 @pytest.mark.parametrize("copies", [1, 2, 5])
@@ -55,9 +42,8 @@ def test_opposite_vectors_cancel(sums: Sums) -> None:
     assert metrics.unbiased_alpha(s, q, n) == -1
 
 
-def test_zero_vectors_dilute_in_proportion(sums: Sums) -> None:
-    gradients = toy_gradients(shared_feature=True)
-    diluted = torch.cat([gradients, torch.zeros(12, 6, dtype=torch.float64)])
+def test_zero_vectors_dilute_in_proportion(sums: Sums, toy: Tensor) -> None:
+    diluted = torch.cat([toy, torch.zeros(12, 6, dtype=torch.float64)])
     assert metrics.alpha(*sums(diluted)).item() == pytest.approx(0.25 * 0.625)
     assert metrics.m_coherence(*sums(diluted)[:2]) == 2.5
 
@@ -75,20 +61,18 @@ def test_mixture_of_orthogonal_populations_is_below_the_mean_of_alphas(sums: Sum
     assert value <= p * metrics.alpha(*sums(u)) + (1 - p) * metrics.alpha(*sums(v))
 
 
-def test_mean_distance_is_bounded_by_incoherence(sums: Sums) -> None:
-    gradients = toy_gradients(shared_feature=True)
-    distance = torch.cdist(gradients, gradients).mean()
-    alpha = metrics.alpha(*sums(gradients))
-    assert distance <= (2 * (1 - alpha) * gradients.square().sum(1).mean()).sqrt()
+def test_mean_distance_is_bounded_by_incoherence(sums: Sums, toy: Tensor) -> None:
+    distance = torch.cdist(toy, toy).mean()
+    alpha = metrics.alpha(*sums(toy))
+    assert distance <= (2 * (1 - alpha) * toy.square().sum(1).mean()).sqrt()
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_minibatch_alpha_is_exact_over_all_minibatches(sums: Sums, k: int) -> None:
-    gradients = toy_gradients(shared_feature=True)
+def test_minibatch_alpha_is_exact_over_all_minibatches(sums: Sums, toy: Tensor, k: int) -> None:
     batches = torch.stack(
-        [gradients[list(rows)].mean(0) for rows in itertools.product(range(4), repeat=k)]
+        [toy[list(rows)].mean(0) for rows in itertools.product(range(4), repeat=k)]
     )
-    alpha = metrics.alpha(*sums(gradients))
+    alpha = metrics.alpha(*sums(toy))
     inflated = metrics.alpha(*sums(batches))
     torch.testing.assert_close(inflated, metrics.minibatch_alpha(alpha, k))
     torch.testing.assert_close(alpha, metrics.example_alpha(inflated, k))

@@ -1,7 +1,6 @@
 """The block of `aggregate`: how `.grad` is filled, what is refused, and what is left behind."""
 
 import copy
-import gc
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -9,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from catalogue.row import linear, uses
+from support.alive import assert_keeps_nothing, assert_leaves_no_garbage
 from support.models import MODELS, Batch, classification, make
+from support.raising import Expected, fail
 from support.settings import threads
 from support.snapshots import Snapshot
 from support.steps import aggregated, larger
@@ -99,19 +101,10 @@ def test_the_gradient_of_the_input_is_the_ordinary_one(rule: Any) -> None:
     torch.testing.assert_close(*grads)
 
 
-class Shifted(nn.Module):
-    def __init__(self, shift: Tensor) -> None:
-        super().__init__()
-        self.layer, self.shift = nn.Linear(3, 2), shift
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.layer.weight, self.shift)
-
-
 @both_kinds
 def test_a_tensor_that_is_no_parameter_gets_its_ordinary_gradient(rule: Any) -> None:
     shift = torch.zeros(2, requires_grad=True)
-    model = Shifted(shift)
+    model = uses(lambda m, x: F.linear(x, m.layer.weight, shift), layer=linear(3, 2))()
     with pc.aggregate(model, rule()):
         model(torch.randn(5, 3)).sum(1).mean().backward()
     torch.testing.assert_close(shift.grad, torch.ones(2))
@@ -175,8 +168,7 @@ def test_training_with_the_mean_is_training(optimizer: Any, rule: Any) -> None:
     other = copy.deepcopy(model)
     descend(model, batch, optimizer(model.parameters()), after(rule))
     descend(other, batch, optimizer(other.parameters()), plain)
-    for ours, expected in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close([*model.parameters()], [*other.parameters()], rtol=1e-8, atol=1e-9)
 
 
 @every_rule
@@ -386,14 +378,6 @@ def test_an_activation_changed_in_place() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-class Expected(Exception):
-    """Raised on purpose."""
-
-
-def fail(*args: object) -> None:
-    raise Expected
-
-
 @every_rule
 @pytest.mark.parametrize("where", ["before", "between", "in-backward"])
 def test_an_exception_anywhere_leaves_no_trace(where: str, rule: Any) -> None:
@@ -448,22 +432,8 @@ def test_steps_keep_nothing_alive(rule: Any) -> None:
             classification("mean")(model, batch).backward()
         _ = agg.report
 
-    def live() -> int:
-        return sum(issubclass(type(x), Tensor) for x in gc.get_objects())
-
-    for _ in range(2):
-        step()
-    gc.collect()
-    before = live()
-    gc.disable()
-    try:
-        for _ in range(20):
-            step()
-        assert live() <= before + 5
-    finally:
-        gc.enable()
-    gc.collect()
-    assert live() <= before
+    assert_keeps_nothing(step, 20)
+    assert_leaves_no_garbage(step)
 
 
 def test_factors_are_freed_with_the_pass() -> None:

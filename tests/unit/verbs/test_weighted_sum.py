@@ -1,11 +1,11 @@
 """`Record.weighted_sum` and `pc.weighted_sum` against one example at a time."""
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from support.alive import live, live_tensors
 from support.models import MODELS, Batch, classification, make
 from support.oracle import joined, per_example_gradients
 from support.snapshots import Snapshot
@@ -130,10 +130,9 @@ def test_parameters_that_took_no_part_have_zeros() -> None:
 def test_factors_are_used_once_and_then_freed() -> None:
     model, batch = make("mlp")
     record = kept(model, batch, "mean", pc.SqNorms())
-    gc.collect()
-    before = sum(issubclass(type(x), Tensor) for x in gc.get_objects())
+    before = live_tensors()
     record.weighted_sum(torch.ones(5))
-    assert sum(issubclass(type(x), Tensor) for x in gc.get_objects()) < before
+    assert live() < before
     with pytest.raises(RuntimeError, match="used and freed by a call before"):
         record.weighted_sum(torch.ones(5))
     assert record.sq_norms.shape == (5,)
