@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.oracle import joined, per_example_gradients
 
 pytest.importorskip("tqdm")
 pytest.importorskip("sklearn")
@@ -61,11 +62,7 @@ def trained(training, steps):
 def test_gradients_are_what_they_say(kind, data):
     model = MLP((7,)).build(data).double()
     batch = data.images[:8].double(), data.labels[:8]
-    single = []
-    for x, y in zip(*batch, strict=True):
-        grads = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), [*model.parameters()])
-        single.append(torch.cat([g.flatten() for g in grads]))
-    each = torch.stack(single)
+    each = joined(per_example_gradients(model, gradients.loss, batch))
     expected = {
         "mean": each.mean(0),
         "robust": each.clamp(*each.sort(0).values[[2, 5]]).mean(0),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.oracle import m_coherence, per_example_gradients
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -68,13 +69,9 @@ def test_measures_are_those_of_single_examples():
     train = list(zip(data.images, data.labels, strict=True))
     attacked = list(zip(*gradients.attacked(data), strict=True))
     for key, examples in (("m_train", train), ("m_both", train[:10] + attacked[:10])):
-        each = []
-        for x, y in examples:
-            loss = gradients.loss(model, (x[None], y[None]))
-            grads = torch.autograd.grad(loss, [*model.parameters()])
-            each.append(torch.cat([g.flatten() for g in grads]).double())
-        expected = sum(each).square().sum() / sum(g.square().sum() for g in each)
-        assert found[key] == pytest.approx(expected.item(), rel=1e-5)
+        batch = tuple(map(torch.stack, zip(*examples, strict=True)))
+        each = per_example_gradients(model, gradients.loss, batch)
+        assert found[key] == pytest.approx(m_coherence(each), rel=1e-5)
     norms = []
     for x, y in train:
         image = x[None].clone().requires_grad_()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from support.oracle import m_coherence, per_example_gradients
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
+from pycoherence.studies import gradients
 from pycoherence.studies.data import Data, load
 from pycoherence.studies.models import MLP
 from pycoherence.studies.papers import rethinking
@@ -124,13 +125,8 @@ def test_coherence_is_that_of_the_gradients(data):
     model = MLP((9,)).build(data)
     found = rethinking.measure(model, data)
     model.double()
-    single = []
-    for x, y in zip(data.images.double(), data.labels, strict=True):
-        grads = torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), [*model.parameters()])
-        single.append(torch.cat([g.flatten() for g in grads]))
-    each = torch.stack(single)
-    m = each.sum(0).square().sum() / each.square().sum()
-    assert found["m"] == pytest.approx(m.item(), rel=1e-4)
+    each = per_example_gradients(model, gradients.loss, (data.images, data.labels))
+    assert found["m"] == pytest.approx(m_coherence(each), rel=1e-4)
     right = model(data.images.double()).argmax(1) == data.labels
     assert found["train"] == pytest.approx(right.double().mean().item())
 
