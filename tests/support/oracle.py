@@ -57,7 +57,7 @@ def sq_norms(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def joined(gradients: dict[str, Tensor]) -> Tensor:
-    """Of all parameters, one row `[P]` for each example."""
+    """The gradients of all parameters, one row `[P]` for each example."""
     return torch.cat([*flat(gradients).values()], 1)
 
 
