@@ -168,7 +168,8 @@ class Across:
             assert found is not None
             gram += found
         scales = self.scales(like)
-        return gram * scales[:, None] * scales
+        # Multiplied with each other first, so that the matrix stays symmetric to the last bit.
+        return gram * (scales[:, None] * scales)
 
     def aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule over all examples gives, and how many of its numbers count.
