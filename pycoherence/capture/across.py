@@ -14,6 +14,7 @@ from pycoherence.capture.request import Aggregate, Request, per_example, per_pai
 from pycoherence.capture.results import Factors, Results, row_norms
 from pycoherence.errors import RanksError, UnsupportedError
 from pycoherence.ops import Reduced
+from pycoherence.ops.core.chunks import mirrored
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ranks import Ranks
 from pycoherence.sites import Site, exchange
@@ -168,8 +169,12 @@ class Across:
             assert found is not None
             gram += found
         scales = self.scales(like)
-        # Multiplied with each other first, so that the matrix stays symmetric to the last bit.
-        return gram * (scales[:, None] * scales)
+        return gram * scales[:, None] * scales
+
+    def total_gram(self, part: Tensor) -> Tensor:
+        """The Gram matrix, from the part that each rank has of it."""
+        # Ranks add numbers up in an order that depends on their place, and ties have to stay.
+        return mirrored(self.ranks.total(part))
 
     def aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule over all examples gives, and how many of its numbers count.
@@ -266,7 +271,7 @@ class Across:
         pieces = iter(flat.split([x.numel() for x in partial]))
         for name in names:
             if "gram" in self._request.outputs:
-                self.whole.outputs[name]["gram"] = next(pieces).view(size, size)
+                self.whole.outputs[name]["gram"] = mirrored(next(pieces).view(size, size))
             if self._request.sum_norms and name not in self.whole.sum_norms:
                 self.whole.sum_norms[name] = next(pieces).sqrt()
 

@@ -180,7 +180,7 @@ def _products_across(
         if v is not None:
             mine += _like(mine, site.reduce(("dots",), direction=v).dots)
     across.ranks.step("dot products")
-    gram = across.ranks.total(gram) * batch.share**2
+    gram = across.total_gram(gram) * batch.share**2
     if centre is None:
         return GramSpace(gram, n)
     dots = across.gather(mine) * across.scales(mine) * batch.share
