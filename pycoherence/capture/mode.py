@@ -81,7 +81,7 @@ from pycoherence.capture.torch_internals import (
 )
 from pycoherence.capture.unsharded import Unsharded, refuse_sharded
 from pycoherence.capture.uses import LayerCall, ParameterArgument, ParameterUse
-from pycoherence.capture.wrappers import expect_no_sync, note_averaged
+from pycoherence.capture.wrappers import expect_no_sync, expect_not_joined, note_averaged
 from pycoherence.errors import UnsupportedError
 from pycoherence.sites import Layout
 
@@ -137,6 +137,8 @@ class Capture:
             self._unsharded = Unsharded.of(module for _, module in modules_of(model))
         self.results = Results({name: self._info_of(p) for name, p in parameters.items()})
         ranks = request.ranks
+        if ranks is not None:
+            expect_not_joined(model)
         self.across = None if ranks is None else Across(ranks, request, self.results)
         measured = request, self.results, around, self.across
         self.passes = BackwardPasses(model, parameters, *measured)

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pycoherence.capture.across import Across
 from pycoherence.capture.model import modules_of
+from pycoherence.errors import UnsupportedError
 
 Refuse = Callable[[str, str], NoReturn]
 
@@ -25,6 +26,22 @@ def expect_no_sync(refuse: Refuse) -> None:
             "ranks; or run forward and backward pass inside model.no_sync(), and average each "
             ".grad afterwards with torch.distributed.all_reduce; or use a rule over coordinates",
         )
+
+
+def expect_not_joined(model: nn.Module) -> None:
+    """Refuse a model whose ranks stop one after another, and then answer its wrapper alone.
+
+    Raises:
+        UnsupportedError: It is or has been in `torch.distributed.algorithms.join.Join`.
+    """
+    for path, module in modules_of(model):
+        # Torch never takes this back, and the wrapper asks all ranks in each forward pass since.
+        if isinstance(module, DistributedDataParallel) and module._join_config.enable:
+            raise UnsupportedError(
+                f"module {path!r} (DistributedDataParallel) has been given to Join, by which a "
+                "rank without examples answers the wrapper and not group=. What to do: leave Join "
+                "out, and give such a rank an empty batch; or leave group= out."
+            )
 
 
 @contextmanager

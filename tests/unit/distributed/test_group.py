@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from support.ranks import needs_gloo, run_ranks
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
@@ -358,6 +360,34 @@ def check_noise(rank: int) -> None:
 
 def test_noise_is_added_once() -> None:
     run_ranks(2, check_noise)
+
+
+def check_wrappers(rank: int) -> None:
+    world = dist.group.WORLD
+    x = torch.randn(4, 5)
+    hooked = DistributedDataParallel(nn.Linear(5, 2))
+    hooked.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    with (
+        pytest.raises(pc.UnsupportedError, match=r"has a communication hook"),
+        pc.aggregate(hooked, pc.Median(), group=world),
+    ):
+        hooked(x)
+    alone = dist.new_group([rank], use_local_synchronization=True)
+    plain = DistributedDataParallel(nn.Linear(5, 2))
+    with (
+        pytest.raises(pc.UnsupportedError, match=r"averages over the ranks \[0, 1\]"),
+        pc.aggregate(plain, pc.Median(), group=alone),
+    ):
+        plain(x)
+    with pc.collect(plain.module, pc.Gram(), group=world) as record:  # what is inside the wrapper
+        plain(x).sum().backward()
+    assert record.gram.shape == (8, 8)
+    with Join([plain]), pytest.raises(pc.UnsupportedError, match=r"given to Join"):
+        pc.collect(plain, pc.SqNorms(), group=world).__enter__()
+
+
+def test_wrappers_that_average_otherwise_are_refused() -> None:
+    run_ranks(2, check_wrappers)
 
 
 def check_groups(rank: int) -> None:
