@@ -319,8 +319,12 @@ class Capture:
         """The facts of a tensor."""
         entry = self._facts.entries.get(id(x))  # as `FactTable.get`, which takes a call
         found = entry[1] if entry is not None and entry[0]() is x else None
-        if found is None or (found.kind == CONSTANT and x.grad_fn is not None):
-            # Nothing that was seen has made it, or made it a part of the graph.
+        if found is None or (
+            found.kind == CONSTANT
+            and (x.grad_fn is not None or (self._unsharded is not None and x.requires_grad))
+        ):
+            # Nothing that was seen has made it, or made it a part of the graph; a leaf of FSDP2 may
+            # have been made in sight.
             if is_hooked(x):
                 found = self._behind_hook(x)
             elif found is IS_MADE and self._is_of_parameters(x):
@@ -366,15 +370,15 @@ class Capture:
         return all(id(leaf) in self._names for leaf in leaves_below(x))
 
     def _from_outside(self, x: Tensor) -> Facts:
+        return self._outside.facts(x, self.count, self._facts.batch_first)
+
+    def _unseen(self, x: Tensor) -> Facts:
+        """The facts of a tensor that no function of the block has made, as far as is seen."""
         if self._unsharded is not None and isinstance(x, nn.Parameter):
             self._learn()
             found = self._facts.get(x)
             if found is not None:
                 return found
-        return self._outside.facts(x, self.count, self._facts.batch_first)
-
-    def _unseen(self, x: Tensor) -> Facts:
-        """The facts of a tensor that no function of the block has made, as far as is seen."""
         if type(x) is not Tensor or is_distributed(x):
             return carried(x, self._facts) or self._from_outside(x)
         return self._behind_hook(x) if is_hooked(x) else self._from_outside(x)
@@ -393,6 +397,11 @@ class Capture:
         for name, leaf in leaves.items():
             self._names[id(leaf)] = name
             self._facts.put(leaf, Facts(PARAMETERS))
+            layout = Layout.of(leaf)
+            if layout is not None:  # by tensor parallelism, below FSDP2
+                info = self.results.parameters[name]
+                self.results.parameters[name] = info._replace(layout=layout)
+                self._distributes = True
         if leaves and self._unsharded is not None:
             self._unsharded.names.update(leaves)
             self.passes.learn(leaves)
