@@ -204,10 +204,7 @@ class Across:
         like = next(x for x in site.tensors().values() if x.is_floating_point())
         out = torch.zeros(info.shape, dtype=accumulate_dtype(like.dtype), device=like.device)
         for part in exchange(site, self.ranks, name, scale):
-            some = part.site
-            if examples is not None:
-                index = examples.to(like.device)
-                some = some.with_tensors({n: x[index] for n, x in some.tensors().items()})
+            some = part.site if examples is None else part.site.picked(examples)
             part.put(out, some.order(rule.rule, rule.k, rule.drop))
         return out
 

@@ -76,8 +76,7 @@ class Factors:
 
     def order(self, examples: Tensor, rule: str, k: float) -> Tensor:
         """A robust aggregate of some of the gradients, as `Site.order` gives it of all."""
-        some = self.with_tensors(lambda x: x[examples.to(x.device)])
-        return some.order(rule, k, False)
+        return self.site.picked(examples).order(rule, k, False)
 
     @property
     def changed(self) -> bool:

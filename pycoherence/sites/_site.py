@@ -43,6 +43,10 @@ class Site(Protocol):
         """The site whose examples are `n` consecutive ones of this, which are a multiple of `n`."""
         ...
 
+    def picked(self, examples: Tensor) -> "Site":
+        """The site of some examples, in the order in which they are given."""
+        ...
+
     def rows(self) -> Tensor:
         """The gradients `G_b`, `[B, *shape]`, in accumulation dtype: much memory."""
         ...
@@ -147,6 +151,12 @@ class FactoredSite:
         """See `Site.order`."""
         op = f"{self.family}_order"
         return self.as_parameter(order(op, len(self.g), *self.head(), rule=rule, k=k, drop=drop))
+
+    def picked(self: S, examples: Tensor) -> S:
+        """See `Site.picked`; a factor of one row is the same for all."""
+        batch, examples = len(self.g), examples.to(self.g.device)
+        found = {n: x[examples] for n, x in self.tensors().items() if len(x) == batch}
+        return replace(self, **found)
 
     def rows(self) -> Tensor:
         """See `Site.rows`."""

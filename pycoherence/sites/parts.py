@@ -81,6 +81,10 @@ class PartsSite:
         """See `Site.grouped`."""
         return self._with_sites([part.site.grouped(n) for part in self.parts])
 
+    def picked(self, examples: Tensor) -> "PartsSite":
+        """See `Site.picked`."""
+        return self._with_sites([part.site.picked(examples) for part in self.parts])
+
     def rows(self) -> Tensor:
         """See `Site.rows`."""
         found = [part.site.rows() for part in self.parts]

@@ -166,6 +166,10 @@ class ShardedSite:
         """See `Site.grouped`."""
         return replace(self, site=self.site.grouped(n))
 
+    def picked(self, examples: Tensor) -> "ShardedSite":
+        """See `Site.picked`."""
+        return replace(self, site=self.site.picked(examples))
+
     def rows(self) -> Tensor:
         """See `Site.rows`: a distributed tensor."""
         return self.layout.join(self.site.rows(), 1)

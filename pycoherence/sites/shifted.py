@@ -57,6 +57,11 @@ class ShiftedSite:
         coef = self.coef.unflatten(0, (len(self.coef) // n, n)).sum(1)
         return replace(self, site=self.site.grouped(n), coef=coef)
 
+    def picked(self, examples: Tensor) -> "ShiftedSite":
+        """See `Site.picked`."""
+        coef = self.coef[examples.to(self.coef.device)]
+        return replace(self, site=self.site.picked(examples), coef=coef)
+
     def rows(self) -> Tensor:
         """See `Site.rows`."""
         rows = self.site.rows()

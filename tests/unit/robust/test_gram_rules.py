@@ -10,7 +10,7 @@ from support.models import MODELS
 from support.oracle import joined
 from support.raising import raising
 from support.steps import B, aggregated, assert_gradients, gradients, larger
-from torch import Tensor
+from torch import Tensor, nn
 
 import pycoherence as pc
 
@@ -51,6 +51,20 @@ def test_as_in_the_paper(name: str, rule: str, per: str) -> None:
     expected = PER[per](gradients(model, batch), truth)
     found, _ = aggregated(model, batch, ours(per))
     assert_gradients(found, expected, 1e-11)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_factors_that_all_examples_share(rule: str) -> None:
+    """The direction of a spectral norm, and the statistics of BatchNorm in eval mode."""
+    torch.manual_seed(0)
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 12))
+    fixed = nn.Sequential(nn.Unflatten(1, (4, 3)), nn.BatchNorm1d(4), nn.Flatten(1))
+    model = nn.Sequential(spectral, fixed, nn.Linear(12, 4)).double().eval()
+    batch = torch.randn(B, 5).double(), torch.randint(4, (B,))
+    ours, truth = RULES[rule]
+    expected = plain.over_network(gradients(model, batch), truth)
+    found, _ = aggregated(model, batch, ours("network"))
+    assert_gradients(found, expected, 1e-10)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -118,6 +118,8 @@ def test_an_empty_batch_has_an_aggregate_of_zeros(case: Case) -> None:
 def test_groups(case: Case, b: int) -> None:
     site, rows = build(case, b)
     assert_reduces(site.grouped(3), rows.view(b // 3, 3, *site.shape).sum(1))
+    some = torch.tensor([2, 0, 0])[:b]
+    assert_reduces(site.picked(some), rows[some])
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

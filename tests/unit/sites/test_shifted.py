@@ -56,6 +56,7 @@ def test_reductions(make: Callable[[int], Site], b: int) -> None:
 def test_groups(make: Callable[[int], Site]) -> None:
     site, rows = build(make)
     assert_each_reduces(site.grouped(2), rows.unflatten(0, (3, 2)).sum(1))
+    assert_each_reduces(site.picked(torch.tensor([4, 1, 1])), rows[[4, 1, 1]])
 
 
 @pytest.mark.parametrize("rule", [("winsorized_mean", 1), ("sign_agreement", 0.5), ("median", 0)])

@@ -124,6 +124,13 @@ def test_groups_have_the_sums_of_their_examples(case: Callable[[], Case], n: int
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_some_examples_in_any_order(case: Callable[[], Case]) -> None:
+    site, *_ = case()
+    examples = torch.tensor([2, 0, 0])
+    assert site.picked(examples).rows().equal(site.rows()[examples])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_is_not_wanted_is_none(case: Callable[[], Case]) -> None:
     site, _, shape, _ = case()
     out = site.reduce(("weighted_sum",))
