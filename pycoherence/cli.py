@@ -29,6 +29,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, help="of data split, labels and weights")
     demo.add_argument("--out", type=Path, default=Path(), help="folder for picture and data")
     demo.add_argument("--device", help="where to train, such as cuda")
+    demo.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train in several processes: torchrun --nproc-per-node 2 -m pycoherence demo "
+        "--distributed",
+    )
     demo.set_defaults(run=_demo)
 
     _add_study(commands)

@@ -1,6 +1,7 @@
 """One network on true and on random labels, and the coherence of its gradients as it learns.
 
-`python -m pycoherence demo` runs this; docs/demo.md explains what comes out.
+`python -m pycoherence demo` runs this; docs/demo.md explains what comes out. With `--distributed`
+the processes that `torchrun` has started do it together, each with a part of every batch.
 """
 
 import copy
@@ -10,7 +11,7 @@ import platform
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 import pycoherence as pc
 from pycoherence.device import check_device
+from pycoherence.torchrun import Processes, launched
 
 try:
     import sklearn
@@ -62,7 +64,14 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def run(*, steps: int = STEPS, seed: int = SEED, out: Path, device: str = "cpu") -> None:
+def run(
+    *,
+    steps: int = STEPS,
+    seed: int = SEED,
+    out: Path,
+    device: str = "cpu",
+    distributed: bool = False,
+) -> None:
     """Train on both kinds of labels, write `coherence.json` and `coherence.png`, print a table.
 
     Args:
@@ -70,12 +79,26 @@ def run(*, steps: int = STEPS, seed: int = SEED, out: Path, device: str = "cpu")
         seed: Seed of the data split, the random labels, the initial weights and the batches.
         out: Folder for both files; made if it does not exist.
         device: Device to train on, as `torch.device` spells it.
+        distributed: Train with all processes that `torchrun` has started, of which the first one
+            writes and prints.
 
     Raises:
-        ValueError: A number is out of range, the folder cannot be written to, or the device
-            cannot be used.
+        ValueError: A number is out of range, the folder cannot be written to, the device cannot be
+            used, or `torchrun` has not started a process of several.
     """
     check(steps, seed, out, device)
+    with launched(device) if distributed else nullcontext((Processes(), device)) as (together, own):
+        result = train_twice(steps, seed, own, together)
+    if together.rank:
+        return
+    (out / "coherence.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, out / "coherence.png")
+    Console().print(table(result["runs"]))
+    print(f"wrote {out / 'coherence.png'} and {out / 'coherence.json'}")
+
+
+def train_twice(steps: int, seed: int, device: str, processes: Processes) -> dict[str, Any]:
+    """Train on both kinds of labels, and tell what was found and how it was made."""
     train, test = digits(seed, device)
     images, labels = train
     torch.manual_seed(seed)
@@ -83,27 +106,25 @@ def run(*, steps: int = STEPS, seed: int = SEED, out: Path, device: str = "cpu")
     shuffled = labels[torch.randperm(len(labels)).to(device)]
 
     runs: dict[str, Run] = {}
-    with tqdm(total=2 * steps, unit="step", disable=None) as bar:
+    with tqdm(total=2 * steps, unit="step", disable=processes.rank > 0 or None) as bar:
         for kind, targets in {"real": labels, "random": shuffled}.items():
             bar.set_description(f"{kind} labels")
             model = copy.deepcopy(initial)
-            runs[kind] = fit(model, (images, targets), test, steps, seed, bar.update)
+            data = (images, targets), test
+            runs[kind] = fit(model, *data, steps, seed, bar.update, processes)
 
     settings = {
         "steps": steps,
         "seed": seed,
         "device": device,
+        "processes": processes.size,
         "width": WIDTH,
         "batch_size": BATCH_SIZE,
         "learning_rate": LEARNING_RATE,
         "training_examples": len(labels),
         "test_examples": len(test[1]),
     }
-    result = {"settings": settings, "versions": versions(), "runs": runs}
-    (out / "coherence.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, out / "coherence.png")
-    Console().print(table(runs))
-    print(f"wrote {out / 'coherence.png'} and {out / 'coherence.json'}")
+    return {"settings": settings, "versions": versions(), "runs": runs}
 
 
 def digits(seed: int, device: str) -> tuple[Batch, Batch]:
@@ -136,22 +157,30 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def fit(
-    model: nn.Module, train: Batch, test: Batch, steps: int, seed: int, advance: Callable[[], Any]
+    model: nn.Module,
+    train: Batch,
+    test: Batch,
+    steps: int,
+    seed: int,
+    advance: Callable[[], Any],
+    processes: Processes,
 ) -> Run:
     """Train with plain SGD, measuring on the way."""
     images, labels = train
+    trained = processes.wrapped(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     meter = pc.CoherenceMeter(model)
     batches = torch.Generator().manual_seed(seed)
     when = measured_steps(steps)
-    found = [{"step": 0, **measure(model, meter, train, test)}]
+    found = [{"step": 0, **measure(model, meter, train, test, processes)}]
     for step in range(1, steps + 1):
         chosen = torch.randperm(len(labels), generator=batches)[:BATCH_SIZE].to(labels.device)
+        mine = processes.part(chosen)
         optimizer.zero_grad()
-        loss(model, (images[chosen], labels[chosen])).backward()
+        (loss(trained, (images[mine], labels[mine])) * processes.share(chosen)).backward()
         optimizer.step()
         if step in when:
-            found.append({"step": step, **measure(model, meter, train, test)})
+            found.append({"step": step, **measure(model, meter, train, test, processes)})
         advance()
     return found
 
@@ -162,11 +191,14 @@ def measured_steps(steps: int) -> set[int]:
 
 
 def measure(
-    model: nn.Module, meter: pc.CoherenceMeter, train: Batch, test: Batch
+    model: nn.Module, meter: pc.CoherenceMeter, train: Batch, test: Batch, processes: Processes
 ) -> dict[str, Any]:
     """The coherence of all training examples at the present weights, and the accuracies."""
+    images, labels = map(processes.part, train)
     meter.reset()
-    meter.update(loss, train)
+    meter.update(loss, (images, labels))
+    if processes.group is not None:
+        meter.all_reduce(processes.group)
     coherence = meter.compute()
     modules = {"network": coherence, **coherence.by_module}
     return {

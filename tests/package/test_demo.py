@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.ranks import needs_gloo
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -85,6 +86,34 @@ def test_one_step_is_enough_and_leaves_the_threads_alone(tmp_path, capsys):
     printed = capsys.readouterr().out
     for word in ("real", "random", "network", *LAYERS, "coherence.png", "coherence.json"):
         assert word in printed
+
+
+@pytest.mark.slow
+@needs_gloo
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_find_what_one_finds(processes, result, tmp_path):
+    """Up to rounding in float32; batches of 100 and 1347 images are not divided evenly by three."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += [str(processes), "-m", "pycoherence", "demo", "--distributed"]
+    options = ["--steps", str(STEPS), "--out", str(tmp_path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1
+    found = json.loads((tmp_path / "coherence.json").read_text())
+    expected = {**result["settings"], "processes": processes}
+    assert found["settings"] == expected
+    for kind, run in result["runs"].items():
+        for ours, theirs in zip(found["runs"][kind], run, strict=True):
+            for part in ("modules", "parameters"):
+                for name, numbers in theirs[part].items():
+                    assert ours[part][name] == pytest.approx(numbers, rel=1e-5), (kind, name)
+
+
+def test_processes_that_torchrun_has_not_started_are_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(demo, "fit", lambda *args: pytest.fail("training has begun"))
+    with pytest.raises(ValueError, match=r"expected RANK in the environment.*run torchrun --nproc"):
+        demo.run(out=tmp_path, distributed=True)
 
 
 def test_random_labels_are_a_permutation(monkeypatch, tmp_path):
