@@ -922,9 +922,12 @@ class Capture:
         """Refuse gradients that are made after the pass, if FSDP2 reduces them in it."""
         request, unsharded = self.request, self._unsharded
         later = not request.gradients and not request.outputs  # and not only measured
-        later = later and self.across is None  # by which they are brought to the shards
-        if later and unsharded is not None and not unsharded.names.isdisjoint(names):
+        if not later or unsharded is None or unsharded.names.isdisjoint(names):
+            return
+        if self.across is None:
             refuse_sharded(unsharded.names.intersection(names), self.function)
+        # They are brought to the shards, each of which has to be of the same rule.
+        unsharded.expect_same_ranks(self.across, names, self.parameters, self.refuse)
 
     def leave(self, error: type[BaseException] | None) -> None:
         """End the block for the other processes too; an error here is told to them.

@@ -68,14 +68,7 @@ class Unsharded:
     ) -> None:
         """Note the parameters among some whose gradients FSDP2 will average over all ranks."""
         mine = self.names.intersection(names)
-        for name in mine:
-            theirs = sorted(parameters[name].device_mesh.mesh.flatten().tolist())
-            if theirs != across.ranks.members:
-                refuse(
-                    f"fully_shard averages over the ranks {theirs}, and group= has "
-                    f"{across.ranks.members}",
-                    "give both the same processes",
-                )
+        self.expect_same_ranks(across, mine, parameters, refuse)
         if mine and any(one.divides_otherwise for one in self._every):
             refuse(
                 "set_gradient_divide_factor makes FSDP2 divide by another number than that of the "
@@ -83,6 +76,23 @@ class Unsharded:
                 "leave it out, and scale the loss",
             )
         across.averaged.update(mine)
+
+    def expect_same_ranks(
+        self,
+        across: Across,
+        names: Iterable[str],
+        parameters: Mapping[str, Any],
+        refuse: Callable[[str, str], NoReturn],
+    ) -> None:
+        """Refuse a rule over the examples of other ranks than those that hold the shards."""
+        for name in self.names.intersection(names):
+            theirs = sorted(parameters[name].device_mesh.mesh.flatten().tolist())
+            if theirs != across.ranks.members:
+                refuse(
+                    f"fully_shard averages over the ranks {theirs}, and group= has "
+                    f"{across.ranks.members}",
+                    "give both the same processes",
+                )
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> "Unsharded | None":

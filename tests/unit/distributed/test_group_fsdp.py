@@ -85,11 +85,16 @@ def check_refusals(rank: int) -> None:
     model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     fully_shard(model, mesh=mesh)
     x, alone = torch.randn(5, 4), dist.new_group([rank], use_local_synchronization=True)
-    with (
-        pytest.raises(pc.UnsupportedError, match=r"averages over the ranks \[0, 1\]"),
-        pc.aggregate(model, pc.Median(), group=alone),
-    ):
-        model(x)
+    for rule in (pc.Median(), pc.Krum(1)):
+        for size in (5, 1):
+            with (
+                pytest.raises(pc.UnsupportedError, match=r"averages over the ranks \[0, 1\]"),
+                pc.aggregate(model, rule, group=alone),
+            ):
+                model(x[:size]).sum().backward()
+    with pc.collect(model, pc.SqNorms(), group=alone) as record:
+        model(x).sum().backward()
+    assert record.batch_size == 5
     model.set_gradient_divide_factor(4.0)
     with (
         pytest.raises(pc.UnsupportedError, match="set_gradient_divide_factor"),
