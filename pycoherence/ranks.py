@@ -158,7 +158,7 @@ class Ranks:
         return found.tolist()
 
     def texts(self, text: str) -> list[str]:
-        """What all ranks say, for people."""
+        """The words of all ranks, for people."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, text, group=self._group)
         return found

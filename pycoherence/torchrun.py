@@ -18,7 +18,7 @@ class Processes:
         group: All of them, a `torch.distributed.ProcessGroup`; `None` for a process on its own.
 
     Attributes:
-        group: As given.
+        group: All of them, or `None`.
         size: How many there are.
         rank: The place of this one among them.
     """

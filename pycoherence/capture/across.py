@@ -35,7 +35,7 @@ class Across:
         results: Those of this rank's examples.
 
     Attributes:
-        ranks: As given.
+        ranks: Those processes.
         whole: The results of the examples of all ranks.
         sizes: How many examples each rank has; empty until the first pass.
         averaged: Parameters whose gradients a wrapper of the model averages over the ranks.
@@ -179,8 +179,8 @@ class Across:
     def aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule over all examples gives, and how many of its numbers count.
 
-        What a wrapper of the model averages afterwards is this rank's slice within zeros, times the
-        number of ranks, so that the average is the whole; otherwise it is the whole already.
+        If a wrapper of the model averages it afterwards, it is this rank's slice within zeros, times
+        the number of ranks, so that the average is the whole; otherwise it is the whole already.
         """
         uneven = len(set(self.sizes)) > 1
         out = self.order(name, site, rule, self.share if uneven else 1.0)
@@ -277,7 +277,7 @@ class Across:
         return self.ranks.gather(x, self.sizes)
 
     def decided(self, x: Tensor) -> Tensor:
-        """What the first rank has decided; all others do the same."""
+        """The decision of the first rank, which all others follow."""
         return self.ranks.first(x)
 
     def totals(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1040,8 +1040,8 @@ class Capture:
 def _unwrapped(args: Any, kwargs: Any, seen: list[tuple[Tensor, Facts]]) -> tuple[Any, Any, Any]:
     """Arguments without the node by which FSDP2 frees the parameters of a module.
 
-    What is made of parameters alone takes its gradients back in a pass of its own, in which that
-    node would come too early.
+    Tensors that are made of parameters alone take their gradients back in a pass of their own, in
+    which that node would come too early.
     """
     new = {
         id(x): f.derived.source

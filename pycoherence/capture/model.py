@@ -186,7 +186,7 @@ _WRAPPERS = {
         "torch.nn.parallel.DistributedDataParallel",
     ),
 }
-"""What wraps a model, by the name of its class, so that nothing is imported to tell."""
+"""Wrappers of a model, by the name of the class, so that nothing is imported to tell."""
 
 
 @lru_cache(256)

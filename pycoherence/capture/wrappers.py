@@ -1,4 +1,4 @@
-"""What wraps a model in several processes, and averages its gradients."""
+"""Wrappers of a model in several processes, which average its gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -189,7 +189,7 @@ class FactoredSite:
         return ()
 
     def options(self) -> tuple[Any, ...]:
-        """What tells sites of this kind apart beside shapes."""
+        """The settings that tell sites of this kind apart, beside shapes."""
         return ()
 
     def padded(self: S, positions: int) -> S:

@@ -193,7 +193,7 @@ class ShardedSite:
 
 
 def local_part(x: Tensor, mesh: "DeviceMesh", placements: "Sequence[Placement]") -> Tensor:
-    """What this rank holds of a tensor that is distributed in a given way.
+    """The part of a tensor that this rank holds, if it is distributed in a given way.
 
     Args:
         x: A distributed tensor, which is redistributed, or one that all ranks have whole.
@@ -223,7 +223,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def local_values(x: Tensor) -> Tensor:
-    """What this rank holds of a tensor, however it is distributed."""
+    """The part of a tensor that this rank holds, however it is distributed."""
     return waited(x.to_local()) if is_dtensor(x) else x
 
 
