@@ -72,10 +72,11 @@ class aggregate:
             A rule sees gradients that are divided by it; those in `.grad` are multiplied by it
             again, as the scaler expects.
         group: The processes over whose examples the rule is taken, a
-            `torch.distributed.ProcessGroup` or a `DeviceMesh`; `None` for those of this process
-            alone. All of them run the block. `.grad` is then the same on each, that of one process
-            with all examples in the order of ranks; what DistributedDataParallel or FSDP2
-            averages over these processes is completed by that average.
+            `torch.distributed.ProcessGroup` or a `DeviceMesh`; `None` for this process alone. All
+            of them run the block. `.grad` is then the same on each, that of one process with all
+            examples in the order of global ranks, and so is the report. A model wrapped by
+            DistributedDataParallel or FSDP2 is wrapped over the same processes; the wrapper's own
+            average completes a rule over coordinates.
 
     Returns:
         On entering, this object; its `report` says what the rule did.
@@ -84,14 +85,18 @@ class aggregate:
         ValueError: No parameter to track, an unknown option, or, from `backward()`, a batch that is
             too small for the rule.
         TypeError: The rule is a class instead of an object, or something else; `group_size` is not
-            an integer.
+            an integer; `group` is neither a process group nor a mesh.
         RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
             pass of the model was seen in the block; from `backward()`, a second pass in the block
-            with a rule over whole examples.
+            with a rule over whole examples. With `group`, see `pycoherence.collect`.
+        RanksError: See `pycoherence.collect`.
         UnsupportedError: See `pycoherence.collect`; from `backward()`, parameters have hooks on
-            their gradients, with a rule over whole examples.
+            their gradients, with a rule over whole examples. In the block, a wrapper of the model
+            reduces gradients in a way that the rule cannot use, such as DistributedDataParallel
+            with a communication hook, or without `group` if the rule is over whole examples.
 
-    Cost: See the rule.
+    Cost: See the rule. With `group`, each process receives its slice of the gradients of others'
+    examples, or their factors if these are fewer numbers; docs/distributed.md has the formulas.
 
     Source: Chatterjee 2020, arXiv:2002.10657, for robust gradients against memorisation; each
     rule names its own.

@@ -56,9 +56,11 @@ class collect:
             `torch.amp.GradScaler` that does it, read when `backward()` runs. All
             results are divided by it, and `.grad` is not.
         group: The processes whose examples count together, a `torch.distributed.ProcessGroup` or a
-            `DeviceMesh`; `None` for those of this process alone. All of them run the block. The
-            record then is of all their examples, in the order of ranks, and the same on each;
-            `Record.local` is that of this process. `.grad` is not changed by it.
+            `DeviceMesh`; `None` for this process alone. All of them run the block. The record then
+            is of all their examples, in the order of global ranks, and the same on each;
+            `Record.local` is that of this process. `g_b` is as in one process with one loss over
+            all examples, also if the processes have different numbers of them. `.grad` is filled
+            as without it.
 
     Returns:
         On entering, the `Record` that holds the results once `backward()` has run.
@@ -67,18 +69,23 @@ class collect:
         ValueError: No statistic, two of one kind, no parameter to track, an unknown
             `loss_reduction`, `group_size` or `loss_scale`, or directions that do not fit the
             parameters.
-        RuntimeError: The blocks of two `collect` are nested; `group` has no process of this kind.
+        RuntimeError: The blocks of two `collect` are nested; on entering, `torch.distributed` has
+            no process groups yet, or this process is not in `group`.
         RanksError: From `backward()` or on leaving, on all processes of `group`: they run
             different passes, or one of them has raised an error.
-        TypeError: A statistic is a class instead of an object, `group_size` is not an integer, or a
-            direction has a dtype or device that does not fit.
+        TypeError: A statistic is a class instead of an object, `group_size` is not an integer,
+            `group` is neither a process group nor a mesh, or a direction has a dtype or device that
+            does not fit.
         UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
             a parameter used in a way that is not known or batch sizes that disagree or are not
             whole groups; from `backward()`, before it starts, if a gradient would reach a parameter
-            and bypass the capture.
+            and bypass the capture, or with `group` if a parameter is a slice by tensor parallelism.
 
     Cost: One forward and backward pass, in which each weight gradient is computed together with its
-    statistics; memory as each statistic says, `O(B)` for each parameter with `SqNorms`.
+    statistics; memory as each statistic says, `O(B)` for each parameter with `SqNorms`. With
+    `group`, each of `R` processes receives for `SqNorms` as many numbers as half the average of
+    the gradients takes, `(R - 1) / R` for each of the model's, and one for each example and
+    parameter of the others; docs/distributed.md has the other statistics.
 
     Example:
         >>> import torch, pycoherence as pc

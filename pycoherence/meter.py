@@ -34,7 +34,8 @@ class CoherenceMeter:
     .. math:: S = \sum_i g_i, \quad Q = \sum_i \lVert g_i \rVert^2, \quad m = \lVert S \rVert^2 / Q
 
     Both are kept in float64, for each parameter. Batches may have any sizes; up to rounding, the
-    result does not depend on how the sample was split. The model and its `.grad` stay untouched.
+    result does not depend on how the sample was split, nor with `all_reduce` on the number of
+    processes that take its parts. The model and its `.grad` stay untouched.
 
     Args:
         model: The model whose parameters (those that require a gradient) are measured.
@@ -151,19 +152,28 @@ class CoherenceMeter:
         self._add(other.state_dict())
 
     def all_reduce(self, group: Group) -> None:
-        """Add the examples of the meters of other processes at the same weights.
+        r"""Add the examples of the meters of other processes at the same weights.
 
-        All processes call it together; afterwards their meters have the examples of all.
+        .. math:: S = \sum_r S_r, \quad Q = \sum_r Q_r, \quad n = \sum_r n_r
+
+        All processes call it together, once, when each has its batches, as many as it has, or none.
+        Afterwards the meter of each has the examples of all: a second call, or further batches
+        before one, would count them once for each process. `reset` begins anew.
 
         Args:
             group: The processes, a `torch.distributed.ProcessGroup` or a `DeviceMesh`.
 
         Raises:
             TypeError: It is neither.
-            ValueError: The meters are at different weights.
-            RanksError: They track different parameters, or differ in what an example is.
+            RuntimeError: `torch.distributed` has no process groups yet, or this process is not in
+                `group`.
+            ValueError: The meters are at different weights, as far as some values of each parameter
+                tell; on all processes.
+            RanksError: They track different parameters, or differ in `group_size`; or another
+                process has raised an error.
 
-        Cost: One sum over the processes of a float64 number for each of the model's.
+        Cost: One sum over the processes of a float64 number for each of the model's, as much as the
+        average of gradients in float64.
         """
         check_group(group)
         ranks = ranks_of(group)

@@ -107,7 +107,7 @@ class Record:
 
     @property
     def local(self) -> "Record":
-        """The record of the examples of this process, if `group` has others; else this one."""
+        """The record of the examples of this process with `group`; without it, this very record."""
         return self if self._local is None else self._local
 
     @property

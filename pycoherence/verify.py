@@ -76,8 +76,9 @@ def verify(
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`; `loss_fn` is then also given the rows of one.
         on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
-        group: The processes that verify together, as in `pycoherence.collect`: each its own batch,
-            and all raise if one would. The errors are the largest over all of them.
+        group: The processes that verify together, as in `pycoherence.collect`: each takes its own
+            batch, of one or more examples, and all raise if one would. The errors are the largest
+            over all of them. Statistics that the processes make together are not compared.
 
     Returns:
         The errors found, by parameter.
@@ -87,6 +88,8 @@ def verify(
         TypeError: `group_size` is not an integer.
         VerificationError: An error is larger than `rtol`; the message lists the parameters. Or no
             tensor of the batch has the rows of the examples that the capture has found.
+        RuntimeError: See `pycoherence.collect`, with `group`.
+        RanksError: Another process of `group` has raised an error, or has other parameters.
         UnsupportedError: See `pycoherence.collect`; or `torch.distributed.fsdp.fully_shard`
             has sharded the model.
 

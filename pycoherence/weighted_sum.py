@@ -51,8 +51,8 @@ def weighted_sum(
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
         on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
         group: The processes whose examples count together, as in `pycoherence.collect`; all of
-            them call this. The weights are then those of all examples, in the order of ranks,
-            and the result is the same on each.
+            them call this. The weights `[B]` and the record are then those of all examples, in the
+            order of global ranks, and the result is the same on each.
 
     Returns:
         For each parameter that requires a gradient a tensor of its shape, in float32 (float64 for
@@ -62,10 +62,13 @@ def weighted_sum(
         ValueError: The loss is not a scalar or does not use the model, the weights are not `[B]`,
             or as in `pycoherence.collect`.
         TypeError: The weights are not floating or on another device.
+        RuntimeError: See `pycoherence.collect`, with `group`.
+        RanksError: See `pycoherence.collect`.
         UnsupportedError: See `pycoherence.collect`.
 
     Cost: One forward and backward pass with the statistics, in which no weight gradient is
-    computed, then the weighted ones; memory of the inputs and output gradients of all layers.
+    computed, then the weighted ones; memory of the inputs and output gradients of all layers. With
+    `group` also one sum over the processes of a number for each of the model's.
 
     Source: Bu et al. 2023, arXiv:2210.00038.
 

@@ -179,8 +179,8 @@ class Across:
     def aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule over all examples gives, and how many of its numbers count.
 
-        If a wrapper of the model averages it afterwards, it is this rank's slice within zeros, times
-        the number of ranks, so that the average is the whole; otherwise it is the whole already.
+        If a wrapper of the model averages it afterwards, it is this rank's slice within zeros,
+        times the number of ranks, so that the average is the whole; else it is the whole already.
         """
         uneven = len(set(self.sizes)) > 1
         out = self.order(name, site, rule, self.share if uneven else 1.0)

@@ -344,6 +344,27 @@ def test_verify_together() -> None:
     run_ranks(2, check_verify)
 
 
+def check_one_loss(rank: int) -> None:
+    """A sum over the examples of all ranks, over their number: `.grad` is its gradient."""
+    sizes, world = (3, 6), 2
+    net, alone = make()
+    ours = DistributedDataParallel(net, find_unused_parameters=True)
+    ids, classes, mine = batch(sizes, rank)
+    scale = world / sum(sizes)
+    options: Any = {"loss_reduction": "sum", "loss_scale": scale, "group": dist.group.WORLD}
+    with pc.collect(ours, pc.SqNorms(), **options) as record:
+        (loss(ours, ids[mine], classes[mine], "sum") * scale).backward()
+    with pc.collect(alone, pc.SqNorms()) as expected:
+        loss(alone, ids, classes).backward()
+    same(record.sq_norms, expected.sq_norms, "norms")
+    same(record.coherence().m, expected.coherence().m, "coherence")
+    check_grads(net, alone, "")
+
+
+def test_uneven_batches_under_one_loss() -> None:
+    run_ranks(2, check_one_loss)
+
+
 def check_noise(rank: int) -> None:
     net = nn.Linear(200, 50, bias=False).double()
     dist.broadcast(net.weight.data, 0)

@@ -80,6 +80,44 @@ def test_without_resharding() -> None:
     run_ranks(2, check, (3, 6), (2,), {"reshard_after_forward": False})
 
 
+def check_accumulation(rank: int, **options: Any) -> None:
+    mesh, sizes = init_device_mesh("cpu", (2,)), (4, 6)
+    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    for rule in (pc.Median(), pc.Krum(1)):
+        torch.manual_seed(0)
+        net: Any = Net().double()
+        alone = copy.deepcopy(net)
+        if "ignored_params" in options:
+            options["ignored_params"] = set(net.twice.parameters())
+        for module in (net.first, net.twice, net):
+            fully_shard(module, mesh=mesh, **options)
+        shards = dict(net.named_parameters())
+        for step in range(2):
+            generator = torch.Generator().manual_seed(step)
+            x, y = (torch.randint(9, (sum(sizes), 5), generator=generator) for _ in range(2))
+            net.set_requires_gradient_sync(step == 1)
+            for model, part, group in ((alone, slice(None), None), (net, mine, mesh)):
+                with pc.aggregate(model, rule, group=group):
+                    F.cross_entropy(model(x[part]).mT, y[part]).backward()
+        for (name, p), q in zip(shards.items(), alone.parameters(), strict=True):
+            grad: Any = p.grad
+            whole = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+            torch.testing.assert_close(whole, q.grad, msg=name)
+
+
+def check_accumulations(rank: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    check_accumulation(rank)
+    check_accumulation(rank, ignored_params=None)
+    check_accumulation(rank, shard_placement_fn=lambda p: Shard(p.dim() - 1))
+
+
+@pytest.mark.slow
+def test_accumulated_batches() -> None:
+    run_ranks(2, check_accumulations)
+
+
 def check_refusals(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
