@@ -1,16 +1,20 @@
 """What the README and the pages under docs say is true: their code runs, their table is right."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ranks import needs_gloo
 
 import pycoherence as pc
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SCRIPT = re.compile(r"^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]*))?\)")
 
 KERNELS = {
@@ -29,6 +33,20 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         # Blank lines in front, so that errors name the line of the page.
         lines = text.count("\n", 0, block.start(1))
         exec(compile("\n" * lines + block[1], str(page), "exec"), namespace)
+
+
+SCRIPTS = SCRIPT.findall((ROOT / "docs/distributed.md").read_text())
+
+
+@pytest.mark.slow
+@needs_gloo
+@pytest.mark.parametrize("script", SCRIPTS, ids=["wrapped", "sharded"])
+def test_scripts_of_several_processes_run(script: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "train.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
