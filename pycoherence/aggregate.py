@@ -18,6 +18,7 @@ from pycoherence.capture import (
     Request,
     check_batch_norm,
     check_loss_scale,
+    expect_same_ranks,
     expect_unchanged,
     tracked_parameters,
     without_sync,
@@ -164,6 +165,7 @@ class aggregate:
         self._filler.begin(capture, parameters)
         with ExitStack() as stack:
             if isinstance(self._rule, GramRule) and capture.across is not None:
+                expect_same_ranks(self._model, capture.across.ranks)
                 stack.enter_context(without_sync(self._model))
             stack.enter_context(capture)
             self._stack = stack.pop_all()

@@ -296,9 +296,10 @@ def _members(group: Group) -> list[int]:
 
 def _timeout(group: Group) -> timedelta | None:
     """The timeout of a group, which torch does not tell; its default if it cannot be found."""
-    try:
-        known: Any = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
-        backend = known._get_backend(torch.device("cpu"))
-        return backend.options._timeout
-    except (AttributeError, RuntimeError):
-        return None
+    known: Any = group if isinstance(group, dist.ProcessGroup) else dist.group.WORLD
+    for device in ("cpu", "cuda"):
+        try:
+            return known._get_backend(torch.device(device)).options._timeout
+        except (AttributeError, RuntimeError):
+            continue
+    return None

@@ -33,7 +33,7 @@ from pycoherence.capture.request import (
 )
 from pycoherence.capture.results import Factors, ParameterInfo, Results, expect_unchanged
 from pycoherence.capture.rules import register_rule
-from pycoherence.capture.wrappers import without_sync
+from pycoherence.capture.wrappers import expect_same_ranks, without_sync
 
 __all__ = [
     "Across",
@@ -53,6 +53,7 @@ __all__ = [
     "check_loss_scale",
     "check_not_sharded",
     "close_blocks",
+    "expect_same_ranks",
     "expect_unchanged",
     "functions",
     "lasting_parameters",

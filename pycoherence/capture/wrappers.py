@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pycoherence.capture.across import Across
 from pycoherence.capture.model import modules_of
 from pycoherence.errors import UnsupportedError
+from pycoherence.ranks import Ranks
 
 Refuse = Callable[[str, str], NoReturn]
 
@@ -64,13 +65,7 @@ def note_averaged(
     ddp = active_ddp()
     if ddp is None or not ddp.require_backward_grad_sync:
         return
-    theirs = dist.get_process_group_ranks(ddp.process_group)
-    if sorted(theirs) != across.ranks.members:
-        refuse(
-            f"DistributedDataParallel averages over the ranks {theirs}, and group= has "
-            f"{across.ranks.members}",
-            "give both the same processes",
-        )
+    expect_same_ranks(ddp, across.ranks)
     if ddp._comm_hooks:
         refuse(
             "DistributedDataParallel has a communication hook, which may not average what it sends",
@@ -78,6 +73,23 @@ def note_averaged(
         )
     managed = {id(p) for p in _managed(ddp)}
     across.averaged.update(name for name in names if id(parameters[name]) in managed)
+
+
+def expect_same_ranks(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse a rule over the examples of other ranks than those whose weights are kept alike.
+
+    Raises:
+        UnsupportedError: A DistributedDataParallel in the model has other ranks.
+    """
+    for _, module in modules_of(model):
+        if not isinstance(module, DistributedDataParallel):
+            continue
+        theirs = sorted(dist.get_process_group_ranks(module.process_group))
+        if theirs != ranks.members:
+            raise UnsupportedError(
+                f"DistributedDataParallel averages over the ranks {theirs}, and group= has "
+                f"{ranks.members}. What to do: give both the same processes."
+            )
 
 
 def active_ddp() -> Any:

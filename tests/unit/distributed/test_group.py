@@ -400,6 +400,8 @@ def check_wrappers(rank: int) -> None:
         pc.aggregate(plain, pc.Median(), group=alone),
     ):
         plain(x)
+    with pytest.raises(pc.UnsupportedError, match=r"averages over the ranks \[0, 1\]"):
+        pc.aggregate(plain, pc.NormClip(1.0), group=alone).__enter__()
     with pc.collect(plain.module, pc.Gram(), group=world) as record:  # what is inside the wrapper
         plain(x).sum().backward()
     assert record.gram.shape == (8, 8)
