@@ -1,0 +1,1 @@
+"""The time and the traffic of statistics and rules over the examples of several processes."""
