@@ -10,6 +10,7 @@ from pathlib import Path
 COMMANDS = {
     "ops": "ops/command",
     "training": "training/command",
+    "distributed": "distributed/command",
     "report": "report/page",
     "overhead": "training/overhead",
     "host": "gpu/host",
@@ -37,7 +38,7 @@ def _line(command: str) -> str:
     """Importing a command needs more than the help does."""
     path = Path(__file__).parent / f"{COMMANDS[command]}.py"
     about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return f"  {command:10}{about.partition(chr(10))[0]}"
+    return f"  {command:12}{about.partition(chr(10))[0]}"
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Place:
         return Fraction(2 * (self.ranks - 1) * n, self.ranks)
 
     def decided(self, n: int) -> int:
-        """What the first rank sends to all others."""
+        """Numbers that the first rank sends to all others."""
         return 0 if self.rank == 0 else n
 
 
@@ -218,7 +218,7 @@ def wrapper(parameters: Parameters, at: Place) -> Received:
 
 
 PASS = Received(headers=4)
-"""What every pass says: sizes of batches, names of parameters, results, and its end."""
+"""Headers of every pass: sizes of batches, names of parameters, results, and its end."""
 
 
 def _size(parameters: Parameters) -> int:

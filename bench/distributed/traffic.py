@@ -16,7 +16,7 @@ from pycoherence.ranks import Ranks
 
 @dataclass
 class Traffic:
-    """What this process has received.
+    """Everything that this process has received.
 
     Attributes:
         numbers: How many, headers left out.

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.report import chart
 from bench.shared import environment, options, results
+from bench.shared.results import table
 
 PAGE = environment.ROOT / "docs" / "benchmarks.md"
 PICTURE = PAGE.with_suffix(".png")
@@ -61,12 +62,6 @@ def replace(page: str, name: str, text: str) -> str:
     if times != 1:
         raise ValueError(f"expected the markers <!-- {name} --> and <!-- /{name} --> once in page")
     return found
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    for row in (head, ["---"] * len(head), *rows):
-        yield f"| {' | '.join(row)} |"
 
 
 def setting(training: Result) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Files of results: JSON, with all that should be told of where they were measured."""
+"""Files of results: JSON, with all that should be told of where they were measured; and tables."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +28,9 @@ def written(rows: Iterable[Row], out: Path | None, device: str = "cpu") -> Itera
         for row in rows:
             file.write(json.dumps(row | setting) + "\n")
             yield row
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    for row in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(row)} |"

@@ -1,4 +1,4 @@
-"""What each rank receives from the others, number by number, beside formulas."""
+"""Everything that a rank receives is counted, and compared with formulas."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
