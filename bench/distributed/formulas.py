@@ -199,11 +199,18 @@ def krum(parameters: Parameters, at: Place, m: int, per_parameter: bool = False)
     return PASS + exchanges(parameters, at) + chosen
 
 
-def norm_clip(parameters: Parameters, at: Place) -> Received:
-    """A norm of each example, the weights, and the weighted sum of the gradients."""
+def norm_clip(parameters: Parameters, at: Place, noise: bool = False) -> Received:
+    """A norm of each example, the weights, and the weighted sum of the gradients.
+
+    Args:
+        parameters: Those of the model.
+        at: The rank.
+        noise: Whether there is some, which the first rank draws.
+    """
+    n, size = len(parameters), _size(parameters)
     results = Fraction(at.others + at.decided(at.batch + 1))
-    sums = at.total(_size(parameters))
-    return PASS + Received(sums=sums, results=results, headers=1 + len(parameters))
+    found = PASS + Received(sums=at.total(size), results=results, headers=1 + n)
+    return found + Received(sums=Fraction(at.decided(size)), headers=n) if noise else found
 
 
 def weighted_sum(parameters: Parameters, at: Place) -> Received:

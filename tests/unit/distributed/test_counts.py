@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -48,22 +49,12 @@ def aggregating(rule: pc.robust.Rule) -> Callable[[nn.Module], Any]:
     return lambda model: pc.aggregate(model, rule, group=dist.group.WORLD)
 
 
-def joined(parameters: Parameters, at: Place) -> Received:
-    return formulas.coordinate_rule(parameters, at, averaged=False)
+joined = partial(formulas.coordinate_rule, averaged=False)
+left = partial(formulas.coordinate_rule, averaged=True)
+"""Slices are joined by one more sum, or left to the wrapper, which alone sends gradients then."""
 
-
-def left(parameters: Parameters, at: Place) -> Received:
-    """Slices that the wrapper joins: no gradient is sent but by it."""
-    return formulas.coordinate_rule(parameters, at, averaged=True)
-
-
-def chosen(parameters: Parameters, at: Place) -> Received:
-    return formulas.krum(parameters, at, m=2)
-
-
-def chosen_each(parameters: Parameters, at: Place) -> Received:
-    return formulas.krum(parameters, at, m=2, per_parameter=True)
-
+chosen = partial(formulas.krum, m=2)
+chosen_each = partial(formulas.krum, m=2, per_parameter=True)
 
 WAYS = {
     "SqNorms": Way(collecting(pc.SqNorms()), formulas.sq_norms),
@@ -79,6 +70,9 @@ WAYS = {
     "Krum of each": Way(aggregating(pc.Krum(1, m=2, per="parameter")), chosen_each),
     "NormClip": Way(aggregating(pc.NormClip(1.0)), formulas.norm_clip),
     "NormClip, wrapped": Way(aggregating(pc.NormClip(1.0)), formulas.norm_clip, wrapped=True),
+    "NormClip, noisy": Way(
+        aggregating(pc.NormClip(1.0, noise_multiplier=0.1)), partial(formulas.norm_clip, noise=True)
+    ),
 }
 
 
@@ -174,6 +168,20 @@ def check_workspace(rank: int, sizes: tuple[int, ...]) -> None:
 @needs_gloo
 def test_parts_are_no_more_than_the_whole() -> None:
     run_ranks(2, check_workspace, SIZES[2])
+
+
+def check_padding(rank: int, sizes: tuple[int, ...]) -> None:
+    """All send as many positions as the rank that has most."""
+    at, positions = Place(sizes, rank), 2 + rank
+    for name in ("Gram", "Winsorized"):
+        found = count(WAYS[name], at, DIVISIBLE, positions)
+        compare(found, WAYS[name].expected(parameters(DIVISIBLE, 1 + at.ranks), at), at, name)
+        assert found.calls["broadcast"] + found.calls["all_gather"] == 2  # one for each weight
+
+
+@needs_gloo
+def test_texts_of_several_lengths() -> None:
+    run_ranks(2, check_padding, SIZES[2])
 
 
 def check_weighted_sum(rank: int, sizes: tuple[int, ...]) -> None:
