@@ -1,7 +1,7 @@
 """Robust gradients in place of the ordinary one."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from math import prod
 from types import TracebackType
 from typing import Literal, get_args
@@ -24,7 +24,7 @@ from pycoherence.capture import (
     without_sync,
 )
 from pycoherence.errors import UnsupportedError
-from pycoherence.ranks import Group, check_group, ranks_of
+from pycoherence.ranks import Group, Ranks, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     check_group_size,
@@ -32,7 +32,7 @@ from pycoherence.record import (
     check_on_unsupported,
 )
 from pycoherence.robust import Choice, CoordinateRule, Decision, GramRule, Report, Rule, decide
-from pycoherence.sites import placed
+from pycoherence.sites import placed, sq_norm
 from pycoherence.statistics import Batch
 
 NonFinite = Literal["nan", "drop"]
@@ -144,6 +144,11 @@ class aggregate:
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
         self._group = check_group(group)
+        if group is not None and on_unsupported == "skip":
+            raise ValueError(
+                'expected on_unsupported to be another value than "skip" together with group=, '
+                "since gradients that no rule makes would differ between the processes"
+            )
         self._stack = ExitStack()
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
@@ -157,11 +162,17 @@ class aggregate:
     def __enter__(self) -> "aggregate":
         if self._capture is not None:
             raise RuntimeError("this aggregate has been used; make a new one for each batch")
+        ranks = ranks_of(self._group)
+        with nullcontext() if ranks is None else ranks.opening():
+            self._open(ranks)
+        return self
+
+    def _open(self, ranks: Ranks | None) -> None:
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
         if isinstance(self._rule, GramRule) and self._rule.carries is not None:
             self._rule.carries.check(parameters)
-        capture = Capture(self._model, parameters, self._request(), self._filler.around)
+        capture = Capture(self._model, parameters, self._request(ranks), self._filler.around)
         self._filler.begin(capture, parameters)
         with ExitStack() as stack:
             if isinstance(self._rule, GramRule) and capture.across is not None:
@@ -170,7 +181,6 @@ class aggregate:
             stack.enter_context(capture)
             self._stack = stack.pop_all()
         self._capture = capture
-        return self
 
     def __exit__(
         self,
@@ -190,7 +200,7 @@ class aggregate:
                 "loss.backward(), inside the block and in its thread"
             )
 
-    def _request(self) -> Request:
+    def _request(self, ranks: Ranks | None) -> Request:
         if isinstance(self._rule, CoordinateRule):
             name, k = self._rule.aggregate
             aggregate = Aggregate(name, k, self._drop, self._rule.counts)
@@ -201,7 +211,8 @@ class aggregate:
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
-            ranks=ranks_of(self._group),
+            rule=_words(self._rule, self._drop),
+            ranks=ranks,
             is_mean=self._loss_reduction == "mean",
         )
 
@@ -306,6 +317,10 @@ class _Filler:
         taking = [name for name in results.parameters if name in factors or name in centre]
         groups = [taking] if rule.per == "network" else [[name] for name in taking]
         if across is not None:
+            if centre:
+                # Each rank moves its own, and they would never meet again.
+                norms = [f"{name} {float(sq_norm(v)).hex()}" for name, v in centre.items()]
+                across.ranks.step(f"a centre with the squared norms {', '.join(norms)}")
             for name, kept in factors.items():
                 factors[name] = FactorsAcross(kept.site, kept.versions, across, name)
         means: dict[str, Tensor] = {}
@@ -337,6 +352,13 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
             "a rule over whole examples has made one. What to do: remove the hooks, or use a rule "
             "over coordinates."
         )
+
+
+def _words(rule: Rule, drop: bool) -> str:
+    """What several processes have to agree on of a rule."""
+    plain = (bool, int, float, str)
+    found = {name: x for name, x in vars(rule).items() if isinstance(x, plain)}
+    return f"rule {type(rule).__name__} {found}, nonfinite={'drop' if drop else 'nan'}"
 
 
 def _share(count: Tensor | None, shape: tuple[int, ...]) -> float | None:

@@ -1,5 +1,6 @@
 """Statistics of the per-example gradients of one backward pass."""
 
+from contextlib import nullcontext
 from types import TracebackType
 
 from torch import nn
@@ -12,7 +13,7 @@ from pycoherence.capture import (
     check_loss_scale,
     tracked_parameters,
 )
-from pycoherence.ranks import Group, check_group, ranks_of
+from pycoherence.ranks import Group, Ranks, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     Record,
@@ -127,6 +128,11 @@ class collect:
     def __enter__(self) -> Record:
         if self._capture is not None:
             raise RuntimeError("this collect has been used; make a new one for each batch")
+        ranks = ranks_of(self._group)
+        with nullcontext() if ranks is None else ranks.opening():
+            return self._open(ranks)
+
+    def _open(self, ranks: Ranks | None) -> Record:
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
         request = combine(self._statistics, parameters)._replace(
@@ -134,7 +140,7 @@ class collect:
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
-            ranks=ranks_of(self._group),
+            ranks=ranks,
             is_mean=self._loss_reduction == "mean",
         )
         capture = Capture(self._model, parameters, request)

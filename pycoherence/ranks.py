@@ -15,13 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from pycoherence.errors import RanksError
 
 Group = Any
 """A `torch.distributed.ProcessGroup` or a `torch.distributed.device_mesh.DeviceMesh`."""
 
-_WIDTH = 12
+_WIDTH = 16
 _RUNS, _HAS_RAISED, _HAS_LEFT = range(3)
 _PATIENCE = timedelta(seconds=10)
 """The time that a rank that has raised an error gives the others to take notice of it."""
@@ -42,14 +43,11 @@ class Ranks:
         self.members = sorted(members)
         self.size, self.rank = len(members), self.members.index(dist.get_rank())
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        self._group: Any = dist.new_group(
-            self.members,
-            timeout=timeout,
-            # Headers lie on the host, so that no rank waits for its GPU to read them.
-            backend="cpu:gloo,cuda:nccl" if gpus else "gloo",
-            use_local_synchronization=True,
-        )
-        self._is_lost = self._is_over = False
+        # Headers lie on the host, so that no rank waits for its GPU to read them.
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        self._group: Any = _new_group(self.members, backend, timeout)
+        self._is_lost = False
+        self._is_over = True
 
     def __repr__(self) -> str:
         return f"Ranks(size={self.size}, rank={self.rank})"
@@ -65,15 +63,31 @@ class Ranks:
         self._is_over = True
 
     @contextmanager
-    def conversation(self) -> Iterator[None]:
-        """Send in the block; an error in it is told to the others, and so is its end."""
+    def opening(self) -> Iterator[None]:
+        """Begin a conversation that goes on behind the block; an error in it ends it for all."""
         self.begin()
         try:
             yield
         except BaseException:
             self.fail()
             raise
+
+    @contextmanager
+    def conversation(self) -> Iterator[None]:
+        """Send in the block; an error in it is told to the others, and so is its end.
+
+        Inside another one it is a part of that.
+        """
+        is_part = not self._is_over
+        self.begin()
+        try:
+            yield
+        except BaseException:
+            if not is_part:
+                self.fail()
+            raise
         self.leave()
+        self._is_over = not is_part
 
     def step(self, what: str, numbers: Sequence[int] = ()) -> list[list[int]]:
         """Say what comes next, and some numbers; those of all ranks.
@@ -222,6 +236,8 @@ class Ranks:
 
         Numbers received: `(R - 1) / R` of the tensor's.
         """
+        if self.size == 1:
+            return x.reshape(-1)
         parts = x.reshape(-1).tensor_split(self.size)
         got = self.swap(parts, [parts[self.rank].shape] * self.size)
         return torch.stack(got).sum(0)
@@ -234,6 +250,35 @@ class Ranks:
         x = x.clone(memory_format=torch.contiguous_format)
         dist.broadcast(x, group=self._group, group_src=source)
         return x
+
+
+def _new_group(members: Sequence[int], backend: str, timeout: timedelta | None) -> Any:
+    """A process group that its members make without the other processes.
+
+    What torch has for that, `new_group(use_local_synchronization=True)`, names it by how many
+    groups this process is in. Ranks may differ in this, and then wait under different names.
+    """
+    world: Any = dist.group.WORLD
+    counts = _made.setdefault(world, {})
+    key = tuple(members)
+    counts[key] = counts.get(key, 0) + 1
+    name = f"pycoherence_{'_'.join(map(str, members))}_{counts[key]}"
+    kind: Any = dist.Backend(backend)
+    made, _ = distributed_c10d._new_process_group_helper(
+        len(members),
+        members.index(dist.get_rank()),
+        list(members),
+        kind,
+        distributed_c10d._world.pg_map[world][1],
+        name,  # pyright: ignore[reportArgumentType]
+        timeout=distributed_c10d._get_default_timeout(kind) if timeout is None else timeout,
+    )
+    distributed_c10d._world.pg_group_ranks[made] = {rank: i for i, rank in enumerate(members)}
+    return made
+
+
+_made: "weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], int]]" = weakref.WeakKeyDictionary()
+"""By world, how many groups of some members have been made."""
 
 
 def check_group(group: Any) -> Group | None:

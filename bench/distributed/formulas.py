@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-WIDTH = 12
+WIDTH = 16
 """Numbers of a header, of eight bytes each."""
 
 

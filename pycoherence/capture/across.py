@@ -51,7 +51,6 @@ class Across:
         self._request, self._own = request, results
         self._sums: dict[str, list[Tensor]] = {}
         self._dots: dict[str, Tensor] = {}
-        ranks.begin()
 
     # The course of a pass.
 
@@ -89,7 +88,7 @@ class Across:
         outputs = ", ".join(sorted(request.outputs))
         return (
             f"measure {outputs or 'nothing'}; aggregate {request.aggregate}; factors "
-            f"{request.factors}; group_size {request.group_size}; loss_scale "
+            f"{request.factors}; {request.rule}; group_size {request.group_size}; loss_scale "
             f"{self._own.loss_scale}; mean {request.is_mean}"
         )
 
@@ -176,7 +175,9 @@ class Across:
         # Ranks add numbers up in an order that depends on their place, and ties have to stay.
         return mirrored(self.ranks.total(part))
 
-    def aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
+    def aggregate(
+        self, name: str, site: Site, rule: Aggregate, *, averaged: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule over all examples gives, and how many of its numbers count.
 
         If a wrapper of the model averages it afterwards, it is this rank's slice within zeros,
@@ -187,7 +188,10 @@ class Across:
         kept = out.count_nonzero() if rule.count else None
         # One scale for all leaves the order of the examples as it is, and is exact afterwards.
         scale = sum(self.sizes) * (1.0 if uneven else self.share)
-        if name in self.averaged:
+        # A gradient that is only asked for reaches no wrapper, and a multiple of one in half
+        # precision may overflow where the average does not.
+        half = self.whole.parameters[name].dtype == torch.float16
+        if averaged and name in self.averaged and not half:
             return out * (scale * self.ranks.size), kept
         return self.ranks.total(out) * scale, kept
 

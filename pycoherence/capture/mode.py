@@ -279,7 +279,15 @@ class Capture:
         result = func(*args, **kwargs)
         if isinstance(result, (Tensor, list, tuple)):
             self._note_new(rule, result, soft=not kinds and rule.name in _RANDOM)
+            if self.count == 1 and kinds & FOREIGN and not rule.writes:
+                self._note_foreign(result)
         return result
+
+    def _note_foreign(self, result: Any) -> None:
+        """Keep in mind that rows may be those of a batch, of which the one row is no example."""
+        for x in tensors(result):
+            if x.dim() and x.is_floating_point():
+                self._facts.put(x, IS_FOREIGN)
 
     def _look_into(self, value: Any, seen: list[tuple[Tensor, Facts]]) -> int:
         kinds = 0
@@ -624,8 +632,23 @@ class Capture:
             before = (old, *args[1:])
             seen = [(old if x is args[0] else x, f) for x, f in seen]
         result = func(*args, **kwargs)
+        if self.count == 1:
+            self._expect_one_row(func, seen, result)
         self.note(func, before, kwargs, rule, seen, result if not rule.writes else args[0])
         return result
+
+    def _expect_one_row(
+        self, func: Callable[..., Any], seen: list[tuple[Tensor, Facts]], result: Any
+    ) -> None:
+        """Refuse to take rows from outside for those of a batch of one.
+
+        The one row may be the same for all examples, such as a time step, and they the batch.
+        """
+        rows = {y.shape[0] for y in tensors(result) if y.dim()}
+        for x, facts in seen:
+            if facts.kind == FOREIGN and x.is_floating_point() and x.shape[0] in rows:
+                self._begin(func, seen)
+                self.refuse_rows(x)
 
     def note(
         self,

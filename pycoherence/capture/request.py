@@ -65,6 +65,7 @@ class Request(NamedTuple):
         group_size: How many consecutive rows make one example.
         on_unsupported: The treatment of a parameter that is used in a way that is not known.
         loss_scale: The number that the loss is multiplied by.
+        rule: The words for the rule that uses what is kept, which all processes have to agree on.
         ranks: The processes whose examples count; `None` for this one alone.
         is_mean: Whether the loss of each is the mean over its examples, and not their sum.
     """
@@ -78,6 +79,7 @@ class Request(NamedTuple):
     group_size: int = 1
     on_unsupported: OnUnsupported = "auto"
     loss_scale: LossScale = 1.0
+    rule: str = ""
     ranks: Ranks | None = None
     is_mean: bool = True
 

@@ -142,7 +142,7 @@ class BackwardPass:
         """The gradient that a rule gives, and how many of its numbers are not zero, if asked."""
         # The rule gives a mean over examples, and `.grad` a sum, for both loss reductions.
         if self._across is not None:
-            return self._across.aggregate(name, site, rule)
+            return self._across.aggregate(name, site, rule, averaged=self.accumulate)
         assert self._results.batch_size is not None
         gradient = site.order(rule.rule, rule.k, rule.drop) * self._results.batch_size
         return gradient, count_nonzero(gradient) if rule.count else None

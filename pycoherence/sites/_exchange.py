@@ -57,9 +57,10 @@ def exchange(site: Site, ranks: Ranks, name: str, scale: float = 1.0) -> Iterato
     """
     site = _without_positions(site)
     places = site.places() if isinstance(site, FactoredSite) else ()
-    said = ranks.step(f"exchange of {name}", [_batch_of(site), _code(site), *places])
+    room = workspace(next(iter(site.tensors().values())).device)
+    said = ranks.step(f"exchange of {name}", [_batch_of(site), room, _code(site), *places])
     sizes = [header[0] for header in said]
-    if len({header[1] for header in said}) > 1 or _lie_apart(said, site):
+    if len({header[2] for header in said}) > 1 or _lie_apart(said):
         # Such as several uses of a parameter, which are joined otherwise where texts are short, or
         # images of several sizes. The gradients themselves are alike on all ranks.
         site = of_rows(site.rows()).plain()
@@ -70,17 +71,18 @@ def exchange(site: Site, ranks: Ranks, name: str, scale: float = 1.0) -> Iterato
         return
     assert isinstance(site, FactoredSite)
     if len(site.places()) == 1:
-        site = site.padded(max(header[2] for header in said))
+        site = site.padded(max(header[3] for header in said))
     if scale != 1.0:
         site = site.scaled(scale)
-    yield from _slices(site, ranks, sizes)
+    # All work through equally many parts, those that fit the smallest of their workspaces.
+    yield from _slices(site, ranks, sizes, min(header[1] for header in said))
 
 
-def _slices(site: Any, ranks: Ranks, sizes: Sequence[int]) -> Iterator[Slice]:
+def _slices(site: Any, ranks: Ranks, sizes: Sequence[int], room: int) -> Iterator[Slice]:
     side, by_factors = _cheapest(site, ranks.size)
     bounds = list(pairwise(side.units * rank // ranks.size for rank in range(ranks.size + 1)))
     unit = _bytes_split(site, side) if by_factors else _bytes_made(site, side)
-    step = max(1, workspace(site.g.device) // max(1, ceil(unit * sum(sizes))))
+    step = max(1, room // max(1, ceil(unit * sum(sizes))))
     pieces = ceil(max(1, *(b - a for a, b in bounds)) / step)
     gathered = {f: ranks.gather(getattr(site, f), sizes) for f in side.whole if by_factors}
     move = _move_factors if by_factors else _move_gradients
@@ -181,9 +183,9 @@ def _without_positions(site: Site) -> Site:
     return of_rows(site.rows()).plain()
 
 
-def _lie_apart(said: Sequence[Sequence[int]], site: Site) -> bool:
+def _lie_apart(said: Sequence[Sequence[int]]) -> bool:
     """Whether ranks have other positions, and zeros behind the last do not mend that."""
-    return len(said[0]) > 3 and len({tuple(header[2:]) for header in said}) > 1
+    return len(said[0]) > 4 and len({tuple(header[3:]) for header in said}) > 1
 
 
 def _batch_of(site: Any) -> int:

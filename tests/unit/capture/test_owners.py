@@ -1,5 +1,6 @@
 """Whose element each one is: of tensors that hold the answer as their values."""
 
+from collections.abc import Callable
 from itertools import product
 from math import prod
 from typing import Any
@@ -52,6 +53,41 @@ SHAPES = [(6,), (2, 3), (3, 2), (4, 3, 2), (1, 4), (4, 1), (2, 1, 4), (3, 3), (1
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+class OneRow(nn.Module):
+    """What is the same for all examples comes first, and meets a parameter before the batch."""
+
+    def __init__(self, how: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how, self.layer, self.time = how, nn.Linear(3, 2), nn.Linear(1, 3)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.layer(self.how(x, self.time(t)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x, e: x + e,
+        lambda x, e: x.relu() * e.expand(len(x), -1),
+        lambda x, e: torch.cat([x[:, :2], e.expand(len(x), -1)[:, :1]], 1),
+        lambda x, e: (x @ e.mT) * x,
+        lambda x, e: torch.where(x > 0, x, e),
+    ],
+)
+def test_rows_of_the_batch_are_not_taken_for_one_example(how: Any) -> None:
+    model, x = OneRow(how), torch.randn(4, 3)
+    t = torch.ones(1, 1)
+    with (
+        pytest.raises(pc.UnsupportedError, match=r"4 rows, but the batch size .* is 1"),
+        pc.collect(model, pc.SqNorms()),
+    ):
+        model(t, x)
+    with pc.collect(model, pc.SqNorms(), loss_reduction="sum") as record:
+        pc.mark_examples(t, dim=None)
+        model(t, x).sum().backward()
+    assert record.batch_size == 4
+
+
 def test_along_finds_the_dimension_if_there_is_one(shape: tuple[int, ...]) -> None:
     numel = prod(shape)
     for stride, count in product(range(1, numel + 1), range(1, numel + 1)):

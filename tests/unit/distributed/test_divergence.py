@@ -117,6 +117,36 @@ def too_few(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
         model(x).sum().backward()
 
 
+def error_on_entering(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
+    if rank == 1:
+        model = nn.Sequential(model, nn.BatchNorm1d(4))
+    with pc.collect(model, pc.SqNorms(), group=group):
+        model(x).sum().backward()
+
+
+def other_rule(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
+    with pc.aggregate(model, pc.Bulyan(rank), group=group):
+        model(x).sum().backward()
+
+
+def other_centre(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
+    rule = pc.CenteredClip(0.5)
+    value = {name: torch.full_like(p, 1.0 + rank) for name, p in model.named_parameters()}
+    rule.centre.load_state_dict(value)
+    with pc.aggregate(model, rule, group=group):
+        model(x).sum().backward()
+
+
+def meter_in_the_block(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
+    meter = pc.CoherenceMeter(model)
+    meter.update(lambda m, x: m(x).sum(), x)
+    with pc.collect(model, pc.SqNorms(), group=group):
+        meter.all_reduce(group)
+        if rank == 1:
+            raise ZeroDivisionError
+        model(x).sum().backward()
+
+
 STEPS: dict[Step, tuple[str, str]] = {
     other_branch: ("RanksError", r"rank 0: .*b\.weight\n.*rank 1: .*c\.weight"),
     other_order: ("RanksError", r"rank 0: exchange of b\.weight\n.*rank 1: exchange of a\.weight"),
@@ -129,6 +159,10 @@ STEPS: dict[Step, tuple[str, str]] = {
     no_forward: ("RanksError", r"no parameter of the model has met an example on rank 1"),
     error_in_weights: ("RanksError", r"rank 1 of 2 has raised"),
     refused_on_one: ("RanksError", r"rank 1 of 2 has raised"),
+    error_on_entering: ("RanksError", r"rank 1 of 2 has raised"),
+    other_rule: ("RanksError", r"rank 0: .*'f': 0.*rank 1: .*'f': 1"),
+    other_centre: ("RanksError", r"rank 0: .*rank 1: "),
+    meter_in_the_block: ("RanksError", r"rank 1 of 2 has raised"),
     too_few: ("ValueError", r"needs a batch of 2f \+ 3 = 11 examples or more, got 8"),
 }
 

@@ -413,6 +413,47 @@ def test_wrappers_that_average_otherwise_are_refused() -> None:
     run_ranks(2, check_wrappers)
 
 
+def check_uses(rank: int) -> None:
+    """Groups of some ranks, unlike workspaces, gradients that are asked for, and half precision."""
+    world = dist.group.WORLD
+    for one in range(2):
+        dist.new_group([one])
+    if rank == 0:
+        with pc.collect(
+            nn.Linear(5, 2), pc.SqNorms(), group=dist.new_group([0], use_local_synchronization=True)
+        ):
+            pass
+    net, alone = make()
+    ours = DistributedDataParallel(net, find_unused_parameters=True)
+    sizes = (5, 4)
+    ids, classes, mine = batch(sizes, rank)
+    pc.set_workspace(200 if rank else None)
+    with pc.collect(alone, pc.Gram()) as expected:
+        loss(alone, ids, classes).backward()
+    with pc.collect(ours, pc.Gram(), group=world) as record:
+        loss(ours, ids[mine], classes[mine]).backward()
+    pc.set_workspace(None)
+    same(record.gram, expected.gram, "gram")
+    used = [name for name, _ in net.named_parameters() if "unused" not in name]
+    with pc.aggregate(alone, pc.Median()):
+        leaves = [dict(alone.named_parameters())[name] for name in used]
+        wanted = torch.autograd.grad(loss(alone, ids, classes), leaves)
+    with pc.aggregate(ours, pc.Median(), group=world):
+        leaves = [dict(net.named_parameters())[name] for name in used]
+        found = torch.autograd.grad(loss(ours, ids[mine], classes[mine]), leaves)
+    for name, a, b in zip(used, found, wanted, strict=True):
+        same(a, b, name)
+    half = DistributedDataParallel(nn.Linear(1, 1, bias=False).half())
+    x = torch.full((2, 1), 40000.0, dtype=torch.float16)
+    with pc.aggregate(half, pc.Median(), group=world):
+        half(x).mean().backward()
+    assert half.module.weight.grad.item() == 40000  # pyright: ignore
+
+
+def test_other_uses() -> None:
+    run_ranks(2, check_uses)
+
+
 def check_groups(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
     net, alone = make()
