@@ -355,7 +355,7 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _words(rule: Rule, drop: bool) -> str:
-    """What several processes have to agree on of a rule."""
+    """The part of a rule on which several processes have to agree."""
     plain = (bool, int, float, str)
     found = {name: x for name, x in vars(rule).items() if isinstance(x, plain)}
     return f"rule {type(rule).__name__} {found}, nonfinite={'drop' if drop else 'nan'}"

@@ -45,9 +45,14 @@ class Ranks:
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         # Headers lie on the host, so that no rank waits for its GPU to read them.
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        self._group: Any = _new_group(self.members, backend, timeout)
+        # Torch holds it until the user ends all groups; later, it would end while threads run.
+        self._made = weakref.ref(_new_group(self.members, backend, timeout))
         self._is_lost = False
         self._is_over = True
+
+    @property
+    def _group(self) -> Any:
+        return self._made()
 
     def __repr__(self) -> str:
         return f"Ranks(size={self.size}, rank={self.rank})"
@@ -255,7 +260,7 @@ class Ranks:
 def _new_group(members: Sequence[int], backend: str, timeout: timedelta | None) -> Any:
     """A process group that its members make without the other processes.
 
-    What torch has for that, `new_group(use_local_synchronization=True)`, names it by how many
+    Torch has `new_group(use_local_synchronization=True)` for that, which names it by how many
     groups this process is in. Ranks may differ in this, and then wait under different names.
     """
     world: Any = dist.group.WORLD

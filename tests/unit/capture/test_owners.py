@@ -52,7 +52,6 @@ def said(owner: Any, shape: tuple[int, ...]) -> Tensor:
 SHAPES = [(6,), (2, 3), (3, 2), (4, 3, 2), (1, 4), (4, 1), (2, 1, 4), (3, 3), (12, 2), (2, 2, 2, 2)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 class OneRow(nn.Module):
     """What is the same for all examples comes first, and meets a parameter before the batch."""
 
@@ -88,6 +87,7 @@ def test_rows_of_the_batch_are_not_taken_for_one_example(how: Any) -> None:
     assert record.batch_size == 4
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_along_finds_the_dimension_if_there_is_one(shape: tuple[int, ...]) -> None:
     numel = prod(shape)
     for stride, count in product(range(1, numel + 1), range(1, numel + 1)):
