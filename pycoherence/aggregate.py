@@ -32,7 +32,7 @@ from pycoherence.record import (
     check_on_unsupported,
 )
 from pycoherence.robust import Choice, CoordinateRule, Decision, GramRule, Report, Rule, decide
-from pycoherence.sites import placed, sq_norm
+from pycoherence.sites import is_dtensor, placed, sq_norm
 from pycoherence.statistics import Batch
 
 NonFinite = Literal["nan", "drop"]
@@ -83,8 +83,8 @@ class aggregate:
         On entering, this object; its `report` says what the rule did.
 
     Raises:
-        ValueError: No parameter to track, an unknown option, or, from `backward()`, a batch that is
-            too small for the rule.
+        ValueError: No parameter to track, an unknown option, `on_unsupported="skip"` with `group`,
+            or, from `backward()`, a batch that is too small for the rule.
         TypeError: The rule is a class instead of an object, or something else; `group_size` is not
             an integer; `group` is neither a process group nor a mesh.
         RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
@@ -299,7 +299,10 @@ class _Filler:
                 # All draw, so that their generators stay in step, and one draw counts.
                 self._across.ranks.step(f"noise of {name}")
                 noise = self._across.decided(noise)
-            parts = [part for part in (means.pop(name, None), noise) if part is not None]
+            mean = means.pop(name, None)
+            if noise is not None and is_dtensor(mean):
+                noise = placed(noise, p)
+            parts = [part for part in (mean, noise) if part is not None]
             if parts:
                 gradients[name] = placed((sum(parts[1:], parts[0]) * scale).to(p.dtype), p)
         # A backward pass fills it in this way: added to what is there, in the parameter's layout.

@@ -17,7 +17,7 @@ from pycoherence.capture import (
     run_pass,
     tracked_parameters,
 )
-from pycoherence.ranks import Group, Ranks, check_group, ranks_of
+from pycoherence.ranks import Group, Ranks, ranks_of
 from pycoherence.record import (
     LossReduction,
     check_group_size,
@@ -158,7 +158,9 @@ class CoherenceMeter:
 
         All processes call it together, once, when each has its batches, as many as it has, or none.
         Afterwards the meter of each has the examples of all: a second call, or further batches
-        before one, would count them once for each process. `reset` begins anew.
+        before one, would count them once for each process. `reset` begins anew. A model that
+        `fully_shard` has sharded sends in its forward pass: there all call `update` equally often,
+        with empty batches where they have none.
 
         Args:
             group: The processes, a `torch.distributed.ProcessGroup` or a `DeviceMesh`.
@@ -167,15 +169,14 @@ class CoherenceMeter:
             TypeError: It is neither.
             RuntimeError: `torch.distributed` has no process groups yet, or this process is not in
                 `group`.
-            ValueError: The meters are at different weights, as far as some values of each parameter
-                tell; on all processes.
+            ValueError: The meters are at different weights, as far as up to 127 values of each
+                parameter tell, and none of those that `fully_shard` has sharded; on all processes.
             RanksError: They track different parameters, or differ in `group_size`; or another
                 process has raised an error.
 
         Cost: One sum over the processes of a float64 number for each of the model's, as much as the
         average of gradients in float64.
         """
-        check_group(group)
         ranks = ranks_of(group)
         if ranks is None:
             raise TypeError("expected a process group or a DeviceMesh, got None")
@@ -189,7 +190,7 @@ class CoherenceMeter:
         if not any(sizes):
             return
         first = next(rank for rank, n in enumerate(sizes) if n)
-        point = self._point or _samples(dict(self._model.named_parameters()))[0]
+        point = _samples(lasting_parameters(self._model))[0] if self._point is None else self._point
         shared = {name: ranks.first(x, first) for name, x in point.items()}
         agree = ranks.step("whether the weights agree", [_agree(point, shared)])
         if not all(one for (one,) in agree):

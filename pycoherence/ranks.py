@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
 from pycoherence.errors import RanksError
 
@@ -24,6 +23,9 @@ Group = Any
 
 _WIDTH = 16
 _RUNS, _HAS_RAISED, _HAS_LEFT = range(3)
+_SAME_LAYERS = (
+    "let no branch of the model depend on the data of a rank, and open the same block on each"
+)
 _PATIENCE = timedelta(seconds=10)
 """The time that a rank that has raised an error gives the others to take notice of it."""
 
@@ -52,7 +54,10 @@ class Ranks:
 
     @property
     def _group(self) -> Any:
-        return self._made()
+        found = self._made()
+        if found is None:
+            raise RanksError("the process groups have been ended inside the block")
+        return found
 
     def __repr__(self) -> str:
         return f"Ranks(size={self.size}, rank={self.rank})"
@@ -60,11 +65,11 @@ class Ranks:
     # What ranks are about to do.
 
     def begin(self) -> None:
-        """Begin a conversation, which ends as soon as all know that it failed."""
+        """Begin a conversation, which ends when all leave, or know that one has failed."""
         self._is_over = False
 
     def end(self) -> None:
-        """Take note that all ranks know that it failed."""
+        """Take note that the conversation is over on all ranks."""
         self._is_over = True
 
     @contextmanager
@@ -94,8 +99,15 @@ class Ranks:
         self.leave()
         self._is_over = not is_part
 
-    def step(self, what: str, numbers: Sequence[int] = ()) -> list[list[int]]:
+    def step(
+        self, what: str, numbers: Sequence[int] = (), advice: str = _SAME_LAYERS
+    ) -> list[list[int]]:
         """Say what comes next, and some numbers; those of all ranks.
+
+        Args:
+            what: The words, which have to be the same on all ranks.
+            numbers: Whole numbers, few of them.
+            advice: The mend to name if the words differ.
 
         Raises:
             RanksError: Another rank says something else, has raised an error or has left its block.
@@ -113,8 +125,7 @@ class Ranks:
             lines = "\n".join(f"  rank {rank}: {one}" for rank, one in enumerate(cut))
             raise RanksError(
                 "expected all ranks to run the same layers with the same statistics in the same "
-                f"order, got different ones:\n{lines}\nWhat to do: let no branch of the model "
-                "depend on the data of a rank, and open the same block on each."
+                f"order, got different ones:\n{lines}\nWhat to do: {advice}."
             )
         return [header[2 : 2 + len(numbers)] for header in found]
 
@@ -263,6 +274,8 @@ def _new_group(members: Sequence[int], backend: str, timeout: timedelta | None) 
     Torch has `new_group(use_local_synchronization=True)` for that, which names it by how many
     groups this process is in. Ranks may differ in this, and then wait under different names.
     """
+    from torch.distributed import distributed_c10d  # some builds of torch are without it
+
     world: Any = dist.group.WORLD
     counts = _made.setdefault(world, {})
     key = tuple(members)
@@ -306,7 +319,7 @@ def ranks_of(group: Group | None) -> Ranks | None:
         TypeError: It is neither a process group nor a mesh.
         RuntimeError: There are no process groups, or this process is not in it.
     """
-    if group is None:
+    if check_group(group) is None:
         return None
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError(
@@ -334,6 +347,11 @@ _known: "dict[tuple[int, ...], tuple[weakref.ref[Any], Ranks]]" = {}
 def _members(group: Group) -> list[int]:
     if dist.is_available() and isinstance(group, dist.ProcessGroup):
         return dist.get_process_group_ranks(group)
+    if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise RuntimeError(
+            "this process is not in the group that group= has got; open the block on its members "
+            "alone"
+        )
     # A mesh is told by its attribute: to import its class takes a while.
     mesh = getattr(group, "mesh", None)
     if isinstance(mesh, Tensor):

@@ -1,7 +1,8 @@
 """The statistics and rules over the examples of several processes, in the pass that measures them.
 
-All that is sent is sent inside `backward()`. The gradients of this rank's examples are those of its
-own loss; `share` brings them to those of one loss over all examples, as one process would have it.
+All numbers are sent inside `backward()`, the end of a block and its errors on leaving. The
+gradients of this rank's examples are those of its own loss; `share` brings them to those of one
+loss over all examples, as one process would have it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pycoherence.capture.request import Aggregate, Request, per_example, per_pair
 from pycoherence.capture.results import Factors, Results, row_norms
+from pycoherence.capture.uses import Use
 from pycoherence.errors import RanksError, UnsupportedError
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.chunks import mirrored
@@ -21,9 +23,6 @@ from pycoherence.sites import Site, exchange
 
 _POWERS = {"sq_norms": 2, "second_moment": 2, "gram": 2, "sign_sum": 0}
 """How often the scale of a loss goes into an output; once into the others."""
-
-_EXCHANGED = ("gram", "sum_dots")
-"""Outputs in which examples of several ranks meet."""
 
 
 class Across:
@@ -38,12 +37,14 @@ class Across:
         ranks: Those processes.
         whole: The results of the examples of all ranks.
         sizes: How many examples each rank has; empty until the first pass.
+        managed: By the `id` of a wrapper, those of the parameters that it averages.
         averaged: Parameters whose gradients a wrapper of the model averages over the ranks.
     """
 
     def __init__(self, ranks: Ranks, request: Request, results: Results) -> None:
         self.ranks = ranks
         self.sizes: list[int] = []
+        self.managed: dict[int, set[int]] = {}
         self.averaged: set[str] = set()
         self.whole = Results(
             results.parameters, skipped=results.skipped, fallbacks=results.fallbacks
@@ -61,7 +62,8 @@ class Across:
             RanksError: A rank asks for something else, or has met no examples.
         """
         size = self._own.batch_size
-        said = self.ranks.step(self._asked(), [-1 if size is None else size])
+        advice = "give all ranks the same statistics, rule and options, and the same loss_scale"
+        said = self.ranks.step(self._asked(), [-1 if size is None else size], advice)
         sizes = [header[0] for header in said]
         if -1 in sizes:
             self.ranks.end()
@@ -70,6 +72,8 @@ class Across:
                 "forward pass in the block on all ranks, with an empty batch where there are none"
             )
         self._expect_whole()
+        self._sums.clear()
+        self._dots.clear()
         self.sizes, self.whole.batch_size = sizes, sum(sizes)
         self.whole.loss_scale = self._own.loss_scale
 
@@ -87,9 +91,9 @@ class Across:
         request = self._request
         outputs = ", ".join(sorted(request.outputs))
         return (
-            f"measure {outputs or 'nothing'}; aggregate {request.aggregate}; factors "
-            f"{request.factors}; {request.rule}; group_size {request.group_size}; loss_scale "
-            f"{self._own.loss_scale}; mean {request.is_mean}"
+            f"outputs {outputs or 'none'}; {request.rule or 'no rule'}; keep_factors "
+            f"{request.factors}; group_size {request.group_size}; loss_scale "
+            f"{self._own.loss_scale}; loss_reduction {'mean' if request.is_mean else 'sum'}"
         )
 
     def expect_same(self, names: Sequence[str]) -> None:
@@ -176,22 +180,22 @@ class Across:
         return mirrored(self.ranks.total(part))
 
     def aggregate(
-        self, name: str, site: Site, rule: Aggregate, *, averaged: bool
+        self, use: Use, rule: Aggregate, *, averaged: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule over all examples gives, and how many of its numbers count.
 
         If a wrapper of the model averages it afterwards, it is this rank's slice within zeros,
         times the number of ranks, so that the average is the whole; else it is the whole already.
         """
+        name, site, dtype = use
         uneven = len(set(self.sizes)) > 1
-        out = self.order(name, site, rule, self.share if uneven else 1.0)
+        out = self.order(name, site, rule, self.share if uneven else None)
         kept = out.count_nonzero() if rule.count else None
         # One scale for all leaves the order of the examples as it is, and is exact afterwards.
         scale = sum(self.sizes) * (1.0 if uneven else self.share)
         # A gradient that is only asked for reaches no wrapper, and a multiple of one in half
         # precision may overflow where the average does not.
-        half = self.whole.parameters[name].dtype == torch.float16
-        if averaged and name in self.averaged and not half:
+        if averaged and name in self.averaged and dtype != torch.float16:
             return out * (scale * self.ranks.size), kept
         return self.ranks.total(out) * scale, kept
 
@@ -200,7 +204,7 @@ class Across:
         name: str,
         site: Site,
         rule: Aggregate,
-        scale: float = 1.0,
+        scale: float | None = None,
         examples: Tensor | None = None,
     ) -> Tensor:
         """This rank's slices of a robust aggregate over all examples, or some, within zeros."""
@@ -326,7 +330,7 @@ class FactorsAcross(Factors):
         across = self.across
         uneven = len(set(across.sizes)) > 1
         aggregate = Aggregate(rule, k, drop=False, count=False)
-        share = across.share if uneven else 1.0
+        share = across.share if uneven else None
         found = across.order(self.name, self.site, aggregate, share, examples)
         return across.ranks.total(found) * (1.0 if uneven else across.share)
 

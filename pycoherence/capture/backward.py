@@ -269,9 +269,8 @@ class BackwardPasses:
             with self._counted(this) if outer is None else nullcontext():
                 yield this
         except BaseException:
-            self._results.failed |= accumulate
-            if self._across is not None:
-                self._across.whole.failed |= accumulate
+            if accumulate:
+                self._fail()
             raise
         finally:
             self._pass = outer
@@ -316,7 +315,7 @@ class BackwardPasses:
             if name not in self._skipped and n > (name in self._expected)
         ]
         if past:
-            self._results.failed = True
+            self._fail()
             raise unsupported(
                 past,
                 None,
@@ -324,6 +323,12 @@ class BackwardPasses:
                 "leave functions that run layers again in their backward, such as reversible "
                 "layers, out of the block; for activation checkpointing give use_reentrant=False",
             )
+
+    def _fail(self) -> None:
+        """Let no one read what is not complete."""
+        self._results.failed = True
+        if self._across is not None:
+            self._across.whole.failed = True
 
     def _expect_same_model(self) -> None:
         modules, then = modules_of(self._model), self._parameters

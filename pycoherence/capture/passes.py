@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pycoherence.capture.mode import Capture
@@ -32,7 +33,8 @@ def run_pass(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) ->
 def _run(capture: Capture, model: nn.Module, loss_fn: LossFn, batch: Any) -> int:
     check_batch_norm(model)
     # A wrapper that waits for gradients of this pass would wait for ever.
-    with without_sync(model), torch.enable_grad(), capture:
+    synced = dist.is_available() and dist.is_initialized()
+    with without_sync(model) if synced else nullcontext(), torch.enable_grad(), capture:
         loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(f"expected loss_fn to return a scalar tensor, got {_describe(loss)}")

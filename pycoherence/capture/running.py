@@ -103,8 +103,9 @@ class BackwardPass:
                 site.reduce(want, direction=request.directions.get(name)) for name, site, _ in uses
             ]
             return [self._keep(use, each, None) for use, each in zip(uses, reduced, strict=True)]
-        # Only `.grad` takes the sum then.
+        # Only `.grad` takes the sum then; other processes would add up what is rounded.
         alone = "weighted_sum" not in request.outputs and "sum_dots" not in want
+        alone = alone and self._across is None
         wishes = [
             Wish(site, request.directions.get(name), dtype if alone else None)
             for name, site, dtype in uses
@@ -131,18 +132,18 @@ class BackwardPass:
             if norms_of and total is not None:
                 results.sum_norms[name] = row_norms(total) if norms is None else norms
         if rule is not None:
-            gradient, kept = self._aggregate(name, site, rule)
+            gradient, kept = self._aggregate(use, rule)
             if self.keep:
                 results.aggregated[name] = kept
         if self.keep and self._across is not None:
             self._across.measure(name, site, reduced)
         return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
 
-    def _aggregate(self, name: str, site: Site, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
+    def _aggregate(self, use: Use, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule gives, and how many of its numbers are not zero, if asked."""
         # The rule gives a mean over examples, and `.grad` a sum, for both loss reductions.
         if self._across is not None:
-            return self._across.aggregate(name, site, rule, averaged=self.accumulate)
+            return self._across.aggregate(use, rule, averaged=self.accumulate)
         assert self._results.batch_size is not None
-        gradient = site.order(rule.rule, rule.k, rule.drop) * self._results.batch_size
+        gradient = use.site.order(rule.rule, rule.k, rule.drop) * self._results.batch_size
         return gradient, count_nonzero(gradient) if rule.count else None

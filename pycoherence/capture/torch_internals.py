@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable, _make_grads
 from torch.autograd.function import BackwardCFunction
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -323,6 +324,21 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
 
 
 _COUNTER = "pycoherence"
+
+
+def active_ddp() -> Any:
+    """The DistributedDataParallel whose forward pass is running, if there is one."""
+    return DistributedDataParallel._get_active_ddp_module()
+
+
+def is_joined(ddp: DistributedDataParallel) -> bool:
+    """Whether a wrapper is or has been in a `Join`, which torch keeps in it."""
+    return ddp._join_config.enable
+
+
+def has_comm_hook(ddp: DistributedDataParallel) -> bool:
+    """Whether a user has said how a wrapper sends gradients."""
+    return bool(ddp._comm_hooks)
 
 
 class ShardedParameter:

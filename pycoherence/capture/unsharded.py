@@ -29,6 +29,7 @@ class Unsharded:
         self.names: set[str] = set()
         self._every = fully_sharded(modules)
         self._waiting = self._every
+        self._sharded = {id(p.sharded) for p in self._every}
 
     def appeared(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """The parameters that have got their leaf since this was asked last, and the leaves."""
@@ -57,7 +58,7 @@ class Unsharded:
 
     def manages(self, p: Any) -> bool:
         """Whether FSDP2 shards a parameter."""
-        return any(one.sharded is p for one in self._every)
+        return id(p) in self._sharded
 
     def note_averaged(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch.distributed as dist
 from torch import nn
@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pycoherence.capture.across import Across
 from pycoherence.capture.model import modules_of
+from pycoherence.capture.torch_internals import active_ddp, has_comm_hook, is_joined
 from pycoherence.errors import UnsupportedError
 from pycoherence.ranks import Ranks
 
@@ -37,7 +38,7 @@ def expect_not_joined(model: nn.Module) -> None:
     """
     for path, module in modules_of(model):
         # Torch never takes this back, and the wrapper asks all ranks in each forward pass since.
-        if isinstance(module, DistributedDataParallel) and module._join_config.enable:
+        if isinstance(module, DistributedDataParallel) and is_joined(module):
             raise UnsupportedError(
                 f"module {path!r} (DistributedDataParallel) has been given to Join, by which a "
                 "rank without examples answers the wrapper and not group=. What to do: leave Join "
@@ -65,14 +66,22 @@ def note_averaged(
     ddp = active_ddp()
     if ddp is None or not ddp.require_backward_grad_sync:
         return
+    managed = across.managed.get(id(ddp))
+    if managed is None:
+        managed = across.managed[id(ddp)] = _managed_alike(ddp, across, refuse)
+    across.averaged.update(name for name in names if id(parameters[name]) in managed)
+
+
+def _managed_alike(ddp: DistributedDataParallel, across: Across, refuse: Refuse) -> set[int]:
+    """The `id` of each parameter that a wrapper averages over all ranks."""
     expect_same_ranks(ddp, across.ranks)
-    if ddp._comm_hooks:
+    if has_comm_hook(ddp):
         refuse(
             "DistributedDataParallel has a communication hook, which may not average what it sends",
             "register none in a model whose gradients a rule makes",
         )
-    managed = {id(p) for p in _managed(ddp)}
-    across.averaged.update(name for name in names if id(parameters[name]) in managed)
+    ignored = ddp.parameters_to_ignore
+    return {id(p) for name, p in ddp.module.named_parameters() if name not in ignored}
 
 
 def expect_same_ranks(model: nn.Module, ranks: Ranks) -> None:
@@ -90,15 +99,3 @@ def expect_same_ranks(model: nn.Module, ranks: Ranks) -> None:
                 f"DistributedDataParallel averages over the ranks {theirs}, and group= has "
                 f"{ranks.members}. What to do: give both the same processes."
             )
-
-
-def active_ddp() -> Any:
-    """The DistributedDataParallel whose forward pass is running, if there is one."""
-    return DistributedDataParallel._get_active_ddp_module()
-
-
-def _managed(ddp: DistributedDataParallel) -> Iterator[nn.Parameter]:
-    ignored = ddp.parameters_to_ignore
-    for name, p in ddp.module.named_parameters():
-        if name not in ignored:
-            yield p

@@ -89,7 +89,7 @@ class GramRule(Rule):
         return factors.weighted_sum((choice.weights * share).to(factors.device))
 
     def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
-        """A tensor to add to the mean, of the parameter's shape, in accumulation dtype.
+        """A plain tensor to add to the mean, of the parameter's shape, in accumulation dtype.
 
         Args:
             parameter: The parameter that gets it.

@@ -10,7 +10,6 @@ from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.robust._gram_rule import Choice, GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
-from pycoherence.sites import Layout
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class NormClip(GramRule):
     An example that `nonfinite="drop"` leaves out counts as zero here, and the divisor stays `B`.
     This does no accounting, and torch's generators are not cryptographic.
 
-    Never scale or divide the loss (`GradScaler`, `loss / 4`), which would change what `C` means; to
-    accumulate over several batches, divide `.grad` after the blocks.
+    If the loss is scaled or divided (`GradScaler`, `loss / 4`), say so with the `loss_scale` of
+    `pycoherence.aggregate`; otherwise `C` means something else.
 
     Give it to `pycoherence.aggregate`. The report has `weights` and `clipped`, the fraction of
     examples beyond `C`.
@@ -91,8 +90,5 @@ class NormClip(GramRule):
             return None
         dtype, device = accumulate_dtype(parameter.dtype), parameter.device
         sample = torch.randn(parameter.shape, generator=self.generator, dtype=dtype, device=device)
-        layout = Layout.of(parameter)
-        if layout is not None:
-            sample = layout.join(layout.slice(sample))
         parts = parameters if self.per == "parameter" else 1
         return sample * (self.noise_multiplier * self.max_norm * parts**0.5 / max(batch_size, 1))

@@ -155,8 +155,9 @@ def _scaled(site: Site, source: Tensor, leaf: Tensor) -> Site | None:
         return None
     direction = None if product.edge is None else _gradient(product.edge, product.number, leaf)
     if direction is None:
-        scaled = _times(site, product.scale)
-        return None if scaled is None else _of_one(scaled, product.tensor, leaf)
+        if not isinstance(site, FactoredSite):
+            return None
+        return _of_one(site.scaled(product.scale.to(site.g.device)), product.tensor, leaf)
     inner = _of_one(site, product.tensor, leaf)
     if inner is None:
         return None
@@ -198,13 +199,3 @@ def _gradient(edge: GradientEdge, number: Tensor, leaf: Tensor) -> Tensor | None
             [edge], [leaf], [torch.ones_like(number)], retain_graph=True, allow_unused=True
         )
     return found
-
-
-def _times(site: Site, scale: Tensor) -> Site | None:
-    """The site of gradients that are `scale` times as large."""
-    if not isinstance(site, FactoredSite):
-        return None
-    # Halves would be rounded.
-    short = (torch.float16, torch.bfloat16)
-    factors = {name: x.float() if x.dtype in short else x for name, x in site.tensors().items()}
-    return site.with_tensors(factors | {"g": factors["g"] * scale.to(factors["g"].device)})

@@ -32,7 +32,7 @@ class Slice(NamedTuple):
     put: Callable[[Tensor, Tensor], None]
 
 
-def exchange(site: Site, ranks: Ranks, name: str, scale: float = 1.0) -> Iterator[Slice]:
+def exchange(site: Site, ranks: Ranks, name: str, scale: float | None = None) -> Iterator[Slice]:
     r"""The slices of this rank; those of all ranks together are the parameter.
 
     Either the factors of one side go all-to-all, so that each rank gets its channels of all
@@ -50,17 +50,18 @@ def exchange(site: Site, ranks: Ranks, name: str, scale: float = 1.0) -> Iterato
         site: The factors of this rank's examples.
         ranks: The processes to exchange with.
         name: The name of the parameter, which all have to give.
-        scale: The number that the gradients of this rank are multiplied with.
+        scale: The number that the gradients of this rank are multiplied with; `None` on all ranks
+            if on none.
 
     Raises:
         RanksError: The ranks do not exchange the same parameter.
     """
-    site = _without_positions(site)
+    site = _exchangeable(site)
     places = site.places() if isinstance(site, FactoredSite) else ()
     room = workspace(next(iter(site.tensors().values())).device)
     said = ranks.step(f"exchange of {name}", [_batch_of(site), room, _code(site), *places])
     sizes = [header[0] for header in said]
-    if len({header[2] for header in said}) > 1 or _lie_apart(said):
+    if len({header[2] for header in said}) > 1 or _lie_apart(said, places):
         # Such as several uses of a parameter, which are joined otherwise where texts are short, or
         # images of several sizes. The gradients themselves are alike on all ranks.
         site = of_rows(site.rows()).plain()
@@ -72,7 +73,7 @@ def exchange(site: Site, ranks: Ranks, name: str, scale: float = 1.0) -> Iterato
     assert isinstance(site, FactoredSite)
     if len(site.places()) == 1:
         site = site.padded(max(header[3] for header in said))
-    if scale != 1.0:
+    if scale is not None:  # one too, since that of others may be zero, and halves become float32
         site = site.scaled(scale)
     # All work through equally many parts, those that fit the smallest of their workspaces.
     yield from _slices(site, ranks, sizes, min(header[1] for header in said))
@@ -87,15 +88,15 @@ def _slices(site: Any, ranks: Ranks, sizes: Sequence[int], room: int) -> Iterato
     gathered = {f: ranks.gather(getattr(site, f), sizes) for f in side.whole if by_factors}
     move = _move_factors if by_factors else _move_gradients
     for i in range(pieces):
-        cuts = [(a + (b - a) * i // pieces, a + (b - a) * (i + 1) // pieces) for a, b in bounds]
-        found = move(site, side, ranks, cuts, sizes, gathered)
-        start, stop = cuts[ranks.rank]
+        spans = [(a + (b - a) * i // pieces, a + (b - a) * (i + 1) // pieces) for a, b in bounds]
+        found = move(site, side, ranks, spans, sizes, gathered)
+        start, stop = spans[ranks.rank]
         if start < stop:
             place = side.dim, start * side.size, (stop - start) * side.size
             yield Slice(found, partial(_put, tuple(site.op_shape), place))
 
 
-Cuts = Sequence[tuple[int, int]]
+Spans = Sequence[tuple[int, int]]
 """For each rank the first unit of its slice, and the end."""
 
 
@@ -103,16 +104,16 @@ def _move_factors(
     site: Any,
     side: Side,
     ranks: Ranks,
-    cuts: Cuts,
+    spans: Spans,
     sizes: Sequence[int],
     gathered: Mapping[str, Tensor],
 ) -> Site:
     """The factors of all examples, those of the split side of this rank's slice alone."""
     found = dict(gathered)
-    start, stop = cuts[ranks.rank]
+    start, stop = spans[ranks.rank]
     for field, (axis, channels) in side.split.items():
         x: Tensor = getattr(site, field)
-        parts = [x.narrow(axis, a * channels, (b - a) * channels) for a, b in cuts]
+        parts = [x.narrow(axis, a * channels, (b - a) * channels) for a, b in spans]
         shape = list(x.shape[1:])
         shape[axis - 1] = (stop - start) * channels
         found[field] = torch.cat(ranks.swap(parts, [[size, *shape] for size in sizes]))
@@ -123,20 +124,20 @@ def _move_gradients(
     site: Any,
     side: Side,
     ranks: Ranks,
-    cuts: Cuts,
+    spans: Spans,
     sizes: Sequence[int],
     gathered: Mapping[str, Tensor],
 ) -> Site:
     """The gradients of all examples, of this rank's slice alone."""
     parts: list[Tensor] = []
-    for a, b in cuts:
+    for a, b in spans:
         fields = {
             field: getattr(site, field).narrow(axis, a * n, (b - a) * n)
             for field, (axis, n) in side.split.items()
         }
         none = site.g.new_empty(0, dtype=accumulate_dtype(site.g.dtype))
         parts.append(site.cut(side, fields, b - a).rows() if a < b else none)
-    start, stop = cuts[ranks.rank]
+    start, stop = spans[ranks.rank]
     shape = list(site.op_shape)
     shape[side.dim] = (stop - start) * side.size
     return of_rows(torch.cat(ranks.swap(parts, [[size, *shape] for size in sizes])))
@@ -172,7 +173,7 @@ def _bytes_made(site: Any, side: Side) -> float:
     return prod(site.op_shape) * accumulate_dtype(site.g.dtype).itemsize / max(1, side.units)
 
 
-def _without_positions(site: Site) -> Site:
+def _exchangeable(site: Site) -> Site:
     """The same gradients, as factors that can be exchanged."""
     if isinstance(site, PartsSite):
         return site
@@ -183,9 +184,9 @@ def _without_positions(site: Site) -> Site:
     return of_rows(site.rows()).plain()
 
 
-def _lie_apart(said: Sequence[Sequence[int]]) -> bool:
+def _lie_apart(said: Sequence[Sequence[int]], places: Sequence[int]) -> bool:
     """Whether ranks have other positions, and zeros behind the last do not mend that."""
-    return len(said[0]) > 4 and len({tuple(header[3:]) for header in said}) > 1
+    return len(places) > 1 and len({tuple(header[3:]) for header in said}) > 1
 
 
 def _batch_of(site: Any) -> int:

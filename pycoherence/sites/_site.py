@@ -196,13 +196,12 @@ class FactoredSite:
         """The same gradients with zeros behind the last position, if `places` is one number."""
         return self
 
-    def scaled(self: S, scale: float) -> S:
+    def scaled(self: S, scale: Tensor | float) -> S:
         """Gradients that are `scale` times as large."""
-        g = self.g
         # Halves would be rounded.
-        short = g.dtype in (torch.float16, torch.bfloat16)
-        found = {n: x.float() for n, x in self.tensors().items() if short and x.dtype == g.dtype}
-        return replace(self, **{**found, "g": (g.float() if short else g) * scale})
+        short = (torch.float16, torch.bfloat16)
+        found = {n: x.float() if x.dtype in short else x for n, x in self.tensors().items()}
+        return self.with_tensors(found | {"g": found["g"] * scale})
 
     def cut(self: S, side: Side, factors: Mapping[str, Tensor], units: int) -> S:
         """The site of a slice of so many units, from its factors."""

@@ -93,7 +93,7 @@ def test_paper_is_arithmetic() -> None:
     # 7 * 64 * (4096 + 512) factors of 2 bytes; 7 * 64 * 4096^2 / 8 numbers of 4 bytes.
     assert winsorized[1] == "| `Winsorized` | 2.06 M, 0.0826 ms |"
     assert winsorized[3] == "| `Winsorized` | 940 M, 75.2 ms |"
-    assert lines[-1].endswith("0.672 kB for 8.")
+    assert lines[-1].endswith("0.896 kB for 8.")
 
 
 @pytest.mark.parametrize("name", cases.TASKS)

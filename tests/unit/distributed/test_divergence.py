@@ -150,7 +150,7 @@ def meter_in_the_block(model: nn.Module, x: Tensor, rank: int, group: Any) -> No
 STEPS: dict[Step, tuple[str, str]] = {
     other_branch: ("RanksError", r"rank 0: .*b\.weight\n.*rank 1: .*c\.weight"),
     other_order: ("RanksError", r"rank 0: exchange of b\.weight\n.*rank 1: exchange of a\.weight"),
-    other_statistics: ("RanksError", r"rank 0: measure sq_norms"),
+    other_statistics: ("RanksError", r"rank 0: outputs sq_norms.*the same statistics, rule"),
     other_verb: ("RanksError", r"the same statistics|left its block"),
     error_in_forward: ("RanksError", r"rank 1 of 2 has raised"),
     error_in_backward: ("RanksError", r"rank 1 of 2 has raised"),

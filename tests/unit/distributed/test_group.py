@@ -450,6 +450,23 @@ def check_uses(rank: int) -> None:
     assert half.module.weight.grad.item() == 40000  # pyright: ignore
 
 
+def check_half(rank: int) -> None:
+    """All examples on one rank: the shares are one and zero, and all send the same dtype."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(6, 3).bfloat16(), torch.randn(8, 6).bfloat16()
+    alone = copy.deepcopy(net)
+    with pc.aggregate(alone, pc.Median()):
+        alone(x).square().mean(1).mean().backward()
+    with pc.aggregate(net, pc.Median(), group=dist.group.WORLD):
+        net(x[: 0 if rank else 8]).square().mean(1).mean().backward()
+    for p, q in zip(net.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_half_precision_with_all_examples_on_one_rank() -> None:
+    run_ranks(2, check_half)
+
+
 def test_other_uses() -> None:
     run_ranks(2, check_uses)
 

@@ -118,6 +118,22 @@ def test_accumulated_batches() -> None:
     run_ranks(2, check_accumulations)
 
 
+def check_noise(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    model: Any = nn.Linear(200, 50, bias=False).double()
+    fully_shard(model, mesh=mesh)
+    x = torch.zeros(2 + rank, 200, dtype=torch.float64)
+    with pc.aggregate(model, pc.NormClip(1.0, 2.0), group=mesh, loss_reduction="sum"):
+        model(x).sum().backward()
+    whole = model.weight.grad.full_tensor()
+    assert abs(whole.std().item() - 2.0) < 0.05
+    assert not whole[:25].equal(whole[25:])
+
+
+def test_noise_is_added_once() -> None:
+    run_ranks(2, check_noise)
+
+
 def check_refusals(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2,))
     model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
