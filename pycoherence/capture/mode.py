@@ -133,9 +133,14 @@ class Capture:
         self.parameters = parameters
         self.request = request
         self._unsharded: Unsharded | None = None
-        if any(type(p) is not nn.Parameter for p in parameters.values()):
+        self._distributes = False
+        plain = all(type(p) is nn.Parameter for p in parameters.values())
+        if not plain:
             self._unsharded = Unsharded.of(module for _, module in modules_of(model))
-        self.results = Results({name: self._info_of(p) for name, p in parameters.items()})
+        about = info_of if plain else self._info_of
+        self.results = Results({name: about(p) for name, p in parameters.items()})
+        if not plain:
+            self._distributes = any(info.layout for info in self.results.parameters.values())
         ranks = request.ranks
         if ranks is not None:
             expect_not_joined(model)
@@ -148,7 +153,6 @@ class Capture:
         self.inside: Tensor | None = None
         self._source = ""
         self._names = {id(p): name for name, p in parameters.items()}
-        self._distributes = any(info.layout for info in self.results.parameters.values())
         self._facts = FactTable()
         self._outside = Outside(model)
         self._rewritten: set[int] = set()
