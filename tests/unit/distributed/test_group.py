@@ -90,6 +90,9 @@ def check_statistics(rank: int, sizes: tuple[int, ...], reduction: str, wrapper:
         kinds = {name for one in asked for name in one.results}
         for name in kinds & {*PER_EXAMPLE}:
             same(getattr(record, name), getattr(expected, name), name)
+            largest = getattr(expected, name).abs().max() if sum(sizes) else 0.0
+            error = (getattr(record, name) - getattr(expected, name)).abs()
+            assert (error <= 1e-12 * largest).all(), name
             whole = {key.removeprefix("module."): x for key, x in record.by_parameter.items()}
             for key, one in expected.by_parameter.items():
                 same(getattr(whole[key], name), getattr(one, name), f"{name} of {key}")
