@@ -191,7 +191,7 @@ class CoherenceMeter:
             return
         first = next(rank for rank, n in enumerate(sizes) if n)
         point = _samples(lasting_parameters(self._model))[0] if self._point is None else self._point
-        shared = {name: ranks.first(x, first) for name, x in point.items()}
+        shared = {name: ranks.from_rank(first, x) for name, x in point.items()}
         agree = ranks.step("whether the weights agree", [_agree(point, shared)])
         if not all(one for (one,) in agree):
             others = [rank for rank, (one,) in enumerate(agree) if not one]

@@ -178,8 +178,7 @@ class Ranks:
                 "a rank has raised an error before, which the others have not taken notice of; "
                 "start the processes again"
             )
-        digest = hashlib.blake2b(what.encode(), digest_size=7).digest()
-        values = [status, int.from_bytes(digest, "little"), *numbers]
+        values = [status, digest(what), *numbers]
         mine = torch.tensor(values + [0] * (_WIDTH - len(values)), dtype=torch.int64)
         found = mine.new_empty(self.size, _WIDTH)
         work = dist.all_gather(list(found), mine, group=self._group, async_op=True)
@@ -258,14 +257,19 @@ class Ranks:
         got = self.swap(parts, [parts[self.rank].shape] * self.size)
         return torch.stack(got).sum(0)
 
-    def first(self, x: Tensor, source: int = 0) -> Tensor:
+    def from_rank(self, rank: int, x: Tensor) -> Tensor:
         """A tensor as one rank has it.
 
         Numbers received: those of the tensor, by all ranks but that one.
         """
         x = x.clone(memory_format=torch.contiguous_format)
-        dist.broadcast(x, group=self._group, group_src=source)
+        dist.broadcast(x, group=self._group, group_src=rank)
         return x
+
+
+def digest(text: str) -> int:
+    """A whole number that tells texts apart, the same in all processes."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
 def _new_group(members: Sequence[int], backend: str, timeout: timedelta | None) -> Any:
@@ -276,27 +280,18 @@ def _new_group(members: Sequence[int], backend: str, timeout: timedelta | None) 
     """
     from torch.distributed import distributed_c10d  # some builds of torch are without it
 
-    world: Any = dist.group.WORLD
-    counts = _made.setdefault(world, {})
-    key = tuple(members)
-    counts[key] = counts.get(key, 0) + 1
-    name = f"pycoherence_{'_'.join(map(str, members))}_{counts[key]}"
     kind: Any = dist.Backend(backend)
     made, _ = distributed_c10d._new_process_group_helper(
         len(members),
         members.index(dist.get_rank()),
         list(members),
         kind,
-        distributed_c10d._world.pg_map[world][1],
-        name,  # pyright: ignore[reportArgumentType]
+        distributed_c10d._world.pg_map[dist.group.WORLD][1],  # pyright: ignore
+        f"pycoherence_{digest(repr(members))}",  # pyright: ignore[reportArgumentType]
         timeout=distributed_c10d._get_default_timeout(kind) if timeout is None else timeout,
     )
     distributed_c10d._world.pg_group_ranks[made] = {rank: i for i, rank in enumerate(members)}
     return made
-
-
-_made: "weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], int]]" = weakref.WeakKeyDictionary()
-"""By world, how many groups of some members have been made."""
 
 
 def check_group(group: Any) -> Group | None:

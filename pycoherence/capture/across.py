@@ -21,8 +21,9 @@ from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ranks import Ranks
 from pycoherence.sites import Site, exchange
 
-_POWERS = {"sq_norms": 2, "second_moment": 2, "gram": 2, "sign_sum": 0}
-"""How often the scale of a loss goes into an output; once into the others."""
+_POWERS = {"sq_norms": 2, "dots": 1, "sum_dots": 1, "weighted_sum": 1, "second_moment": 2}
+_POWERS |= {"sign_sum": 0, "gram": 2}
+"""How often the scale of a loss goes into an output; into `sum_dots` beside that of the sum."""
 
 
 class Across:
@@ -145,7 +146,7 @@ class Across:
                 continue
             value: Tensor | None = getattr(reduced, output)
             assert value is not None
-            found[output] = self.ranks.total(value * self.share ** _POWERS.get(output, 1))
+            found[output] = self.ranks.total(value * self.share ** _POWERS[output])
         if "sum_dots" in request.outputs:
             dots = site.reduce(("dots",), direction=total).dots
             assert dots is not None
@@ -262,7 +263,7 @@ class Across:
         scales = self.scales(columns)
         for i, name in enumerate(names):
             for j, output in enumerate(single):
-                power = _POWERS.get(output, 1)
+                power = _POWERS[output]
                 row = rows[i * len(single) + j]
                 self.whole.outputs[name][output] = row * scales**power
 
@@ -286,7 +287,7 @@ class Across:
 
     def decided(self, x: Tensor) -> Tensor:
         """The decision of the first rank, which all others follow."""
-        return self.ranks.first(x)
+        return self.ranks.from_rank(0, x)
 
     def totals(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums of some tensors of all parameters over the ranks."""

@@ -1,6 +1,5 @@
 """From the examples of this rank and the whole parameter to all examples and a slice of it."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pycoherence.ops.core.spec import accumulate_dtype
 from pycoherence.ops.core.workspace import workspace
-from pycoherence.ranks import Ranks
+from pycoherence.ranks import Ranks, digest
 from pycoherence.sites._joint import of_rows
 from pycoherence.sites._site import FactoredSite, Side, Site
 from pycoherence.sites._strided import Region
@@ -81,15 +80,15 @@ def exchange(site: Site, ranks: Ranks, name: str, scale: float | None = None) ->
 
 def _slices(site: Any, ranks: Ranks, sizes: Sequence[int], room: int) -> Iterator[Slice]:
     side, by_factors = _cheapest(site, ranks.size)
+    way = _Way(site, side, ranks, sizes)
     bounds = list(pairwise(side.units * rank // ranks.size for rank in range(ranks.size + 1)))
     unit = _bytes_split(site, side) if by_factors else _bytes_made(site, side)
     step = max(1, room // max(1, ceil(unit * sum(sizes))))
     pieces = ceil(max(1, *(b - a for a, b in bounds)) / step)
     gathered = {f: ranks.gather(getattr(site, f), sizes) for f in side.whole if by_factors}
-    move = _move_factors if by_factors else _move_gradients
     for i in range(pieces):
         spans = [(a + (b - a) * i // pieces, a + (b - a) * (i + 1) // pieces) for a, b in bounds]
-        found = move(site, side, ranks, spans, sizes, gathered)
+        found = way.by_factors(spans, gathered) if by_factors else way.by_gradients(spans)
         start, stop = spans[ranks.rank]
         if start < stop:
             place = side.dim, start * side.size, (stop - start) * side.size
@@ -100,47 +99,49 @@ Spans = Sequence[tuple[int, int]]
 """For each rank the first unit of its slice, and the end."""
 
 
-def _move_factors(
-    site: Any,
-    side: Side,
-    ranks: Ranks,
-    spans: Spans,
-    sizes: Sequence[int],
-    gathered: Mapping[str, Tensor],
-) -> Site:
-    """The factors of all examples, those of the split side of this rank's slice alone."""
-    found = dict(gathered)
-    start, stop = spans[ranks.rank]
-    for field, (axis, channels) in side.split.items():
-        x: Tensor = getattr(site, field)
-        parts = [x.narrow(axis, a * channels, (b - a) * channels) for a, b in spans]
-        shape = list(x.shape[1:])
-        shape[axis - 1] = (stop - start) * channels
-        found[field] = torch.cat(ranks.swap(parts, [[size, *shape] for size in sizes]))
-    return site.cut(side, found, stop - start)
+class _Way(NamedTuple):
+    """An exchange along one side.
 
+    Attributes:
+        site: The factors of this rank.
+        side: The side that is split.
+        ranks: The processes.
+        sizes: How many examples each has.
+    """
 
-def _move_gradients(
-    site: Any,
-    side: Side,
-    ranks: Ranks,
-    spans: Spans,
-    sizes: Sequence[int],
-    gathered: Mapping[str, Tensor],
-) -> Site:
-    """The gradients of all examples, of this rank's slice alone."""
-    parts: list[Tensor] = []
-    for a, b in spans:
-        fields = {
-            field: getattr(site, field).narrow(axis, a * n, (b - a) * n)
-            for field, (axis, n) in side.split.items()
-        }
-        none = site.g.new_empty(0, dtype=accumulate_dtype(site.g.dtype))
-        parts.append(site.cut(side, fields, b - a).rows() if a < b else none)
-    start, stop = spans[ranks.rank]
-    shape = list(site.op_shape)
-    shape[side.dim] = (stop - start) * side.size
-    return of_rows(torch.cat(ranks.swap(parts, [[size, *shape] for size in sizes])))
+    site: Any
+    side: Side
+    ranks: Ranks
+    sizes: Sequence[int]
+
+    def by_factors(self, spans: Spans, gathered: Mapping[str, Tensor]) -> Site:
+        """The factors of all examples, those of the split side of this rank's slice alone."""
+        found = dict(gathered)
+        start, stop = spans[self.ranks.rank]
+        for field, (axis, channels) in self.side.split.items():
+            shape = list(getattr(self.site, field).shape[1:])
+            shape[axis - 1] = (stop - start) * channels
+            found[field] = self._swapped([self._cut(field, *span) for span in spans], shape)
+        return self.site.cut(self.side, found, stop - start)
+
+    def by_gradients(self, spans: Spans) -> Site:
+        """The gradients of all examples, of this rank's slice alone."""
+        none = self.site.g.new_empty(0, dtype=accumulate_dtype(self.site.g.dtype))
+        parts: list[Tensor] = []
+        for a, b in spans:
+            fields = {field: self._cut(field, a, b) for field in self.side.split}
+            parts.append(self.site.cut(self.side, fields, b - a).rows() if a < b else none)
+        start, stop = spans[self.ranks.rank]
+        shape = list(self.site.op_shape)
+        shape[self.side.dim] = (stop - start) * self.side.size
+        return of_rows(self._swapped(parts, shape))
+
+    def _cut(self, field: str, start: int, stop: int) -> Tensor:
+        axis, n = self.side.split[field]
+        return getattr(self.site, field).narrow(axis, start * n, (stop - start) * n)
+
+    def _swapped(self, parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        return torch.cat(self.ranks.swap(parts, [[size, *shape] for size in self.sizes]))
 
 
 def _cheapest(site: Any, size: int) -> tuple[Side, bool]:
@@ -200,7 +201,7 @@ def _code(site: Any) -> int:
     else:
         dtypes = [str(x.dtype) for x in site.tensors().values()]
         found = (type(site).__name__, tuple(site.op_shape), dtypes, site.options())
-    return int.from_bytes(hashlib.blake2b(repr(found).encode(), digest_size=7).digest(), "little")
+    return digest(repr(found))
 
 
 def _put(shape: Sequence[int], place: tuple[int, int, int], out: Tensor, value: Tensor) -> None:

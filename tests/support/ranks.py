@@ -51,7 +51,7 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any, timeout: float =
 
 
 class RankError(Exception):
-    """What a rank has raised.
+    """The error of a rank.
 
     Attributes:
         kind: The name of its class.

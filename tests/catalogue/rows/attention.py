@@ -68,7 +68,7 @@ def transformer() -> nn.Module:
 
 
 def in_time_order(m, x):
-    """As in models of words that have the time first throughout."""
+    """Models of words may have the time first throughout."""
     x = m.embedding(x).transpose(0, 1)
     x = x * 2 + m.position[: len(x)]
     return m.head(m.a(x)).transpose(0, 1)

@@ -17,7 +17,7 @@ OTHERS = Topic("Other layers")
 
 
 class Conv1D(nn.Module):
-    """As in the GPT-2 of transformers."""
+    """The convolution of GPT-2 in transformers, which is a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ SHAPES = [(6,), (2, 3), (3, 2), (4, 3, 2), (1, 4), (4, 1), (2, 1, 4), (3, 3), (1
 
 
 class OneRow(nn.Module):
-    """What is the same for all examples comes first, and meets a parameter before the batch."""
+    """A row that all examples share meets a parameter before the batch does."""
 
     def __init__(self, how: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -324,7 +324,7 @@ def check_statistics(pair: Pair, loss: Loss, batch: Any, **options: Any) -> None
 
 
 def check_rules(pair: Pair, loss: Loss, batch: Any, *rules: Any) -> None:
-    """What `aggregate` fills `.grad` with."""
+    """Rules fill `.grad` with the gradients of the whole model."""
     for rule in rules or (
         pc.Winsorized(1),
         pc.Median(),
@@ -485,7 +485,7 @@ def run_traffic(rank: int) -> None:
 
 
 def run_verbs(rank: int) -> None:
-    """What else there is to do with a record and a model."""
+    """Records are pickled, meters filled, models verified."""
     pair = Pair(Net, rows_and_columns)
     found = []
     for model in (pair.ours, pair.alone):
