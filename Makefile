@@ -16,9 +16,9 @@ NATIVE := $(shell find csrc)
 # Tests compile CUDA kernels where no GPU is.
 check test lint bench: export PYCOHERENCE_BUILD ?= $(if $(shell command -v nvcc || ls $(CUDA_HOME)/bin/nvcc 2>/dev/null),cuda,cpu)
 
-# The Python layers; ops, kernels, builds and what is marked slow are left out.
-CHECKED := --ignore tests/unit/ops tests/unit tests/package/test_layout.py \
-	tests/package/test_docs.py pycoherence
+# The Python layers; ops, kernels, builds, several processes and what is marked slow are left out.
+CHECKED := --ignore tests/unit/ops --ignore tests/unit/distributed tests/unit \
+	tests/package/test_layout.py tests/package/test_docs.py pycoherence
 
 .PHONY: help demo check test lint bench clean
 .DEFAULT_GOAL := help
