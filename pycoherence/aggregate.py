@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pycoherence.capture import (
     Aggregate,
     Capture,
+    Factors,
     FactorsAcross,
     LossScale,
     OnUnsupported,
@@ -27,13 +28,26 @@ from pycoherence.errors import UnsupportedError
 from pycoherence.ranks import Group, Ranks, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
+    Record,
     check_group_size,
     check_loss_reduction,
     check_on_unsupported,
+    record_of,
 )
-from pycoherence.robust import Choice, CoordinateRule, Decision, GramRule, Report, Rule, decide
+from pycoherence.robust import (
+    Choice,
+    CoordinateRule,
+    Decision,
+    GramRule,
+    Report,
+    Reweight,
+    Rule,
+    WeightRule,
+    decide,
+    measure,
+)
 from pycoherence.sites import is_dtensor, placed, sq_norm
-from pycoherence.statistics import Batch
+from pycoherence.statistics import Batch, Statistic, combine
 
 NonFinite = Literal["nan", "drop"]
 
@@ -50,12 +64,14 @@ class aggregate:
     Rules over each coordinate (`Winsorized`, `TrimmedMean`, `Median`, `MedianOfMeans`,
     `SignAgreement`, `Phocas`, `MeaMed`) take the place of the weight gradients in the backward pass
     itself. Rules over whole examples (`Krum`, `Bulyan`, `GeometricMedian`, `CenteredClip`,
-    `NormClip`, `GAF`) keep the inputs and output gradients of all layers, and fill `.grad` when
-    `backward()` is about to return.
+    `NormClip`, `GAF`, `Reweight`) keep the inputs and output gradients of all layers, and fill
+    `.grad` when `backward()` is about to return.
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are left alone.
         rule: Such as `pc.Winsorized(2)`.
+        statistics: The statistics to measure in the same pass, such as `pc.SqNorms()`, each kind
+            once. They are those of the gradients before the rule, and `record` has them.
         loss_reduction: How the loss joins its per-example terms. With `"mean"` the mean of the
             `g_b` is the gradient, with `"sum"` their sum is.
         nonfinite: The treatment of gradients that are not finite. With `"nan"` they show: as NaN in
@@ -80,13 +96,16 @@ class aggregate:
             average completes a rule over coordinates.
 
     Returns:
-        On entering, this object; its `report` says what the rule did.
+        On entering, this object; its `report` says what the rule did, and its `record` has the
+        statistics.
 
     Raises:
         ValueError: No parameter to track, an unknown option, `on_unsupported="skip"` with `group`,
-            or, from `backward()`, a batch that is too small for the rule.
+            two statistics of one kind, or, from `backward()`, a batch that is too small for the
+            rule.
         TypeError: The rule is a class instead of an object, or something else; `group_size` is not
-            an integer; `group` is neither a process group nor a mesh.
+            an integer; `group` is neither a process group nor a mesh; or as in
+            `pycoherence.collect`.
         RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
             pass of the model was seen in the block; from `backward()`, a second pass in the block
             with a rule over whole examples. With `group`, see `pycoherence.collect`.
@@ -96,8 +115,10 @@ class aggregate:
             reduces gradients in a way that the rule cannot use, such as DistributedDataParallel
             with a communication hook, or without `group` if the rule is over whole examples.
 
-    Cost: See the rule. With `group`, each process receives its slice of the gradients of others'
-    examples, or their factors if these are fewer numbers; docs/distributed.md has the formulas.
+    Cost: See the rule. Statistics are measured as in `pycoherence.collect`; `SqNorms` makes the
+    ordinary weight gradients too, of which the coherence is read. With `group`, each process
+    receives its slice of the gradients of others' examples, or their factors if these are fewer
+    numbers; docs/distributed.md has the formulas.
 
     Source: Chatterjee 2020, arXiv:2002.10657, for robust gradients against memorisation; each
     rule names its own.
@@ -120,7 +141,7 @@ class aggregate:
         self,
         model: nn.Module,
         rule: Rule,
-        *,
+        *statistics: Statistic,
         loss_reduction: LossReduction = "mean",
         nonfinite: NonFinite = "nan",
         group_size: int = 1,
@@ -135,10 +156,11 @@ class aggregate:
             raise TypeError(f"expected an object, got a class; write pc.{rule.__name__}(...)")
         if not isinstance(rule, Rule):
             raise TypeError(f"expected a rule such as pc.Winsorized(2), got {rule!r}")
-        tracked_parameters(model)  # so that a model without parameters raises here
+        combine(statistics, tracked_parameters(model))  # so that what does not fit raises here
         self._model = model
         self._rule = rule
-        self._loss_reduction = loss_reduction
+        self._statistics = statistics
+        self._loss_reduction: LossReduction = loss_reduction
         self._drop = nonfinite == "drop"
         self._group_size = check_group_size(group_size)
         self._on_unsupported = check_on_unsupported(on_unsupported)
@@ -152,6 +174,7 @@ class aggregate:
         self._stack = ExitStack()
         self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
         self._capture: Capture | None = None
+        self._record: Record | None = None
 
     def __repr__(self) -> str:
         return (
@@ -170,12 +193,16 @@ class aggregate:
     def _open(self, ranks: Ranks | None) -> None:
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
-        if isinstance(self._rule, GramRule) and self._rule.carries is not None:
+        if isinstance(self._rule, WeightRule) and self._rule.carries is not None:
             self._rule.carries.check(parameters)
-        capture = Capture(self._model, parameters, self._request(ranks), self._filler.around)
-        self._filler.begin(capture, parameters)
+        request = self._request(ranks, parameters)
+        capture = Capture(self._model, parameters, request, self._filler.around)
+        # The rule takes the factors for itself, and frees them.
+        seen = request._replace(factors=False)
+        self._record = record_of(capture, seen, self._statistics, self._loss_reduction)
+        self._filler.begin(capture, parameters, self._record)
         with ExitStack() as stack:
-            if isinstance(self._rule, GramRule) and capture.across is not None:
+            if isinstance(self._rule, WeightRule) and capture.across is not None:
                 expect_same_ranks(self._model, capture.across.ranks)
                 stack.enter_context(without_sync(self._model))
             stack.enter_context(capture)
@@ -200,13 +227,14 @@ class aggregate:
                 "loss.backward(), inside the block and in its thread"
             )
 
-    def _request(self, ranks: Ranks | None) -> Request:
+    def _request(self, ranks: Ranks | None, parameters: Mapping[str, nn.Parameter]) -> Request:
+        request = combine(self._statistics, parameters)
         if isinstance(self._rule, CoordinateRule):
             name, k = self._rule.aggregate
             aggregate = Aggregate(name, k, self._drop, self._rule.counts)
-            request = Request({}, aggregate=aggregate)
+            request = request._replace(aggregate=aggregate)
         else:
-            request = Request({}, factors=True, gradients=False)
+            request = request._replace(factors=True, gradients=False)
         return request._replace(
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
@@ -215,6 +243,17 @@ class aggregate:
             ranks=ranks,
             is_mean=self._loss_reduction == "mean",
         )
+
+    @property
+    def record(self) -> Record:
+        """The record of the statistics, as `pycoherence.collect` gives it.
+
+        Raises:
+            RuntimeError: The block has not been entered.
+        """
+        if self._record is None:
+            raise RuntimeError("the block has not been entered; its record is there once it is")
+        return self._record
 
     @property
     def report(self) -> Report:
@@ -257,8 +296,11 @@ class _Filler:
         self.network: Choice | None = None
         self.done = False
 
-    def begin(self, capture: Capture, parameters: Mapping[str, nn.Parameter]) -> None:
+    def begin(
+        self, capture: Capture, parameters: Mapping[str, nn.Parameter], record: Record
+    ) -> None:
         """Take what a block fills."""
+        self._record = record
         self._results, self._parameters = capture.results, parameters
         self._whole, self._across = capture.whole, capture.across
 
@@ -274,15 +316,15 @@ class _Filler:
                     f"{self._rule} {why}, got {size}; take larger batches, leave out "
                     "a last smaller one (drop_last=True), or change the rule"
                 )
-        if isinstance(self._rule, GramRule):
+        if isinstance(self._rule, WeightRule):
             _refuse_hooks(self._parameters)
         yield
-        if isinstance(self._rule, GramRule) and results.factors:
+        if isinstance(self._rule, WeightRule) and results.factors:
             self._fill(self._rule)
         self.done |= bool(results.aggregated) or bool(self.choices)
 
     @torch.no_grad()
-    def _fill(self, rule: GramRule) -> None:
+    def _fill(self, rule: WeightRule) -> None:
         results = self._results
         means = self._means(rule)
         if rule.carries is not None:
@@ -309,7 +351,7 @@ class _Filler:
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))
 
-    def _means(self, rule: GramRule) -> dict[str, Tensor]:
+    def _means(self, rule: WeightRule) -> dict[str, Tensor]:
         """The robust mean of each parameter that has one; the factors are freed."""
         results = self._results
         factors, size, across = results.factors, self._whole.batch_size, self._across
@@ -330,7 +372,7 @@ class _Filler:
         for group in groups:
             mine = {name: factors.pop(name) for name in group if name in factors}
             point = {name: centre[name] for name in group if name in centre}
-            choice = decide(rule, mine, point, Batch(size, share), self._drop, across)
+            choice = self._choose(rule, mine, point, Batch(size, share))
             self.network = choice if rule.per == "network" else None
             for name in group:
                 self.choices[name] = choice
@@ -341,6 +383,26 @@ class _Filler:
                     v = point[name] * choice.carried.to(point[name].device)
                     means[name] = means[name] + v if name in means else v
         return means
+
+    def _choose(
+        self,
+        rule: WeightRule,
+        factors: Mapping[str, Factors],
+        centre: Mapping[str, Tensor],
+        batch: Batch,
+    ) -> Choice:
+        """The decision on some parameters together."""
+        if isinstance(rule, GramRule):
+            return decide(rule, factors, centre, batch, self._drop, self._across)
+        assert isinstance(rule, Reweight)
+        device = next(iter(factors.values())).device
+        weights = rule.weigh(self._record, batch.size, device)
+        if self._across is not None:
+            weights = self._across.decided(weights)
+        if self._drop:
+            kept = measure(factors, batch, "sq_norms", None, self._across).kept
+            weights = torch.where(kept, weights, 0.0)
+        return Choice(weights)
 
 
 def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:

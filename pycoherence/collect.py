@@ -20,6 +20,7 @@ from pycoherence.record import (
     check_group_size,
     check_loss_reduction,
     check_on_unsupported,
+    record_of,
 )
 from pycoherence.statistics import Statistic, combine
 
@@ -146,11 +147,7 @@ class collect:
         capture = Capture(self._model, parameters, request)
         capture.__enter__()
         self._capture = capture
-        own = Record(capture.results, request, self._statistics, self._loss_reduction)
-        if capture.across is None:
-            return own
-        whole = capture.across.whole
-        return Record(whole, request, self._statistics, self._loss_reduction, own)
+        return record_of(capture, request, self._statistics, self._loss_reduction)
 
     def __exit__(
         self,

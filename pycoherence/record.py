@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import (
+    Capture,
     Factors,
     OnUnsupported,
     Request,
@@ -317,6 +318,19 @@ class Record:
                 "end, so that its statistics are not complete; run forward and backward pass in a "
                 "new block"
             )
+
+
+def record_of(
+    capture: Capture,
+    request: Request,
+    statistics: Sequence[Statistic],
+    loss_reduction: LossReduction,
+) -> Record:
+    """The record that a capture fills, of the examples of all processes if it has several."""
+    own = Record(capture.results, request, statistics, loss_reduction)
+    if capture.across is None:
+        return own
+    return Record(capture.whole, request, statistics, loss_reduction, own)
 
 
 def _check_coef(coef: Tensor, size: int, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from pycoherence.record import (
     check_group_size,
     check_loss_reduction,
     check_on_unsupported,
+    record_of,
 )
 from pycoherence.statistics import SqNorms, Statistic, combine
 
@@ -100,12 +101,11 @@ def weighted_sum(
     )
     capture = Capture(model, parameters, request)
     run_pass(capture, model, loss_fn, batch)
-    record = Record(capture.results, request, asked, loss_reduction)
+    record = record_of(capture, request, asked, loss_reduction)
     across = capture.across
     if across is None:
         return record.weighted_sum(coef(record) if callable(coef) else coef)
-    whole = Record(capture.whole, request, asked, loss_reduction, record)
     with across.ranks.conversation():
-        weights = coef(whole) if callable(coef) else coef
-        whole.check_coef(weights)
-        return across.totals(record.weighted_sum(weights[across.own]))
+        weights = coef(record) if callable(coef) else coef
+        record.check_coef(weights)
+        return across.totals(record.local.weighted_sum(weights[across.own]))

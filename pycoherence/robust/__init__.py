@@ -1,7 +1,9 @@
 """Rules that replace the mean of per-example gradients by something robust, one in each file."""
 
-from pycoherence.robust._gram_rule import Choice, GramRule, decide
+from pycoherence.robust._gram_rule import GramRule, decide
 from pycoherence.robust._rule import CoordinateRule, Decision, Report, Rule
+from pycoherence.robust._space import measure
+from pycoherence.robust._weight_rule import Choice, WeightRule
 from pycoherence.robust.bulyan import Bulyan
 from pycoherence.robust.centered_clip import CenteredClip
 from pycoherence.robust.centre import Centre
@@ -13,6 +15,7 @@ from pycoherence.robust.median import Median
 from pycoherence.robust.median_of_means import MedianOfMeans
 from pycoherence.robust.norm_clip import NormClip
 from pycoherence.robust.phocas import Phocas
+from pycoherence.robust.reweight import Reweight
 from pycoherence.robust.sign_agreement import SignAgreement
 from pycoherence.robust.trimmed_mean import TrimmedMean
 from pycoherence.robust.winsorized import Winsorized
@@ -34,9 +37,12 @@ __all__ = [
     "NormClip",
     "Phocas",
     "Report",
+    "Reweight",
     "Rule",
     "SignAgreement",
     "TrimmedMean",
+    "WeightRule",
     "Winsorized",
     "decide",
+    "measure",
 ]

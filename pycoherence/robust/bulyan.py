@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.krum import Neighbours
 
 
@@ -71,7 +72,7 @@ class Bulyan(GramRule):
 
     @property
     def least(self) -> int:
-        """See `GramRule.least`."""
+        """See `WeightRule.least`."""
         return 4 * self.f + 3
 
     def choose(self, space: GramSpace) -> Choice:
@@ -87,7 +88,7 @@ class Bulyan(GramRule):
         return Choice(weights, chosen=torch.where(runs, rounds, -1))
 
     def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
-        """See `GramRule.mean`."""
+        """See `WeightRule.mean`."""
         # How many rows are ordered the host has to know, which it does unless some were left out.
         chosen = choice.decision.chosen if drop else choice.chosen
         if chosen is None:

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.centre import Centre
 
 
@@ -73,7 +74,7 @@ class CenteredClip(GramRule):
 
     @property
     def carries(self) -> Centre | None:
-        """See `GramRule.carries`."""
+        """See `WeightRule.carries`."""
         return self.centre
 
     def check_batch(self, n: int) -> str | None:

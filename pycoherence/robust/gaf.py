@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 
 from pycoherence.ops.gram_filter import gram_filter
-from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.robust._weight_rule import Choice
 
 
 @dataclass(frozen=True)

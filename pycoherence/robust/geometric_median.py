@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pycoherence.ops.gram_median import gram_median
-from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.robust._weight_rule import Choice
 
 
 @dataclass(frozen=True)

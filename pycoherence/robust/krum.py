@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.robust._weight_rule import Choice
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Krum(GramRule):
 
     @property
     def least(self) -> int:
-        """See `GramRule.least`."""
+        """See `WeightRule.least`."""
         return max(2 * self.f + 3, self.m)
 
     def choose(self, space: GramSpace) -> Choice:

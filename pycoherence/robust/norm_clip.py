@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops.core.spec import accumulate_dtype
-from pycoherence.robust._gram_rule import Choice, GramRule
+from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
+from pycoherence.robust._weight_rule import Choice
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class NormClip(GramRule):
         return Choice(weights, clipped=clipped)
 
     def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
-        """See `GramRule.noise`."""
+        """See `WeightRule.noise`."""
         if not self.noise_multiplier:
             return None
         dtype, device = accumulate_dtype(parameter.dtype), parameter.device

@@ -133,6 +133,7 @@ RULES: list[Callable[[], Any]] = [
     lambda: pc.CenteredClip(0.1),
     lambda: pc.NormClip(0.1),
     lambda: pc.GAF(0.99),
+    lambda: pc.Reweight(lambda record: record.sq_norms),
 ]
 
 
@@ -146,10 +147,12 @@ def check_rules(rank: int, sizes: tuple[int, ...], reduction: str, wrapper: str)
         alone.zero_grad()
         for step in range(2):
             ids, classes, mine = batch(sizes, rank, step)
-            with pc.aggregate(alone, theirs, **options) as expected:
+            with pc.aggregate(alone, theirs, pc.SqNorms(), **options) as expected:
                 loss(alone, ids, classes, reduction).backward()
-            with pc.aggregate(ours, rule, group=dist.group.WORLD, **options) as found:
+            world = dist.group.WORLD
+            with pc.aggregate(ours, rule, pc.SqNorms(), group=world, **options) as found:
                 loss(ours, ids[mine], classes[mine], reduction).backward()
+            same(found.record.sq_norms, expected.record.sq_norms, f"{rule}: norms")
             check_grads(net, alone, f"{rule}: ")
             assert found.report.batch_size == sum(sizes)
             check_reports(found.report, expected.report)
