@@ -8,6 +8,7 @@ from pycoherence.capture import LayerRule, close_blocks, mark_examples, register
 from pycoherence.collect import collect
 from pycoherence.errors import RanksError, UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
+from pycoherence.monitor import GradientMonitor
 from pycoherence.ops import backend, set_workspace, workspace
 from pycoherence.record import Record
 from pycoherence.robust import (
@@ -56,6 +57,7 @@ __all__ = [
     "Decision",
     "Dots",
     "GeometricMedian",
+    "GradientMonitor",
     "Gram",
     "Krum",
     "LayerRule",

@@ -7,6 +7,7 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
+from pycoherence import scalars
 from pycoherence.capture import (
     Capture,
     Factors,
@@ -112,6 +113,11 @@ class Record:
         return self if self._local is None else self._local
 
     @property
+    def is_measured(self) -> bool:
+        """Whether a backward pass has run to its end, so that results can be read."""
+        return bool(self._results.outputs) and not self._results.failed
+
+    @property
     def skipped(self) -> list[str]:
         """Parameters that are not measured, since `on_unsupported="skip"` left them out."""
         return list(self._results.skipped)
@@ -191,6 +197,32 @@ class Record:
         }
         return Coherence.of(parts, batch.size)
 
+    def scalars(self) -> dict[str, float]:
+        """A few numbers about the batch, for any logger.
+
+        Returns:
+            `batch_size`; with `SqNorms` `norm/mean`, `norm/median` (the lower one), `norm/q90` (the
+            value at rank `0.9 (B - 1)`, rounded up) and `norm/max`, `coherence/m`,
+            `coherence/unbiased_alpha`, `gradient/sq_norm` and `gradient/variance` (unbiased, of
+            `pycoherence.metrics`) and `noise_scale`; with `Gram` `cosine/mean`, of two different
+            examples; with `Dots` `dots/mean` and `dots/negative`, the share of examples below zero.
+            NaN for what the batch is too small to tell, and for norms if one is NaN.
+
+        Raises:
+            RuntimeError: No backward pass has run.
+
+        Example:
+            >>> import torch, pycoherence as pc
+            >>> model = torch.nn.Linear(1, 1, bias=False)
+            >>> x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+            >>> with pc.collect(model, pc.SqNorms()) as record:
+            ...     model(x).mean().backward()
+            >>> found = record.scalars()
+            >>> found["norm/mean"], found["norm/max"], found["noise_scale"]
+            (2.5, 4.0, 0.28571428571428575)
+        """
+        return pooled_scalars([self])
+
     def weighted_sum(self, coef: Tensor) -> dict[str, Tensor]:
         r"""A weighted sum of the per-example gradients, without a second backward pass.
 
@@ -245,6 +277,9 @@ class Record:
         """Raise `TypeError` or `ValueError` unless there is a weight for each example."""
         device = next(iter(self._results.parameters.values())).device
         _check_coef(coef, self.batch_size, device)
+
+    def _has(self, result: str) -> bool:
+        return any(result in one.results for one in self._statistics)
 
     def _kept(self) -> dict[str, Factors]:
         if not self._keeps:
@@ -331,6 +366,25 @@ def record_of(
     if capture.across is None:
         return own
     return Record(capture.whole, request, statistics, loss_reduction, own)
+
+
+def pooled_scalars(records: Sequence[Record]) -> dict[str, float]:
+    """The numbers of `Record.scalars`, of several batches at the same weights together.
+
+    Args:
+        records: With the same statistics, one or more.
+    """
+    found: dict[str, float] = {"batch_size": sum(record.batch_size for record in records)}
+    first = records[0]
+    if first._has("sq_norms"):
+        found |= scalars.of_norms([record.sq_norms for record in records])
+        if all(can_tell_sum(raw) for raw in first._raw().values()):
+            found |= scalars.of_coherences([record.coherence() for record in records])
+    if first._has("gram"):
+        found |= scalars.of_grams([record.gram for record in records])
+    if first._has("dots"):
+        found |= scalars.of_dots([record.dots for record in records])
+    return found
 
 
 def _check_coef(coef: Tensor, size: int, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Rules that replace the mean of per-example gradients by something robust, one in each file."""
 
 from pycoherence.robust._gram_rule import GramRule, decide
-from pycoherence.robust._rule import CoordinateRule, Decision, Report, Rule
+from pycoherence.robust._rule import CoordinateRule, Decision, Report, Rule, check_count
 from pycoherence.robust._space import measure
 from pycoherence.robust._weight_rule import Choice, WeightRule
 from pycoherence.robust.bulyan import Bulyan
@@ -43,6 +43,7 @@ __all__ = [
     "TrimmedMean",
     "WeightRule",
     "Winsorized",
+    "check_count",
     "decide",
     "measure",
 ]

@@ -52,6 +52,16 @@ class Coherence:
             return float("nan")
         return metrics.unbiased_alpha(self.sum_sq_norm, self.total_sq_norm, self.n)
 
+    @property
+    def noise_scale(self) -> float:
+        """`metrics.noise_scale`, the batch size at which noise is as large as the mean gradient.
+
+        It is noisy if `n` is small, and negative if the gradients cancel; NaN for a single example.
+        """
+        if self.n < 2:
+            return float("nan")
+        return metrics.noise_scale(self.sum_sq_norm, self.total_sq_norm, self.n)
+
     @classmethod
     def of(cls, parts: Mapping[str, tuple[float, float]], n: int) -> Coherence:
         """Combine the parameters of a network.

@@ -31,7 +31,7 @@ LEVELS = (
     {"sites"},
     {"capture"},
     {"statistics", "metrics", "robust"},
-    {"collect", "aggregate", "weighted_sum", "meter", "verify", "record", "optim"},
+    {"collect", "aggregate", "weighted_sum", "meter", "verify", "record", "optim", "scalars"},
 )
 HEAVY = {"matplotlib", "sklearn", "tqdm", "rich"}
 MAY_BE_HEAVY = {"demo", "plot", "studies"}
