@@ -53,10 +53,12 @@ class GradientMonitor:
             `SummaryWriter` of TensorBoard, something with `log(scalars, step=step)` such as a run
             of W&B, or a path that ends in `.csv`, to which rows are added.
         loss_reduction: How the loss joins its per-example terms, as in `pycoherence.collect`.
-        group_size: As in `pycoherence.collect`.
-        on_unsupported: As in `pycoherence.collect`.
-        nonfinite: As in `pycoherence.aggregate`; for a rule alone.
-        group: As in `pycoherence.collect`.
+        group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
+        on_unsupported: The treatment of a parameter that is used in a way that is not known, as in
+            `pycoherence.collect`.
+        nonfinite: The rule's treatment of gradients that are not finite, as in
+            `pycoherence.aggregate`.
+        group: The processes whose examples count together, as in `pycoherence.collect`.
 
     Attributes:
         records: The records of the micro-batches of the last measured step.
