@@ -85,7 +85,8 @@ class aggregate:
             `pycoherence.collect`; with `"skip"` it gets its ordinary gradient, and the report lists
             it.
         loss_scale: The number that the loss is multiplied by before `backward()`, or the
-            `torch.amp.GradScaler` that does it, read when `backward()` runs.
+            `torch.amp.GradScaler` that does it, read when `backward()` runs, or a function that
+            gives the number for the loss that `backward()` is called on.
             A rule sees gradients that are divided by it; those in `.grad` are multiplied by it
             again, as the scaler expects.
         group: The processes over whose examples the rule is taken, a

@@ -55,8 +55,9 @@ class collect:
             refuses it, `"skip"` leaves it out (`Record.skipped` lists it), and `"vmap"` makes them
             example by example whatever memory it takes.
         loss_scale: The number that the loss is multiplied by before `backward()`, or the
-            `torch.amp.GradScaler` that does it, read when `backward()` runs. All
-            results are divided by it, and `.grad` is not.
+            `torch.amp.GradScaler` that does it, read when `backward()` runs, or a function that
+            gives the number for the loss that `backward()` is called on. All results are divided
+            by it, and `.grad` is not.
         group: The processes whose examples count together, a `torch.distributed.ProcessGroup` or a
             `DeviceMesh`; `None` for this process alone. All of them run the block. The record then
             is of all their examples, in the order of global ranks, and the same on each;

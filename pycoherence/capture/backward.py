@@ -13,7 +13,7 @@ from pycoherence.capture.across import Across
 from pycoherence.capture.errors import unsupported
 from pycoherence.capture.facts import tensors
 from pycoherence.capture.model import modules_of, trained_parameters
-from pycoherence.capture.request import Request
+from pycoherence.capture.request import Request, scale_of
 from pycoherence.capture.results import Results
 from pycoherence.capture.running import BackwardPass
 from pycoherence.capture.torch_internals import (
@@ -129,10 +129,12 @@ class BackwardPasses:
             self._check_inputs(args[1] if len(args) > 1 else kwargs.get("inputs"), names_of)
         if self.running:
             return self.guarded(mode, func, args, kwargs)
-        self._read_scale()
+        measures = accumulate or self._reaches(args, kwargs, names_of)
+        if measures:
+            self._read_scale(tensors(args[0] if args else list(kwargs.values())))
         # A gradient that is made after the pass has no part in torch.autograd.grad.
         makes = accumulate or self._request.gradients
-        if self._across is not None and (accumulate or self._reaches(args, kwargs, names_of)):
+        if self._across is not None and measures:
             self._across.meet()
         with self._around() if makes else nullcontext():
             return self.guarded(mode, func, args, kwargs)
@@ -226,10 +228,10 @@ class BackwardPasses:
                 "made of all layers together after the backward pass; call loss.backward()"
             )
 
-    def _read_scale(self) -> None:
+    def _read_scale(self, roots: Iterable[Tensor]) -> None:
         """Read the scale of the loss, which a scaler changes after the step."""
-        given, results = self._request.loss_scale, self._results
-        now = given.get_scale() if isinstance(given, torch.amp.GradScaler) else given
+        results = self._results
+        now = scale_of(self._request.loss_scale, list(roots))
         if self._scale_is_read and now != results.loss_scale:
             raise UnsupportedError(
                 f"the scale of the loss was {results.loss_scale} in a backward pass of this block, "

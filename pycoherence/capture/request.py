@@ -1,7 +1,7 @@
 """The request: what a capture measures."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +16,8 @@ Shape = Callable[[int, tuple[int, ...]], tuple[int, ...]]
 OnUnsupported = Literal["auto", "raise", "skip", "vmap"]
 """Example by example if it is small, refuse the parameter, leave it out, or example by example."""
 
-LossScale = float | torch.amp.GradScaler
-"""A number, or the scaler that multiplies the loss."""
+LossScale = float | torch.amp.GradScaler | Callable[[Tensor], float]
+"""A number, the scaler that multiplies the loss, or a function of what `backward()` starts from."""
 
 
 def per_example(batch: int, parameter: tuple[int, ...]) -> tuple[int, ...]:
@@ -64,7 +64,8 @@ class Request(NamedTuple):
         aggregate: The rule it gives in their place; `None` for the gradients themselves.
         group_size: How many consecutive rows make one example.
         on_unsupported: The treatment of a parameter that is used in a way that is not known.
-        loss_scale: The number that the loss is multiplied by.
+        loss_scale: The number that the loss is multiplied by, or what gives it when `backward()`
+            starts.
         rule: The words for the rule that uses what is kept, which all processes have to agree on.
         ranks: The processes whose examples count; `None` for this one alone.
         is_mean: Whether the loss of each is the mean over its examples, and not their sum.
@@ -94,14 +95,42 @@ def check_loss_scale(value: Any) -> LossScale:
     """The value, if losses can be multiplied by it.
 
     Raises:
-        TypeError: It is neither a number nor a scaler.
+        TypeError: It is neither a number, a scaler nor a function.
         ValueError: It is not positive and finite.
     """
-    if isinstance(value, torch.amp.GradScaler):
-        return value
-    why = f"expected loss_scale to be a positive number or a torch.amp.GradScaler, got {value!r}"
+    known: LossScale = value
+    if isinstance(known, torch.amp.GradScaler) or callable(known):
+        return known
+    return check_number(value)
+
+
+def check_number(value: Any) -> float:
+    """The value, if it is a number that losses can be multiplied by."""
+    why = (
+        "expected loss_scale to be a positive number, a torch.amp.GradScaler, or a function that "
+        f"gives the number for the loss, got {value!r}"
+    )
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(why)
     if not 0 < value < math.inf:
         raise ValueError(why)
     return float(value)
+
+
+def scale_of(loss_scale: LossScale, roots: Sequence[Tensor]) -> float:
+    """The number that the loss is multiplied by, at the start of a backward pass from `roots`.
+
+    Raises:
+        ValueError: A function is asked, and there is not one loss; what it gives is not positive
+            and finite.
+    """
+    if isinstance(loss_scale, torch.amp.GradScaler):
+        return loss_scale.get_scale()
+    if not callable(loss_scale):
+        return loss_scale
+    if len(roots) != 1:
+        raise ValueError(
+            f"expected one loss, since loss_scale is a function of it, got {len(roots)}; add the "
+            "losses up before backward()"
+        )
+    return check_number(loss_scale(roots[0]))

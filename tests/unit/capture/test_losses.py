@@ -108,6 +108,49 @@ def test_gradients_accumulate_over_blocks() -> None:
     assert relative_error(torch.cat(norms), record.sq_norms) < 1e-12
 
 
+def test_the_scale_may_be_found_from_the_loss_when_backward_starts() -> None:
+    """By a function that may differentiate it; passes that reach no parameter do not ask it."""
+    model, asked = network(), list[Tensor]()
+    truth = per_example_gradients(model, own_mean, (IDS, LABELS))
+    own = list[Tensor]()
+
+    def found(loss: Tensor) -> float:
+        asked.append(loss)
+        return torch.autograd.grad(loss, own, retain_graph=True)[0].item()
+
+    with pc.collect(model, pc.SqNorms(), loss_scale=found) as record:
+        own.append(own_mean(model, (IDS, LABELS)))
+        loss = own[0] / 3 * 8
+        torch.autograd.grad(loss, own, retain_graph=True)
+        assert not asked
+        loss.backward()
+    assert asked == [loss]
+    assert_norms(record, truth, 1e-9)
+    copied = network()
+    with pc.aggregate(copied, pc.NormClip(1e9), loss_scale=lambda _: 8 / 3):
+        (own_mean(copied, (IDS, LABELS)) / 3 * 8).backward()
+    assert_grads_equal(copied, model, 1e-12)
+
+
+@pytest.mark.parametrize(("scale", "error"), [(0.0, ValueError), ("2", TypeError)])
+def test_a_scale_that_is_found_is_checked(scale: Any, error: type[Exception]) -> None:
+    model = network()
+    with (
+        pc.collect(model, pc.SqNorms(), loss_scale=lambda _: scale),
+        pytest.raises(error, match="expected loss_scale to be a positive number"),
+    ):
+        own_mean(model, (IDS, LABELS)).backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_scale_that_is_found_is_of_one_loss() -> None:
+    model = network()
+    with pc.collect(model, pc.SqNorms(), loss_scale=lambda _: 1.0):
+        loss = own_mean(model, (IDS, LABELS))
+        with pytest.raises(ValueError, match="expected one loss"):
+            torch.autograd.backward([loss, 2 * loss])
+
+
 def test_two_losses_of_one_forward_pass_one_after_the_other() -> None:
     """Fine where no captured call is below both."""
     model = nn.ModuleDict({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}).double()
