@@ -1,5 +1,6 @@
 """Does the capture agree with plain autograd on this very model?"""
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from pycoherence.record import (
     check_on_unsupported,
 )
 from pycoherence.sites import gathered
+from pycoherence.tables import Printed, plain, table
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Printed):
     """How far the capture was from plain autograd, by parameter.
+
+    `print` shows a table, the largest errors first.
 
     Attributes:
         sq_norms: Largest error of a per-example squared norm over the largest such norm.
@@ -47,6 +51,29 @@ class Verification:
         """Names of the parameters beyond `rtol`; NaN where both sides have it is no error."""
         worst = {name: (self.sq_norms[name], self.gradient[name]) for name in self.sq_norms}
         return [name for name, errors in worst.items() if not all(e <= self.rtol for e in errors)]
+
+    def __repr__(self) -> str:
+        n = len(self.sq_norms)
+        return f"Verification(parameters={n}, failures={len(self.failures)}, rtol={self.rtol:.1e})"
+
+    def __str__(self) -> str:
+        errors = {name: (norm, self.gradient[name]) for name, norm in self.sq_norms.items()}
+        # NaN, which is no number, is the worst.
+        largest = {name: max(math.inf if e != e else e for e in es) for name, es in errors.items()}
+        worst = sorted(errors, key=lambda name: -largest[name])
+        failed = len(self.failures)
+        found = f"{failed} of {len(errors)} parameters beyond" if failed else "all within"
+        return table(
+            f"Verification: {found} {self.rtol:.1e}",
+            ("sq_norms", "gradient"),
+            {"": {name: errors[name] for name in worst}},
+            lambda each: [f"{e:.1e}" for e in each],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, which `json` can write."""
+        found = {"sq_norms": self.sq_norms, "gradient": self.gradient, "rtol": self.rtol}
+        return plain({**found, "failures": self.failures})
 
 
 def verify(

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
+
+from pycoherence.tables import Printed, plain, table
 
 Per = Literal["network", "parameter"]
 
@@ -14,6 +16,8 @@ Per = Literal["network", "parameter"]
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
 class Decision:
     """The report of a rule on some parameters; `None` where it has no such thing.
+
+    `print` shows the least and the largest of the weights, and the first of the chosen.
 
     Attributes:
         weights: `[B]`, float64, of a rule that weighs whole examples: the robust mean is
@@ -32,10 +36,25 @@ class Decision:
     clipped: float | None = None
     kept: float | None = None
 
+    def __repr__(self) -> str:
+        told = [f"{name}={_short(value)}" for name, value in self.known().items()]
+        return f"Decision({', '.join(told)})"
+
+    def known(self) -> dict[str, Any]:
+        """All that the rule has said, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, which `json` can write."""
+        return plain(self.known())
+
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
-class Report:
+class Report(Printed):
     """The report of a rule on one batch.
+
+    `print` shows a table: the network, or the parameters of a rule that decides for each.
 
     Attributes:
         batch_size: `B`.
@@ -49,6 +68,48 @@ class Report:
     by_parameter: Mapping[str, Decision]
     network: Decision | None = None
     skipped: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        n = len(self.by_parameter)
+        whole = "" if self.network is None else f", network={self.network!r}"
+        return f"Report(batch_size={self.batch_size}, parameters={n}{whole})"
+
+    def __str__(self) -> str:
+        parts = self.by_parameter if self.network is None else {"network": self.network}
+        known = {name: each.known() for name, each in parts.items()}
+        names = [f.name for f in fields(Decision) if any(f.name in each for each in known.values())]
+        title = f"Report on {self.batch_size} examples, {len(self.by_parameter)} parameters"
+        if self.skipped:
+            title += f", {len(self.skipped)} skipped"
+        if not names:
+            return f"{title}; the rule says nothing more"
+        return table(
+            title,
+            names,
+            {"": known},
+            lambda each: [_short(each[name]) if name in each else "-" for name in names],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, which `json` can write."""
+        network = None if self.network is None else self.network.to_dict()
+        by_parameter = {name: each.to_dict() for name, each in self.by_parameter.items()}
+        return {
+            "batch_size": self.batch_size,
+            "network": network,
+            "by_parameter": by_parameter,
+            "skipped": list(self.skipped),
+        }
+
+
+def _short(value: Any) -> str:
+    """A number, or what there is to say of many."""
+    if not isinstance(value, Tensor):
+        return f"{value:.4g}"
+    if value.is_floating_point():
+        return f"{value.min():.3g} to {value.max():.3g}" if value.numel() else "none"
+    first = ", ".join(map(str, value[:4].tolist()))
+    return f"[{first}]" if len(value) <= 4 else f"[{first}, ... {len(value) - 4} more]"
 
 
 class Rule(ABC):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pycoherence import metrics
+from pycoherence.tables import Printed, table
+
+_NUMBERS = ("m", "alpha", "unbiased_alpha")
 
 
 @dataclass(frozen=True)
-class Coherence:
+class Coherence(Printed):
     r"""How much the gradients of `n` examples agree.
+
+    `print` shows a table: the network, its modules, its parameters.
 
     With `S = sum_i g_i` and `Q = sum_i ||g_i||^2`:
 
@@ -27,6 +33,8 @@ class Coherence:
         >>> c = Coherence(sum_sq_norm=10.0, total_sq_norm=4.0, n=4)
         >>> c.m, c.alpha
         (2.5, 0.625)
+        >>> c
+        Coherence(m=2.5, n=4)
     """
 
     sum_sq_norm: float
@@ -42,7 +50,9 @@ class Coherence:
 
     @property
     def alpha(self) -> float:
-        """`||S||^2 / (n Q)`, in `[0, 1]`: mean dot product over mean squared norm."""
+        """`||S||^2 / (n Q)`, in `[0, 1]`: mean dot product over mean squared norm; NaN for none."""
+        if self.n < 1:
+            return float("nan")
         return metrics.alpha(self.sum_sq_norm, self.total_sq_norm, self.n)
 
     @property
@@ -61,6 +71,31 @@ class Coherence:
         if self.n < 2:
             return float("nan")
         return metrics.noise_scale(self.sum_sq_norm, self.total_sq_norm, self.n)
+
+    def __repr__(self) -> str:
+        parts = {"parameters": len(self.by_parameter), "modules": len(self.by_module)}
+        told = "".join(f", {kind}={n}" for kind, n in parts.items() if n)
+        return f"Coherence(m={self.m:.4g}, n={self.n}{told})"
+
+    def __str__(self) -> str:
+        return table(
+            f"Coherence of {self.n} examples",
+            _NUMBERS,
+            {"": {"network": self}, "modules": self.by_module, "parameters": self.by_parameter},
+            lambda part: [getattr(part, number) for number in _NUMBERS],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain data, which `json` can write; NaN where there is no number."""
+        numbers = {number: getattr(self, number) for number in _NUMBERS}
+        sums = {"sum_sq_norm": self.sum_sq_norm, "total_sq_norm": self.total_sq_norm, "n": self.n}
+        parts = {"by_parameter": self.by_parameter, "by_module": self.by_module}
+        below = {
+            kind: {name: part.to_dict() for name, part in each.items()}
+            for kind, each in parts.items()
+            if each
+        }
+        return {**numbers, **sums, **below}
 
     @classmethod
     def of(cls, parts: Mapping[str, tuple[float, float]], n: int) -> Coherence:

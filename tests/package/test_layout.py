@@ -25,7 +25,7 @@ KERNELS = sorted((ROOT / "triton_kernels").rglob("*.py"))
 
 # From the bottom up; a part may import its own level and those below. What is not named is on top.
 LEVELS = (
-    {"errors"},
+    {"errors", "tables"},
     {"ranks"},
     {"ops", "triton_kernels"},
     {"sites"},
