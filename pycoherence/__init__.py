@@ -4,6 +4,7 @@ from importlib import metadata as _metadata
 
 from pycoherence import metrics, ops, optim, sites
 from pycoherence.aggregate import aggregate
+from pycoherence.batch_norm import replace_batch_norm
 from pycoherence.capture import LayerRule, close_blocks, mark_examples, register_rule, register_site
 from pycoherence.collect import collect
 from pycoherence.errors import RanksError, UnsupportedError, VerificationError
@@ -90,6 +91,7 @@ __all__ = [
     "optim",
     "register_rule",
     "register_site",
+    "replace_batch_norm",
     "set_workspace",
     "sites",
     "verify",

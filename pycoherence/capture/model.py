@@ -15,8 +15,8 @@ from pycoherence.errors import UnsupportedError
 
 MIXES = "batch statistics mix the examples, so that none has a gradient of its own"
 USE_OTHERS = (
-    "use GroupNorm or LayerNorm; only to measure, and not to train, put the model, or its "
-    "BatchNorm layers, in eval mode"
+    "use GroupNorm or LayerNorm, which pc.replace_batch_norm(model) puts in its place; only to "
+    "measure, and not to train, put the model, or its BatchNorm layers, in eval mode"
 )
 
 
