@@ -11,6 +11,7 @@ COMMANDS = {
     "ops": "ops/command",
     "training": "training/command",
     "distributed": "distributed/command",
+    "hosts": "hosts/command",
     "report": "report/page",
     "overhead": "training/overhead",
     "host": "gpu/host",

@@ -1,0 +1,1 @@
+"""What statistics cost in the loops of other libraries."""
