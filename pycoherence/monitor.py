@@ -215,6 +215,11 @@ class GradientMonitor:
             trace: TracebackType | None = None if error is None else error.__traceback__
             block.__exit__(Exception if error is None else type(error), error, trace)
 
+    def restart(self) -> None:
+        """Leave out all micro-batches since the last step, as one whose gradients are dropped."""
+        self.abandon()
+        self._parts = 0
+
     def step(self) -> dict[str, float] | None:
         """End a step: pool its micro-batches, and log them.
 
