@@ -1,0 +1,1 @@
+"""Trainers and libraries that pycoherence works in; only the file of its name imports one."""
