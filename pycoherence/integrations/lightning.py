@@ -16,7 +16,7 @@ from pycoherence.errors import UnsupportedError
 from pycoherence.monitor import GradientMonitor
 from pycoherence.ranks import Group
 from pycoherence.record import LossReduction, Record
-from pycoherence.robust import Report, Rule
+from pycoherence.robust import GramRule, Report, Rule
 from pycoherence.statistics import Statistic
 
 PACKAGES = "lightning.pytorch", "pytorch_lightning"
@@ -72,6 +72,9 @@ class PerExampleCallback:
             the first process.
         prog_bar: Whether the progress bar shows the numbers too.
 
+    Attributes:
+        monitor: The `pycoherence.GradientMonitor` of the last `trainer.fit`; `None` before any.
+
     Raises:
         ImportError: Neither package is installed.
         UnsupportedError: From `trainer.fit`, before the first step: a strategy (FSDP1, DeepSpeed,
@@ -125,6 +128,7 @@ class PerExampleCallback:
     ) -> None:
         self._statistics = statistics
         self._rule = rule
+        self._centre = rule.carries if isinstance(rule, GramRule) else None
         self._options: dict[str, Any] = {
             "every": every,
             "loss_reduction": loss_reduction,
@@ -133,7 +137,7 @@ class PerExampleCallback:
         }
         self._group = group
         self._prog_bar = prog_bar
-        self._monitor: GradientMonitor | None = None
+        self.monitor: GradientMonitor | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -154,17 +158,17 @@ class PerExampleCallback:
     @property
     def records(self) -> list[Record]:
         """The record of each micro-batch of the last measured step, in their order."""
-        return [] if self._monitor is None else self._monitor.records
+        return [] if self.monitor is None else self.monitor.records
 
     @property
     def reports(self) -> list[Report]:
         """The report of `rule` on each micro-batch of the last measured step."""
-        return [] if self._monitor is None else self._monitor.reports
+        return [] if self.monitor is None else self.monitor.reports
 
     @property
     def history(self) -> list[dict[str, float]]:
         """The numbers of all measured steps of the last `trainer.fit`, as they were logged."""
-        return [] if self._monitor is None else self._monitor.history
+        return [] if self.monitor is None else self.monitor.history
 
     @contextmanager
     def micro_batch(
@@ -199,12 +203,21 @@ class PerExampleCallback:
             yield
         self._pending = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """The centre that the rule carries along, for the Trainer's checkpoints."""
+        return {} if self._centre is None else {"centre": self._centre.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the centre back."""
+        if self._centre is not None and "centre" in state_dict:
+            self._centre.load_state_dict(state_dict["centre"])
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be measured, and make the monitor."""
         _expect_supported(trainer, pl_module)
         self._leave(None)
         self._forget()
-        self._monitor = GradientMonitor(
+        self.monitor = GradientMonitor(
             trainer.strategy.model,
             *self._statistics,
             rule=self._rule,
@@ -286,13 +299,13 @@ class PerExampleCallback:
 
     @property
     def _measuring(self) -> GradientMonitor:
-        assert self._monitor is not None, "Lightning begins with on_fit_start"
-        return self._monitor
+        assert self.monitor is not None, "Lightning begins with on_fit_start"
+        return self.monitor
 
     def _leave(self, error: BaseException | None) -> None:
         """Leave a block that is still open; its pass has not come to an end."""
-        if self._monitor is not None:
-            self._monitor.abandon(error)
+        if self.monitor is not None:
+            self.monitor.abandon(error)
 
     def _expect_one(self, optimizer: Any) -> None:
         """Refuse manual optimization whose steps are not those of one series."""

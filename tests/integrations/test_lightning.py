@@ -204,6 +204,8 @@ def test_every_step_has_the_norms_of_one_example_at_a_time(package: str, accumul
         max_epochs=2,
     )
     truth.check(steps=12 if accumulate == 1 else 4)  # 4 batches and then the 2 that are left
+    assert callback.monitor is not None
+    assert callback.monitor.noise_scale() > 0
     rows, record = truth.steps[-1][0][-1], truth.steps[-1][1][-1]
     close(record.gram, rows @ rows.mT)
 
@@ -263,6 +265,20 @@ def test_bfloat16_and_clipping() -> None:
     truth.check(steps=3, tolerance=0.05)
     sizes = [rows.norm(dim=1).min() for step, _ in truth.steps for rows in step]
     assert min(sizes) > 0.1  # clipping, to less than that, comes after
+
+
+def test_parameters_in_bfloat16() -> None:
+    options = {"precision": "bf16-true", "accumulate_grad_batches": 2}
+    truth = fitted(
+        classifier(),
+        lambda net, batch: cross_entropy(
+            net, (batch[0].to(next(net.parameters()).dtype), batch[1])
+        ),
+        batches(4),
+        PerExampleCallback(),
+        **options,
+    )
+    truth.check(steps=2, tolerance=0.05)
 
 
 def test_double_precision() -> None:
@@ -666,6 +682,21 @@ class Derived(PerExampleCallback):
     def __init__(self) -> None:
         super().__init__(pc.SqNorms())
         self.seen = [1]
+
+
+def test_a_checkpoint_has_the_centre_of_a_rule(tmp_path: Path) -> None:
+    def fit(net: nn.Module, epochs: int, **options: Any) -> Any:
+        run = trainer(PerExampleCallback(rule=pc.CenteredClip(0.1)), max_epochs=epochs)
+        run.fit(module(net, cross_entropy), loader(data), **options)
+        return run
+
+    net, data = classifier(), batches(3)
+    whole, other = copy.deepcopy(net), classifier()
+    fit(whole, 2)
+    fit(net, 1).save_checkpoint(tmp_path / "half.ckpt")
+    run = fit(other, 2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert run.global_step == 6
+    torch.testing.assert_close(other.state_dict(), whole.state_dict())
 
 
 def test_a_second_fit_begins_anew() -> None:
