@@ -30,6 +30,7 @@ from pycoherence.robust import (
     SignAgreement,
     TrimmedMean,
     Winsorized,
+    secure_normal,
 )
 from pycoherence.statistics import (
     Coherence,
@@ -92,6 +93,7 @@ __all__ = [
     "register_rule",
     "register_site",
     "replace_batch_norm",
+    "secure_normal",
     "set_workspace",
     "sites",
     "verify",

@@ -1,6 +1,6 @@
 """Robust gradients in place of the ordinary one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from math import prod
 from types import TracebackType
@@ -35,6 +35,7 @@ from pycoherence.record import (
     record_of,
 )
 from pycoherence.robust import (
+    NETWORK,
     Choice,
     CoordinateRule,
     Decision,
@@ -44,6 +45,7 @@ from pycoherence.robust import (
     Rule,
     WeightRule,
     decide,
+    groups_of,
     measure,
 )
 from pycoherence.sites import is_dtensor, placed, sq_norm
@@ -95,6 +97,9 @@ class aggregate:
             examples in the order of global ranks, and so is the report. A model wrapped by
             DistributedDataParallel or FSDP2 is wrapped over the same processes; the wrapper's own
             average completes a rule over coordinates.
+        last: Whether the optimizer steps after this batch. If it does so after several, give
+            `last=False` for all but the last of them: a rule with noise adds it in the last one
+            alone, and a threshold that adapts moves there. Other rules do not ask.
 
     Returns:
         On entering, this object; its `report` says what the rule did, and its `record` has the
@@ -149,6 +154,7 @@ class aggregate:
         on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
         group: Group | None = None,
+        last: bool = True,
     ) -> None:
         check_loss_reduction(loss_reduction)
         if nonfinite not in get_args(NonFinite):
@@ -167,13 +173,14 @@ class aggregate:
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
         self._group = check_group(group)
+        self._last = bool(last)
         if group is not None and on_unsupported == "skip":
             raise ValueError(
                 'expected on_unsupported to be another value than "skip" together with group=, '
                 "since gradients that no rule makes would differ between the processes"
             )
         self._stack = ExitStack()
-        self._filler = _Filler(rule, loss_reduction == "mean", self._drop)
+        self._filler = _Filler(rule, loss_reduction == "mean", self._drop, self._last)
         self._capture: Capture | None = None
         self._record: Record | None = None
 
@@ -194,8 +201,8 @@ class aggregate:
     def _open(self, ranks: Ranks | None) -> None:
         check_batch_norm(self._model)
         parameters = tracked_parameters(self._model)
-        if isinstance(self._rule, WeightRule) and self._rule.carries is not None:
-            self._rule.carries.check(parameters)
+        if isinstance(self._rule, WeightRule):
+            self._rule.check_parameters(parameters)
         request = self._request(ranks, parameters)
         capture = Capture(self._model, parameters, request, self._filler.around)
         # The rule takes the factors for itself, and frees them.
@@ -240,7 +247,7 @@ class aggregate:
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
-            rule=_words(self._rule, self._drop),
+            rule=_words(self._rule, self._drop, self._last),
             ranks=ranks,
             is_mean=self._loss_reduction == "mean",
         )
@@ -287,13 +294,15 @@ class _Filler:
 
     Attributes:
         choices: The choices of a rule over whole examples, by parameter.
+        by_group: The same, by the groups of the rule's `per`.
         network: The same for all together, if it was.
         done: Whether a backward pass has run.
     """
 
-    def __init__(self, rule: Rule, is_mean: bool, drop: bool) -> None:
-        self._rule, self._is_mean, self._drop = rule, is_mean, drop
+    def __init__(self, rule: Rule, is_mean: bool, drop: bool, last: bool) -> None:
+        self._rule, self._is_mean, self._drop, self._last = rule, is_mean, drop, last
         self.choices: dict[str, Choice] = {}
+        self.by_group: dict[str, Choice] = {}
         self.network: Choice | None = None
         self.done = False
 
@@ -333,24 +342,45 @@ class _Filler:
         size, skipped = self._whole.batch_size, results.skipped
         assert size is not None
         parameters = {name: p for name, p in self._parameters.items() if name not in skipped}
-        # An empty batch, which Poisson sampling draws, gets the noise of a batch of one.
-        scale = (1 if self._is_mean else max(1, size)) * results.loss_scale
+        groups = list(groups_of(rule.per, parameters))
+        examples = rule.examples(size)
+        scale = (1 if self._is_mean else examples or 1) * results.loss_scale
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():
-            noise = rule.noise(p, size, len(parameters))
-            if noise is not None and self._across is not None:
-                # All draw, so that their generators stay in step, and one draw counts.
-                self._across.ranks.step(f"noise of {name}")
-                noise = self._across.decided(noise)
+            noise = self._noise(rule, name, p, groups, examples) if self._last else None
             mean = means.pop(name, None)
             if noise is not None and is_dtensor(mean):
                 noise = placed(noise, p)
-            parts = [part for part in (mean, noise) if part is not None]
+            scaled = None if mean is None else mean * scale
+            parts = [part for part in (scaled, noise) if part is not None]
             if parts:
-                gradients[name] = placed((sum(parts[1:], parts[0]) * scale).to(p.dtype), p)
+                gradients[name] = placed(sum(parts[1:], parts[0]).to(p.dtype), p)
         # A backward pass fills it in this way: added to what is there, in the parameter's layout.
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))
+        rule.end(parameters, self.by_group, groups, size, self._last, self._decided)
+
+    def _noise(
+        self, rule: WeightRule, name: str, p: Tensor, groups: Sequence[str], examples: float
+    ) -> Tensor | None:
+        """The noise in `.grad` of one parameter."""
+        noise = rule.noise(p, groups)
+        if noise is None:
+            return None
+        if self._is_mean and not examples:
+            raise ValueError(
+                f"an empty batch has no mean for the noise of {rule} to be added to; give the rule "
+                "expected_batch_size=, which is right under Poisson sampling, or add up: "
+                'loss_reduction="sum"'
+            )
+        if self._across is not None:
+            # All draw, so that their generators stay in step, and one draw counts.
+            self._across.ranks.step(f"noise of {name}")
+        noise = self._decided(noise)
+        return noise * (self._results.loss_scale / (examples if self._is_mean else 1))
+
+    def _decided(self, x: Tensor) -> Tensor:
+        return x if self._across is None else self._across.decided(x)
 
     def _means(self, rule: WeightRule) -> dict[str, Tensor]:
         """The robust mean of each parameter that has one; the factors are freed."""
@@ -361,7 +391,6 @@ class _Filler:
         share = (size if self._is_mean else 1) / results.loss_scale
         centre = {} if rule.carries is None else rule.carries.value
         taking = [name for name in results.parameters if name in factors or name in centre]
-        groups = [taking] if rule.per == "network" else [[name] for name in taking]
         if across is not None:
             if centre:
                 # Each rank moves its own, and they would never meet again.
@@ -370,12 +399,13 @@ class _Filler:
             for name, kept in factors.items():
                 factors[name] = FactorsAcross(kept.site, kept.versions, across, name)
         means: dict[str, Tensor] = {}
-        for group in groups:
-            mine = {name: factors.pop(name) for name in group if name in factors}
-            point = {name: centre[name] for name in group if name in centre}
-            choice = self._choose(rule, mine, point, Batch(size, share))
-            self.network = choice if rule.per == "network" else None
-            for name in group:
+        for group, names in groups_of(rule.per, taking).items():
+            mine = {name: factors.pop(name) for name in names if name in factors}
+            point = {name: centre[name] for name in names if name in centre}
+            choice = self._choose(rule, mine, point, Batch(size, share), group)
+            self.network = choice if rule.per == NETWORK else None
+            self.by_group[group] = choice
+            for name in names:
                 self.choices[name] = choice
                 if name in mine:
                     means[name] = rule.mean(mine.pop(name), share, choice, self._drop)
@@ -391,10 +421,11 @@ class _Filler:
         factors: Mapping[str, Factors],
         centre: Mapping[str, Tensor],
         batch: Batch,
+        group: str,
     ) -> Choice:
         """The decision on some parameters together."""
         if isinstance(rule, GramRule):
-            return decide(rule, factors, centre, batch, self._drop, self._across)
+            return decide(rule, factors, centre, batch, self._drop, self._across, group)
         assert isinstance(rule, Reweight)
         device = next(iter(factors.values())).device
         weights = rule.weigh(self._record, batch.size, device)
@@ -420,11 +451,12 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _words(rule: Rule, drop: bool) -> str:
+def _words(rule: Rule, drop: bool, last: bool) -> str:
     """The part of a rule on which several processes have to agree."""
-    plain = (bool, int, float, str)
+    plain = (bool, int, float, str, dict)
     found = {name: x for name, x in vars(rule).items() if isinstance(x, plain)}
-    return f"rule {type(rule).__name__} {found}, nonfinite={'drop' if drop else 'nan'}"
+    words = f"rule {type(rule).__name__} {found}, nonfinite={'drop' if drop else 'nan'}"
+    return words if last else f"{words}, last=False"
 
 
 def _share(count: Tensor | None, shape: tuple[int, ...]) -> float | None:

@@ -1,7 +1,16 @@
 """Rules that replace the mean of per-example gradients by something robust, one in each file."""
 
 from pycoherence.robust._gram_rule import GramRule, decide
-from pycoherence.robust._rule import CoordinateRule, Decision, Report, Rule, check_count
+from pycoherence.robust._noise import secure_normal
+from pycoherence.robust._rule import (
+    NETWORK,
+    CoordinateRule,
+    Decision,
+    Report,
+    Rule,
+    check_count,
+    groups_of,
+)
 from pycoherence.robust._space import measure
 from pycoherence.robust._weight_rule import Choice, WeightRule
 from pycoherence.robust.bulyan import Bulyan
@@ -22,6 +31,7 @@ from pycoherence.robust.winsorized import Winsorized
 
 __all__ = [
     "GAF",
+    "NETWORK",
     "Bulyan",
     "CenteredClip",
     "Centre",
@@ -45,5 +55,7 @@ __all__ = [
     "Winsorized",
     "check_count",
     "decide",
+    "groups_of",
     "measure",
+    "secure_normal",
 ]

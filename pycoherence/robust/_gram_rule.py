@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Across, Factors
+from pycoherence.robust._rule import NETWORK
 from pycoherence.robust._space import GramSpace, Requirement, measure
 from pycoherence.robust._weight_rule import Choice, WeightRule
 from pycoherence.statistics import Batch
@@ -31,6 +32,10 @@ class GramRule(WeightRule):
         count, nor does anything if it keeps fewer than `least`.
         """
 
+    def choose_in(self, group: str, space: GramSpace) -> Choice:
+        """Weigh the examples by their gradients in one group of `per`, as `choose` does."""
+        return self.choose(space)
+
 
 def decide(
     rule: GramRule,
@@ -39,6 +44,7 @@ def decide(
     batch: Batch,
     drop: bool,
     across: Across | None = None,
+    group: str = NETWORK,
 ) -> Choice:
     """Apply a rule to the gradients of some parameters together.
 
@@ -49,12 +55,13 @@ def decide(
         batch: Its size and share.
         drop: Whether to leave examples out that are not finite; else all weights are NaN.
         across: The part that several processes take together, if the examples are theirs.
+        group: The group of `per` that the parameters are.
     """
     centre_or_none = None if rule.carries is None else centre
     space = measure(factors, batch, rule.requires, centre_or_none, across)
     if not batch.size:
         return Choice(space.sq_norms, torch.ones_like(space.n))
-    choice = rule.choose(space)
+    choice = rule.choose_in(group, space)
     if across is not None:
         # A rank with another processor may round otherwise, and choose another example.
         names = [name for name, x in vars(choice).items() if isinstance(x, Tensor)]

@@ -1,16 +1,25 @@
 """The declarations that every robust rule makes of itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
 from pycoherence.tables import Printed, plain, table
 
-Per = Literal["network", "parameter"]
+Per = Literal["network", "parameter"] | Mapping[str, Sequence[str]]
+"""The parameters that are decided on together: all, each alone, or groups.
+
+Groups are patterns of parameter names, such as `{"head": ["fc.*"], "rest": ["*"]}`, where `*` is
+any text and `?` any character. A parameter is in the first group that has a pattern for it.
+"""
+
+NETWORK = "network"
+"""The group of all parameters."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
@@ -166,10 +175,63 @@ def check_number(name: str, value: Any, *, positive: bool = True) -> float:
     return number
 
 
-def check_per(per: str) -> None:
+def check_per(per: Any) -> None:
     """Raise unless it is one of `Per`."""
-    if per not in get_args(Per):
-        raise ValueError(f"expected per to be 'network' or 'parameter', got {per!r}")
+    if isinstance(per, str):
+        if per not in ("network", "parameter"):
+            raise ValueError(
+                "expected per to be 'network' or 'parameter', or groups of parameter names such "
+                f"as {{'head': ['fc.*'], 'rest': ['*']}}, got {per!r}"
+            )
+        return
+    fits = isinstance(per, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(patterns, Sequence)
+        and not isinstance(patterns, str)
+        and all(isinstance(pattern, str) for pattern in patterns)
+        for name, patterns in per.items()
+    )
+    if not fits:
+        raise TypeError(
+            "expected the groups of per as lists of parameter names by the name of the group, "
+            f"such as {{'head': ['fc.*'], 'rest': ['*']}}, got {per!r}"
+        )
+
+
+def groups_of(per: Per, names: Iterable[str]) -> dict[str, list[str]]:
+    """The parameters of each group that has some, by the name of the group."""
+    if per == "parameter":
+        return {name: [name] for name in names}
+    patterns = {NETWORK: ["*"]} if isinstance(per, str) else per
+    found: dict[str, list[str]] = {group: [] for group in patterns}
+    for name in names:
+        group = _group_of(name, patterns)
+        if group is None:
+            raise ValueError(
+                f"expected a group of per for each parameter, got none for {name!r} in "
+                f"{dict(patterns)}; add a last group ['*'] for the rest, or freeze the parameter"
+            )
+        found[group].append(name)
+    return {group: mine for group, mine in found.items() if mine}
+
+
+def check_groups(per: Per, names: Sequence[str]) -> None:
+    """Raise `ValueError` unless the groups have each parameter, and each pattern is one of some."""
+    groups_of(per, names)
+    patterns = [] if isinstance(per, str) else [p for group in per.values() for p in group]
+    idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
+    if idle:
+        raise ValueError(
+            f"expected names of trained parameters in the groups of per, got "
+            f"{', '.join(map(repr, idle))}; the parameters are {', '.join(names)}"
+        )
+
+
+def _group_of(name: str, patterns: Mapping[str, Sequence[str]]) -> str | None:
+    for group, mine in patterns.items():
+        if any(fnmatchcase(name, pattern) for pattern in mine):
+            return group
+    return None
 
 
 def check_clip(k: int, n: int) -> str | None:

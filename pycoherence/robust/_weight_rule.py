@@ -1,12 +1,13 @@
 """Rules whose result is a sum of the examples' gradients, with a weight for each."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.robust._rule import Decision, Per, Rule
+from pycoherence.robust._rule import Decision, Per, Rule, check_groups
 from pycoherence.robust.centre import Centre
 
 
@@ -47,7 +48,7 @@ class WeightRule(Rule):
     """A rule that weighs whole examples.
 
     Attributes:
-        per: Whether the network decides as a whole, or each parameter alone.
+        per: Whether the network decides as a whole, each parameter alone, or groups.
     """
 
     per: Per
@@ -56,6 +57,16 @@ class WeightRule(Rule):
     def least(self) -> int:
         """The number of examples that it requires."""
         return 1
+
+    def check_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise unless the rule can be applied to these parameters, before the forward pass."""
+        check_groups(self.per, list(parameters))
+        if self.carries is not None:
+            self.carries.check(parameters)
+
+    def examples(self, batch_size: int) -> float:
+        """The number that a sum over the batch is divided by, to be the mean of the rule."""
+        return batch_size
 
     @property
     def carries(self) -> Centre | None:
@@ -73,12 +84,31 @@ class WeightRule(Rule):
         """
         return factors.weighted_sum((choice.weights * share).to(factors.device))
 
-    def noise(self, parameter: Tensor, batch_size: int, parameters: int) -> Tensor | None:
-        """A plain tensor to add to the mean, of the parameter's shape, in accumulation dtype.
+    def noise(self, parameter: Tensor, groups: Sequence[str]) -> Tensor | None:
+        """A plain tensor to add to the sum, of the parameter's shape, in accumulation dtype.
 
         Args:
             parameter: The parameter that gets it.
-            batch_size: `B`.
-            parameters: How many there are.
+            groups: All groups of `per`.
         """
         return None
+
+    def end(
+        self,
+        parameters: Mapping[str, Tensor],
+        choices: Mapping[str, Choice],
+        groups: Sequence[str],
+        batch_size: int,
+        last: bool,
+        decided: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take note that gradients were made, before the next batch.
+
+        Args:
+            parameters: Those that got a gradient.
+            choices: The choice for each group that took part.
+            groups: All groups of `per`.
+            batch_size: `B`.
+            last: Whether the optimizer's step follows, and no other batch of it.
+            decided: Makes a random number the same on all processes that take part.
+        """

@@ -260,8 +260,11 @@ def test_robust_gradients_of_none(name: str, reduction: Reduction, rule: Any) ->
         assert p.grad is None or p.grad.count_nonzero() == 0
 
 
-def clipped(model: nn.Module, x: Tensor, reduction: Reduction, per: Any) -> list[Tensor]:
-    rule = pc.NormClip(0.5, 2.0, torch.Generator().manual_seed(3), per=per)
+def clipped(
+    model: nn.Module, x: Tensor, reduction: Reduction, per: Any, expected: float | None = None
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    rule = pc.NormClip(0.5, 2.0, generator, per=per, expected_batch_size=expected)
     model = copy.deepcopy(model)
     with pc.aggregate(model, rule, loss_reduction=reduction) as agg:
         total(model, x).backward()
@@ -272,27 +275,38 @@ def clipped(model: nn.Module, x: Tensor, reduction: Reduction, per: Any) -> list
 @empty
 @reductions
 @pytest.mark.parametrize("per", ["network", "parameter"])
-def test_noise_of_none_is_that_of_one(name: str, reduction: Reduction, per: Any) -> None:
+def test_noise_of_none_is_that_of_a_sum(name: str, reduction: Reduction, per: Any) -> None:
     model, x = none_of(name)
-    found = clipped(model, x, reduction, per)
+    expected = None if reduction == "sum" else 4
+    found = clipped(model, x, reduction, per, expected)
     parts = len(found) if per == "parameter" else 1
     generator = torch.Generator().manual_seed(3)
     for p, g in zip(model.parameters(), found, strict=True):
         noise = torch.randn(p.shape, generator=generator) * 2.0 * 0.5 * parts**0.5
-        torch.testing.assert_close(g, noise)
+        torch.testing.assert_close(g, noise / (expected or 1))
+
+
+@empty
+def test_noise_of_no_mean_is_refused(name: str) -> None:
+    model, x = none_of(name)
+    with pytest.raises(ValueError, match=r"empty batch has no mean.* expected_batch_size="):
+        clipped(model, x, "mean", "network")
 
 
 @reductions
 def test_noise_does_not_depend_on_the_batch(reduction: Reduction) -> None:
-    """A sum has the same for any number of examples; a mean divides it by that."""
+    """A sum has the same for any number of examples; a mean divides it by one that is given."""
     model = nn.Linear(4, 2, bias=False)
+    expected = None if reduction == "sum" else 4
     noises = []
     for n in (0, 1, 5):
         x = torch.zeros(n, 4)  # nothing to clip: what is left is the noise
-        (found,) = clipped(model, x, reduction, "network")
-        noises.append(found * (1 if reduction == "sum" else max(1, n)))
+        (found,) = clipped(model, x, reduction, "network", expected)
+        noises.append(found)
     torch.testing.assert_close(noises[0], noises[1])
     torch.testing.assert_close(noises[0], noises[2])
+    (drawn,) = clipped(model, torch.zeros(5, 4), reduction, "network")
+    torch.testing.assert_close(drawn, noises[0] * (1 if expected is None else expected / 5))
 
 
 @empty
