@@ -14,6 +14,8 @@ from pycoherence.ops import backend, set_workspace, workspace
 from pycoherence.record import Record
 from pycoherence.robust import (
     GAF,
+    AdaptiveClip,
+    AutoClip,
     Bulyan,
     CenteredClip,
     Centre,
@@ -28,6 +30,7 @@ from pycoherence.robust import (
     Report,
     Reweight,
     SignAgreement,
+    Threshold,
     TrimmedMean,
     Winsorized,
     secure_normal,
@@ -51,6 +54,8 @@ except _metadata.PackageNotFoundError:
 
 __all__ = [
     "GAF",
+    "AdaptiveClip",
+    "AutoClip",
     "Bulyan",
     "CenteredClip",
     "Centre",
@@ -77,6 +82,7 @@ __all__ = [
     "SignAgreement",
     "SignSum",
     "SqNorms",
+    "Threshold",
     "TrimmedMean",
     "UnsupportedError",
     "Verification",

@@ -13,6 +13,8 @@ from pycoherence.robust._rule import (
 )
 from pycoherence.robust._space import measure
 from pycoherence.robust._weight_rule import Choice, WeightRule
+from pycoherence.robust.adaptive_clip import AdaptiveClip
+from pycoherence.robust.auto_clip import AutoClip
 from pycoherence.robust.bulyan import Bulyan
 from pycoherence.robust.centered_clip import CenteredClip
 from pycoherence.robust.centre import Centre
@@ -26,12 +28,15 @@ from pycoherence.robust.norm_clip import NormClip
 from pycoherence.robust.phocas import Phocas
 from pycoherence.robust.reweight import Reweight
 from pycoherence.robust.sign_agreement import SignAgreement
+from pycoherence.robust.threshold import Threshold
 from pycoherence.robust.trimmed_mean import TrimmedMean
 from pycoherence.robust.winsorized import Winsorized
 
 __all__ = [
     "GAF",
     "NETWORK",
+    "AdaptiveClip",
+    "AutoClip",
     "Bulyan",
     "CenteredClip",
     "Centre",
@@ -50,6 +55,7 @@ __all__ = [
     "Reweight",
     "Rule",
     "SignAgreement",
+    "Threshold",
     "TrimmedMean",
     "WeightRule",
     "Winsorized",

@@ -96,6 +96,10 @@ class Clipping(GramRule):
     def factors(self, norms: Tensor, limit: Any) -> Tensor:
         """The numbers that the examples' gradients are multiplied by, from their norms."""
 
+    def clipped(self, norms: Tensor, limit: Any) -> Tensor | None:
+        """The fraction of the examples beyond the limit."""
+        return (norms > limit).double().sum() / len(norms)
+
     def limit(self, group: str) -> Any:
         """The largest norm that is left in one group, a number or a tensor of no dimension."""
         return self.max_norm[group] if isinstance(self.max_norm, Mapping) else self.max_norm
@@ -127,7 +131,7 @@ class Clipping(GramRule):
         """See `GramRule.choose_in`."""
         norms, limit = space.sq_norms.sqrt(), self.limit(group)
         weights = self.factors(norms, limit) / self.examples(space.batch_size)
-        return Choice(weights, clipped=(norms > limit).double().sum() / space.batch_size)
+        return Choice(weights, clipped=self.clipped(norms, limit))
 
     def noise(self, parameter: Tensor, groups: Sequence[str]) -> Tensor | None:
         """See `WeightRule.noise`."""

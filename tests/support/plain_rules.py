@@ -183,6 +183,10 @@ def norm_clip(rows: Tensor, max_norm: float) -> Tensor:
     return torch.stack([g / max(1, g.norm().item() / max_norm) for g in rows]).mean(0)
 
 
+def auto_clip(rows: Tensor, max_norm: float, gamma: float) -> Tensor:
+    return torch.stack([g * max_norm / (g.norm() + gamma) for g in rows]).mean(0)
+
+
 def gaf(rows: Tensor, threshold: float) -> Tensor:
     total, agreed = rows[0], 0
     for g in rows[1:]:

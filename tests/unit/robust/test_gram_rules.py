@@ -37,6 +37,10 @@ RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
         lambda g: plain.centered_clip(g, torch.zeros(g.shape[1], dtype=g.dtype), 0.3, 3),
     ),
     "norm-clip": (lambda per: pc.NormClip(0.4, per=per), lambda g: plain.norm_clip(g, 0.4)),
+    "auto-clip": (
+        lambda per: pc.AutoClip(0.4, per=per, gamma=0.1),
+        lambda g: plain.auto_clip(g, 0.4, 0.1),
+    ),
     "gaf": (lambda per: pc.GAF(0.9, per=per), lambda g: plain.gaf(g, 0.9)),
 }
 PER = {"network": plain.over_network, "parameter": plain.by_parameter}
@@ -153,7 +157,7 @@ def test_a_result_that_is_not_finite_does_not_move_the_centre() -> None:
     assert all(torch.equal(v, before[n]) for n, v in rule.centre.value.items())
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if r != "norm-clip"])
+@pytest.mark.parametrize("rule", [r for r in RULES if r not in ("norm-clip", "auto-clip")])
 def test_examples_that_are_not_finite_can_be_left_out(rule: str) -> None:
     model, (inputs, labels) = larger("cnn")
     ours, truth = RULES[rule]

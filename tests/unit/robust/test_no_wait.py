@@ -22,6 +22,8 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "geometric-median": lambda per: pc.GeometricMedian(4, per=per),
     "centered-clip": lambda per: pc.CenteredClip(0.3, 2, per=per),
     "norm-clip": lambda per: pc.NormClip(0.4, 1.0, per=per),
+    "auto-clip": lambda per: pc.AutoClip(0.4, 1.0, per=per),
+    "adaptive-clip": lambda per: pc.AdaptiveClip(0.4, 1.0, per=per, expected_batch_size=99),
     "gaf": lambda per: pc.GAF(0.9, per=per),
 }
 OF_DISTANCES = ("krum", "bulyan", "geometric-median", "centered-clip")
