@@ -1,5 +1,5 @@
 # `make help` lists what there is. Settings: PYTHON, TORCH (a version of torch), ARGS (for the demo),
-# WORKERS (processes that run the tests).
+# WORKERS (processes that run the tests), DOCS (options of sphinx-build, such as -D plot_gallery=0).
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -14,13 +14,13 @@ BENCH := .venv/bench-$(TORCH).installed
 NATIVE := $(shell find csrc)
 
 # Tests compile CUDA kernels where no GPU is.
-check test lint bench: export PYCOHERENCE_BUILD ?= $(if $(shell command -v nvcc || ls $(CUDA_HOME)/bin/nvcc 2>/dev/null),cuda,cpu)
+check test lint bench docs: export PYCOHERENCE_BUILD ?= $(if $(shell command -v nvcc || ls $(CUDA_HOME)/bin/nvcc 2>/dev/null),cuda,cpu)
 
 # The Python layers; ops, kernels, builds, several processes and what is marked slow are left out.
 CHECKED := --ignore tests/unit/ops --ignore tests/unit/distributed tests/unit \
-	tests/package/test_layout.py tests/package/test_docs.py pycoherence
+	tests/package/test_layout.py tests/package/test_docs.py tests/package/test_site.py pycoherence
 
-.PHONY: help demo check test lint bench clean
+.PHONY: help demo check test lint bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    check formatting, style and types"
 	@echo "make bench   measure ops and training beside other libraries, for docs/benchmarks.md"
+	@echo "make docs    build the documentation site in build/docs, and run the examples (DOCS=... are passed on)"
 	@echo "make clean   remove the environment and everything built"
 	@echo "Each sets up .venv first, with torch $(TORCH); TORCH=... picks another version."
 
@@ -52,7 +53,12 @@ bench: $(BENCH)
 	$(BIN)/python -m bench training
 	$(BIN)/python -m bench report
 
+# Warnings are errors, among them links and anchors that lead nowhere.
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -d build/doctrees $(DOCS) docs build/docs
+
 clean:
+	rm -rf docs/gallery
 	rm -rf .venv build dist *.egg-info pycoherence/*.so pycoherence/_build.json
 
 $(QUICK): Makefile pyproject.toml setup.py $(NATIVE)
@@ -73,7 +79,7 @@ $(STAMP): Makefile pyproject.toml setup.py $(NATIVE)
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install "torch==$(TORCH)"
 	$(BIN)/pip install "setuptools>=77.0.3" wheel ninja
-	$(BIN)/pip install --no-build-isolation -e ".[dev,studies,models]"
+	$(BIN)/pip install --no-build-isolation "torch==$(TORCH)" -e ".[dev,studies,models,hosts,docs]"
 	test "$$(uname -s)" != Linux || \
 		$(BIN)/pip install --upgrade --no-deps --target .venv/triton-oldest "triton==$(OLDEST_TRITON)"
 	rm -f .venv/*.installed

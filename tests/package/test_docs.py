@@ -85,5 +85,5 @@ def test_the_table_of_ops_is_right() -> None:
 
 def test_every_page_of_docs_is_linked() -> None:
     texts = "\n".join(path.read_text() for path in PAGES)
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in {*(ROOT / "docs").glob("*.md")} - {ROOT / "docs/index.md"}:
         assert f"{page.name})" in texts, f"{page.name} is linked nowhere"
