@@ -24,8 +24,8 @@ class AdaptiveClip(Clipping):
     after each step, so that about the share `q` of the examples is left as it is. A step of several
     batches, by `last=False`, moves it once, by the examples of all.
 
-    With noise, the threshold tells about the examples too. Of the `noise_multiplier` that the
-    accounting knows, `sigma`, a part is spent on it: the gradients get the noise of
+    With noise, the threshold tells about the examples too. It takes a part of the
+    `noise_multiplier` that the accounting knows, `sigma`, and the gradients get the noise of
 
     .. math:: \sigma_\Delta = \big( \sigma^{-2} - m (2 \sigma_b)^{-2} \big)^{-1/2}
 
