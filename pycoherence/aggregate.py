@@ -14,10 +14,12 @@ from pycoherence.capture import (
     Capture,
     Factors,
     FactorsAcross,
+    GroupBy,
     LossScale,
     OnUnsupported,
     Request,
     check_batch_norm,
+    check_grouping,
     check_loss_scale,
     expect_same_ranks,
     expect_unchanged,
@@ -29,7 +31,6 @@ from pycoherence.ranks import Group, Ranks, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     Record,
-    check_group_size,
     check_loss_reduction,
     check_on_unsupported,
     record_of,
@@ -83,6 +84,7 @@ class aggregate:
             squared norm overflows float32 count as not finite.
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`.
+        group_by: In place of `group_size`, the example of each row, as in `pycoherence.collect`.
         on_unsupported: The treatment of a parameter that is used in a way that is not known, as in
             `pycoherence.collect`; with `"skip"` it gets its ordinary gradient, and the report lists
             it.
@@ -110,8 +112,8 @@ class aggregate:
             two statistics of one kind, or, from `backward()`, a batch that is too small for the
             rule.
         TypeError: The rule is a class instead of an object, or something else; `group_size` is not
-            an integer; `group` is neither a process group nor a mesh; or as in
-            `pycoherence.collect`.
+            an integer; `group_by` holds something else; `group` is neither a process group nor a
+            mesh; or as in `pycoherence.collect`.
         RuntimeError: Two captures are nested, the object is used twice; on leaving, no backward
             pass of the model was seen in the block; from `backward()`, a second pass in the block
             with a rule over whole examples. With `group`, see `pycoherence.collect`.
@@ -151,6 +153,7 @@ class aggregate:
         loss_reduction: LossReduction = "mean",
         nonfinite: NonFinite = "nan",
         group_size: int = 1,
+        group_by: GroupBy | None = None,
         on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
         group: Group | None = None,
@@ -169,7 +172,7 @@ class aggregate:
         self._statistics = statistics
         self._loss_reduction: LossReduction = loss_reduction
         self._drop = nonfinite == "drop"
-        self._group_size = check_group_size(group_size)
+        self._grouping = check_grouping(group_size, group_by)
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
         self._group = check_group(group)
@@ -187,7 +190,7 @@ class aggregate:
     def __repr__(self) -> str:
         return (
             f"aggregate({self._rule!r}, loss_reduction={self._loss_reduction!r}, "
-            f"nonfinite={'drop' if self._drop else 'nan'!r}, group_size={self._group_size})"
+            f"nonfinite={'drop' if self._drop else 'nan'!r}, {self._grouping})"
         )
 
     def __enter__(self) -> "aggregate":
@@ -244,7 +247,7 @@ class aggregate:
         else:
             request = request._replace(factors=True, gradients=False)
         return request._replace(
-            group_size=self._group_size,
+            grouping=self._grouping,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
             rule=_words(self._rule, self._drop, self._last),

@@ -7,9 +7,11 @@ from torch import nn
 
 from pycoherence.capture import (
     Capture,
+    GroupBy,
     LossScale,
     OnUnsupported,
     check_batch_norm,
+    check_grouping,
     check_loss_scale,
     tracked_parameters,
 )
@@ -17,7 +19,6 @@ from pycoherence.ranks import Group, Ranks, check_group, ranks_of
 from pycoherence.record import (
     LossReduction,
     Record,
-    check_group_size,
     check_loss_reduction,
     check_on_unsupported,
     record_of,
@@ -49,6 +50,10 @@ class collect:
         group_size: How many consecutive rows of the batch make one example, such as those of one
             user. `B` is then the number of groups, and `g_b` the gradient of the mean or the sum of
             the losses in group b, as `loss_reduction` says.
+        group_by: In place of `group_size`, the example of each row, `[rows]` of whole numbers from
+            0 without gaps, or a function of the number of rows that gives it. Rows b and b + B of a
+            batch that holds all chosen answers and then all rejected ones, as for DPO, are one
+            example with `torch.arange(B).repeat(2)`.
         on_unsupported: The treatment of a parameter that meets examples in a function nobody has
             described: `"auto"` makes its gradients example by example if `B` times the parameter
             fits the workspace (`Record.fallbacks` lists it) and refuses it otherwise, `"raise"`
@@ -70,15 +75,15 @@ class collect:
 
     Raises:
         ValueError: No statistic, two of one kind, no parameter to track, an unknown
-            `loss_reduction`, `group_size` or `loss_scale`, or directions that do not fit the
-            parameters.
+            `loss_reduction`, `group_size`, `group_by` or `loss_scale`, or directions that do not
+            fit the parameters.
         RuntimeError: The blocks of two `collect` are nested; on entering, `torch.distributed` has
             no process groups yet, or this process is not in `group`.
         RanksError: From `backward()` or on leaving, on all processes of `group`: they run
             different passes, or one of them has raised an error.
         TypeError: A statistic is a class instead of an object, `group_size` is not an integer,
-            `group` is neither a process group nor a mesh, or a direction has a dtype or device that
-            does not fit.
+            `group_by` holds something else than integers, `group` is neither a process group nor a
+            mesh, or a direction has a dtype or device that does not fit.
         UnsupportedError: On entering, from a BatchNorm layer in training mode; in the block, from
             a parameter used in a way that is not known or batch sizes that disagree or are not
             whole groups; from `backward()`, before it starts, if a gradient would reach a parameter
@@ -109,6 +114,7 @@ class collect:
         loss_reduction: LossReduction = "mean",
         keep_factors: bool = False,
         group_size: int = 1,
+        group_by: GroupBy | None = None,
         on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
         group: Group | None = None,
@@ -120,7 +126,7 @@ class collect:
         self._model = model
         self._statistics = statistics
         self._keep_factors = keep_factors
-        self._group_size = check_group_size(group_size)
+        self._grouping = check_grouping(group_size, group_by)
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
         self._group = check_group(group)
@@ -139,7 +145,7 @@ class collect:
         parameters = tracked_parameters(self._model)
         request = combine(self._statistics, parameters)._replace(
             factors=self._keep_factors,
-            group_size=self._group_size,
+            grouping=self._grouping,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
             ranks=ranks,

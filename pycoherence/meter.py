@@ -8,9 +8,13 @@ from torch import Tensor, nn
 
 from pycoherence.capture import (
     Capture,
+    GroupBy,
+    Grouping,
+    Groups,
     LossFn,
     OnUnsupported,
     Request,
+    check_grouping,
     lasting_parameters,
     like_parameter,
     per_example,
@@ -20,7 +24,6 @@ from pycoherence.capture import (
 from pycoherence.ranks import Group, Ranks, ranks_of
 from pycoherence.record import (
     LossReduction,
-    check_group_size,
     check_loss_reduction,
     check_on_unsupported,
 )
@@ -72,7 +75,7 @@ class CoherenceMeter:
         check_loss_reduction(loss_reduction)
         self._model = model
         self._loss_reduction = loss_reduction
-        self._group_size = check_group_size(group_size)
+        self._group_size = check_grouping(group_size, None).size
         self._on_unsupported: OnUnsupported = check_on_unsupported(on_unsupported, skip=False)
         self.reset()
 
@@ -94,17 +97,21 @@ class CoherenceMeter:
         """Number of examples so far."""
         return self._n
 
-    def update(self, loss_fn: LossFn, batch: Any) -> None:
+    def update(self, loss_fn: LossFn, batch: Any, *, group_by: GroupBy | None = None) -> None:
         """Add a batch.
 
         Args:
             loss_fn: `loss_fn(model, batch)` gives the loss of the batch, a scalar tensor.
             batch: Passed on as it is.
+            group_by: The example of each row of this batch, as in `pycoherence.collect`, for a
+                meter without `group_size`.
 
         Raises:
             RuntimeError: The weights, or which of them are trained, have changed since the first
                 batch.
-            ValueError: The loss is not a scalar, or does not use the model.
+            ValueError: The loss is not a scalar, or does not use the model; or the numbers of
+                `group_by` do not name examples.
+            TypeError: `group_by` holds something else than integers.
             UnsupportedError: See `pycoherence.collect`.
         """
         if self._n == 0:
@@ -118,9 +125,9 @@ class CoherenceMeter:
                 "the weights have changed since the meter's first batch, but coherence belongs to "
                 "one point; call reset() first"
             )
-        batch_size, sums, norms = measure(
-            self._model, loss_fn, batch, self._group_size, self._on_unsupported
-        )
+        grouping = check_grouping(self._group_size, group_by)
+        groups, sums, norms = measure(self._model, loss_fn, batch, grouping, self._on_unsupported)
+        batch_size = groups.count
         scale = batch_size if self._loss_reduction == "mean" else 1
         for name, gradient in sums.items():
             self._sums[name].add_(gathered(gradient), alpha=scale)  # in float64, without a copy
@@ -258,24 +265,24 @@ def measure(
     model: nn.Module,
     loss_fn: LossFn,
     batch: Any,
-    group_size: int = 1,
+    grouping: Grouping,
     on_unsupported: OnUnsupported = "auto",
-) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+) -> tuple[Groups, dict[str, Tensor], dict[str, Tensor]]:
     """One forward and backward pass, which leaves `.grad` alone.
 
     Returns:
-        The batch size; for each parameter that took part, the sum over examples of their gradients,
-        in accumulation dtype, and their squared norms `[B]`, both of the loss as it is.
+        The rows and the examples that they make; for each parameter that took part, the sum over
+        examples of their gradients, in accumulation dtype, and their squared norms `[B]`, both of
+        the loss as it is.
     """
     outputs = {"weighted_sum": like_parameter, "sq_norms": per_example}
-    request = Request(
-        outputs, gradients=False, group_size=group_size, on_unsupported=on_unsupported
-    )
+    request = Request(outputs, gradients=False, grouping=grouping, on_unsupported=on_unsupported)
     capture = Capture(model, tracked_parameters(model), request)
     batch_size = run_pass(capture, model, loss_fn, batch)
     found = capture.results.outputs
     sums, norms = ({name: each[o] for name, each in found.items()} for o in outputs)
-    return batch_size, sums, norms
+    single = capture.count is None  # a batch of one row, which needs no captured call
+    return Grouping().groups(batch_size) if single else capture.groups, sums, norms
 
 
 def _samples(parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

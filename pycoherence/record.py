@@ -1,7 +1,6 @@
 """The record of a backward pass."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, Literal, NoReturn, get_args
 
 import torch
@@ -37,16 +36,6 @@ def check_loss_reduction(value: str) -> None:
     """Raise `ValueError` unless it is one of `LossReduction`."""
     if value not in get_args(LossReduction):
         raise ValueError(f"expected loss_reduction to be 'mean' or 'sum', got {value!r}")
-
-
-def check_group_size(value: Any) -> int:
-    """The value as an `int`; raise unless it is a number of rows."""
-    why = f"expected group_size to be a whole number of rows, 1 or more, got {value!r}"
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(why)
-    if value < 1:
-        raise ValueError(why)
-    return int(value)
 
 
 def check_on_unsupported(value: Any, *, skip: bool = True) -> OnUnsupported:

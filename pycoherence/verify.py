@@ -12,7 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pycoherence.capture import (
+    GroupBy,
+    Grouping,
+    Groups,
     LossFn,
+    check_grouping,
     check_not_sharded,
     tracked_parameters,
     without_sync,
@@ -22,7 +26,6 @@ from pycoherence.meter import measure
 from pycoherence.ranks import Group, ranks_of
 from pycoherence.record import (
     LossReduction,
-    check_group_size,
     check_loss_reduction,
     check_on_unsupported,
 )
@@ -84,6 +87,7 @@ def verify(
     loss_reduction: LossReduction = "mean",
     rtol: float | None = None,
     group_size: int = 1,
+    group_by: GroupBy | None = None,
     on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
     group: Group | None = None,
 ) -> Verification:
@@ -102,6 +106,7 @@ def verify(
         rtol: Allowed relative error; the square root of the dtype's epsilon if `None`.
         group_size: How many consecutive rows of the batch make one example, as in
             `pycoherence.collect`; `loss_fn` is then also given the rows of one.
+        group_by: In place of `group_size`, the example of each row, as in `pycoherence.collect`.
         on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
         group: The processes that verify together, as in `pycoherence.collect`: each takes its own
             batch, of one or more examples, and all raise if one would. The errors are the largest
@@ -133,7 +138,8 @@ def verify(
     check_loss_reduction(loss_reduction)
     ranks = ranks_of(group)
     with nullcontext() if ranks is None else ranks.conversation():
-        found = _compare(model, loss_fn, batch, loss_reduction, group_size, on_unsupported)
+        grouping = check_grouping(group_size, group_by)
+        found = _compare(model, loss_fn, batch, loss_reduction, grouping, on_unsupported)
         norms, gradients = ({n: each[i] for n, each in found.items()} for i in range(2))
         if ranks is not None:
             ranks.step(f"verify {', '.join(found)}")
@@ -154,7 +160,7 @@ def _compare(
     loss_fn: LossFn,
     batch: Any,
     loss_reduction: LossReduction,
-    group_size: int,
+    grouping: Grouping,
     on_unsupported: Any,
 ) -> dict[str, tuple[float, float]]:
     """The errors of squared norms and of the gradient, by parameter."""
@@ -164,17 +170,17 @@ def _compare(
         "verify takes example by example, and all processes would have to take equally many. "
         "What to do: verify the model before fully_shard.",
     )
-    group_size = check_group_size(group_size)
     fallback = check_on_unsupported(on_unsupported, skip=False)
-    size, sums, norms = measure(model, loss_fn, batch, group_size, fallback)
+    groups, sums, norms = measure(model, loss_fn, batch, grouping, fallback)
+    size = groups.count
     if not size:
         raise ValueError("expected a batch of one or more examples, got an empty one")
-    _expect_rows(batch, size, group_size)
+    _expect_rows(batch, groups)
     scale = size if loss_reduction == "mean" else 1
     is_mean = loss_reduction == "mean"
     with without_sync(model):
         true_norms, true_sums = _one_at_a_time(
-            model, loss_fn, batch, size, group_size, parameters, is_mean=is_mean
+            model, loss_fn, batch, groups, parameters, is_mean=is_mean
         )
 
     floor = _largest(torch.stack(list(true_norms.values())).sum(0))
@@ -193,14 +199,14 @@ def _compare(
     return found
 
 
-def _expect_rows(batch: Any, size: int, group_size: int) -> None:
+def _expect_rows(batch: Any, groups: Groups) -> None:
     """Raise unless a tensor of the batch has the rows that the capture found examples in."""
     rows = [len(x) for x in tree_flatten(batch)[0] if isinstance(x, Tensor) and x.dim()]
-    if rows and size * group_size not in rows:
+    if rows and groups.rows not in rows:
         found = ", ".join(map(str, sorted(set(rows))))
         raise VerificationError(
-            f"the capture found {size} examples, but the tensors of the batch have {found} rows, "
-            "which cannot be cut into these. Likely causes: the batch is not the first "
+            f"the capture found {groups.count} examples, but the tensors of the batch have {found} "
+            "rows, which cannot be cut into these. Likely causes: the batch is not the first "
             "dimension of the inputs, or the model makes one row for all examples before any layer "
             "has met them; say with pc.mark_examples where the examples are, and give verify a "
             "batch whose first dimension they are."
@@ -211,8 +217,7 @@ def _one_at_a_time(
     model: nn.Module,
     loss_fn: LossFn,
     batch: Any,
-    size: int,
-    group_size: int,
+    groups: Groups,
     parameters: Mapping[str, nn.Parameter],
     *,
     is_mean: bool,
@@ -221,15 +226,14 @@ def _one_at_a_time(
     # torch 2.13 gives wrong gradients for BatchNorm in eval mode of one example whose gradient is
     # transposed; of two equal ones they are right.
     doubled = any(isinstance(module, _BatchNorm) for module in model.modules())
-    norms = {name: torch.zeros(size, dtype=torch.float64) for name in parameters}
+    norms = {name: torch.zeros(groups.count, dtype=torch.float64) for name in parameters}
     sums = {
         name: torch.zeros(p.shape, dtype=torch.float64, device=p.device)
         for name, p in parameters.items()
     }
-    rows = size * group_size
-    for b in range(size):
-        part = slice(b * group_size, (b + 1) * group_size)
-        example = tree_map(lambda x, part=part: _cut(x, part, rows, twice=doubled), batch)
+    for b in range(groups.count):
+        part = groups.members(b, 2 if doubled else 1)
+        example = tree_map(lambda x, part=part: _cut(x, part, groups.rows), batch)
         with torch.enable_grad():
             loss = loss_fn(model, example)
         if doubled and not is_mean:
@@ -243,10 +247,10 @@ def _one_at_a_time(
     return norms, sums
 
 
-def _cut(leaf: Any, part: slice, rows: int, *, twice: bool) -> Any:
+def _cut(leaf: Any, part: Tensor, rows: int) -> Any:
     if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != rows:
         return leaf
-    return torch.cat([leaf[part], leaf[part]]) if twice else leaf[part]
+    return leaf[part.to(leaf.device)]
 
 
 def _difference(ours: Tensor, truth: Tensor) -> Tensor:

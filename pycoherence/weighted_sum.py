@@ -5,12 +5,18 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pycoherence.capture import Capture, LossFn, run_pass, tracked_parameters
+from pycoherence.capture import (
+    Capture,
+    GroupBy,
+    LossFn,
+    check_grouping,
+    run_pass,
+    tracked_parameters,
+)
 from pycoherence.ranks import Group, ranks_of
 from pycoherence.record import (
     LossReduction,
     Record,
-    check_group_size,
     check_loss_reduction,
     check_on_unsupported,
     record_of,
@@ -26,6 +32,7 @@ def weighted_sum(
     *statistics: Statistic,
     loss_reduction: LossReduction = "mean",
     group_size: int = 1,
+    group_by: GroupBy | None = None,
     on_unsupported: Literal["auto", "raise", "vmap"] = "auto",
     group: Group | None = None,
 ) -> dict[str, Tensor]:
@@ -50,6 +57,7 @@ def weighted_sum(
             both, use `collect(..., keep_factors=True)` and `Record.weighted_sum`.
         loss_reduction: How `loss_fn` joins per-example losses.
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
+        group_by: In place of `group_size`, the example of each row, as in `pycoherence.collect`.
         on_unsupported: `"auto"`, `"raise"` or `"vmap"`, as in `pycoherence.collect`.
         group: The processes whose examples count together, as in `pycoherence.collect`; all of
             them call this. The weights `[B]` and the record are then those of all examples, in the
@@ -86,7 +94,7 @@ def weighted_sum(
         {'weight': tensor([[0.6000, 1.3000]])}
     """
     check_loss_reduction(loss_reduction)
-    group_size = check_group_size(group_size)
+    grouping = check_grouping(group_size, group_by)
     asked = statistics or (SqNorms(),)
     parameters = tracked_parameters(model)
     # Norms of the sum would take the sum, whose cost is what this function saves.
@@ -94,7 +102,7 @@ def weighted_sum(
         sum_norms=False,
         factors=True,
         gradients=False,
-        group_size=group_size,
+        grouping=grouping,
         on_unsupported=check_on_unsupported(on_unsupported, skip=False),
         ranks=ranks_of(group),
         is_mean=loss_reduction == "mean",

@@ -10,6 +10,7 @@ from pycoherence.capture import functions
 from pycoherence.capture.across import Across, FactorsAcross
 from pycoherence.capture.blocks import close_blocks
 from pycoherence.capture.custom import register_site
+from pycoherence.capture.groups import GroupBy, Grouping, Groups, check_grouping
 from pycoherence.capture.layer import LayerRule
 from pycoherence.capture.marks import mark_examples
 from pycoherence.capture.mode import Capture
@@ -41,6 +42,9 @@ __all__ = [
     "Capture",
     "Factors",
     "FactorsAcross",
+    "GroupBy",
+    "Grouping",
+    "Groups",
     "LayerRule",
     "LossFn",
     "LossScale",
@@ -50,6 +54,7 @@ __all__ = [
     "Results",
     "Shape",
     "check_batch_norm",
+    "check_grouping",
     "check_loss_scale",
     "check_not_sharded",
     "close_blocks",

@@ -93,7 +93,7 @@ class Across:
         outputs = ", ".join(sorted(request.outputs))
         return (
             f"outputs {outputs or 'none'}; {request.rule or 'no rule'}; keep_factors "
-            f"{request.factors}; group_size {request.group_size}; loss_scale "
+            f"{request.factors}; {request.grouping}; loss_scale "
             f"{self._own.loss_scale}; loss_reduction {'mean' if request.is_mean else 'sum'}"
         )
 

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from pycoherence.capture.across import Across
 from pycoherence.capture.errors import unsupported
 from pycoherence.capture.facts import tensors
+from pycoherence.capture.groups import Misfit
 from pycoherence.capture.model import modules_of, trained_parameters
 from pycoherence.capture.request import Request, scale_of
 from pycoherence.capture.results import Results
@@ -280,12 +281,12 @@ class BackwardPasses:
     @contextmanager
     def _single(self, this: BackwardPass) -> Iterator[None]:
         """Measure the gradients of a batch of one example, which need no captured call."""
-        if self._request.group_size > 1:
+        try:
+            self._request.grouping.groups(1)
+        except Misfit as error:
             raise UnsupportedError(
-                "the batch has 1 row, which is not whole groups of "
-                f"group_size={self._request.group_size}. What to do: give it a multiple of "
-                f"{self._request.group_size} rows, each group's next to each other."
-            )
+                f"the batch has 1 row, {error.why}. What to do: {error.fix}."
+            ) from None
         self._results.batch_size = 1
 
         def hook(name: str, g: Tensor) -> Tensor | None:

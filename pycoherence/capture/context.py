@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pycoherence.capture.derived import Derived
 from pycoherence.capture.facts import Facts, Owner
+from pycoherence.capture.groups import Groups
 from pycoherence.capture.layer import LayerRule
 from pycoherence.capture.request import Request
 from pycoherence.capture.results import Results
@@ -24,6 +25,7 @@ class CallContext(Protocol):
     request: Request
     results: Results
     count: int | None
+    groups: Groups
     inside: Tensor | None
 
     @property

@@ -291,11 +291,11 @@ def recognise(ids: Tensor, shape: tuple[int, ...], count: int, function: str) ->
     ids = _squeezed(ids)
     varying = [d for d in range(ids.dim()) if ids.shape[d] > 1]
     if len(varying) == 1:
-        inner = _period(ids.flatten(), count)
+        inner = period(ids.flatten(), count)
         if inner is not None:
             return regular_at(shape, varying[0], inner, count)
     elif varying:
-        stride = _period(ids.expand(shape).flatten(), count)
+        stride = period(ids.expand(shape).flatten(), count)
         if stride is not None:
             return Regular(stride, count)
     return Ids(ids.to(device), count)
@@ -324,15 +324,17 @@ def _continued(ids: Tensor, shape: tuple[int, ...], count: int) -> Owner | None:
         each = join_along(ids, [e for e in range(ids.dim()) if e != d])
         if bool(((each == SHARED) | (each == MIXED)).any()) or len(each.unique()) < count:
             continue
-        inner = _period(each.flatten(), count)
+        inner = period(each.flatten(), count)
         found.append(Ids(each, count) if inner is None else regular_at(shape, d, inner, count))
     return found[0] if len(found) == 1 else None
 
 
-def _period(ids: Tensor, count: int) -> int | None:
-    """The stride, if ids are `(i // stride) % count`."""
+def period(ids: Tensor, count: int) -> int | None:
+    """The stride, if ids on the host are `(i // stride) % count`."""
     n = len(ids)
-    if not count or n % count:
+    if not count:
+        return None if n else 1
+    if n % count:
         return None
     place = torch.arange(n)
     for stride in _divisors(n // count):

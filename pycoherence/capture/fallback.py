@@ -20,6 +20,7 @@ from pycoherence.capture.facts import (
     regular_at,
     tensors,
 )
+from pycoherence.capture.groups import Groups
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.rows import Rows
 from pycoherence.ops import workspace
@@ -66,10 +67,10 @@ class ExampleByExample(LayerRule):
     """Makes the gradient of each example by `torch.func.vmap`, or by a masked pass of its own."""
 
     def __init__(
-        self, run: Function, dims: list[int | None], count: int, group: int, others: int
+        self, run: Function, dims: list[int | None], count: int, groups: Groups, others: int
     ) -> None:
         self._run, self._dims = run, dims
-        self._count, self._group, self._others = count, group, others
+        self._count, self._groups, self._others = count, groups, others
         self.places: list[int] = []
 
     def forward(self, *values: Tensor) -> tuple[Any, Kept]:
@@ -106,10 +107,7 @@ class ExampleByExample(LayerRule):
                 found = self._by_vmap(parameters, others, grads)
             except (RuntimeError, ValueError, NotImplementedError):
                 found = self._by_masks(parameters, others, grads)
-        n = self._group
-        if n > 1:
-            found = [x.unflatten(0, (-1, n)).sum(1) for x in found]
-        return [of_rows(x) for x in found]
+        return [of_rows(self._groups.sums(x)) for x in found]
 
     def _by_vmap(
         self, parameters: Sequence[Tensor], others: Sequence[Tensor], grads: Sequence[Tensor]
@@ -215,7 +213,7 @@ def example_by_example(
         dims.append(d)
     c.settle(owned[0][1], owned[0][0])
     with without_autocast(owned[0][0]):
-        rule = ExampleByExample(run, dims, count, c.request.group_size, len(others))
+        rule = ExampleByExample(run, dims, count, c.groups, len(others))
         places = _places(run, parameters, others, dims, count)
         if places is None:
             return NotImplemented

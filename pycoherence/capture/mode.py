@@ -43,6 +43,7 @@ from pycoherence.capture.facts import (
     tensors,
     version_of,
 )
+from pycoherence.capture.groups import Groups, Misfit
 from pycoherence.capture.layer import LayerRule, apply_layer
 from pycoherence.capture.meeting import meet
 from pycoherence.capture.model import expect_no_pipeline, modules_of
@@ -148,6 +149,7 @@ class Capture:
         measured = request, self.results, around, self.across
         self.passes = BackwardPasses(model, parameters, *measured)
         self.count: int | None = None
+        self.groups = Groups(0, 0, 1)  # of the rows that are counted
         self.function: Callable[..., Any] | None = None
         self._seen: list[tuple[Tensor, Facts]] = []
         self.inside: Tensor | None = None
@@ -844,17 +846,15 @@ class Capture:
         """
         if isinstance(owner, Lost):
             self.refuse_lost(owner, x)
-        group = self.request.group_size
         if self.count is None:
-            if owner.count % group:
-                self.refuse(
-                    f"its input {tuple(x.shape)} has {owner.count} rows, which are not whole "
-                    f"groups of group_size={group}",
-                    f"give it a multiple of {group} rows, each group's next to each other",
-                )
+            try:
+                self.groups = self.request.grouping.groups(owner.count)
+            except Misfit as error:
+                rows = f"its input {tuple(x.shape)} has {owner.count} rows"
+                self.refuse(f"{rows}, {error.why}", error.fix)
             self.count = owner.count
             self.passes.is_single = False
-            self.results.batch_size = owner.count // group
+            self.results.batch_size = self.groups.count
             name = describe(self.used[0]) if self.used else "a mark"
             self._source = f"{name} with input {tuple(x.shape)}"
         elif owner.count != self.count:
@@ -882,13 +882,13 @@ class Capture:
         for p in parameters:
             if p is not None and p.is_complex():
                 return NotImplemented
-        group, owner = self.request.group_size, facts.owner
+        owner = facts.owner
         if owner.count != self.count or type(owner) is Lost:
             self.settle(owner, x)
         if facts.soft == 2:
             self._facts.put(x, Facts(EXAMPLES, owner, soft=1))  # it told the batch
         name = self.function_name if type(owner) is Ids else ""
-        rows = rows_of(tuple(x.shape), owner, rule.features, group, x.device, name)
+        rows = rows_of(tuple(x.shape), owner, rule.features, self.groups, x.device, name)
         if rows is None:
             self.inside = x
             return NotImplemented

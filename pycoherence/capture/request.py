@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pycoherence.capture.groups import Grouping
 from pycoherence.ranks import Ranks
 
 Shape = Callable[[int, tuple[int, ...]], tuple[int, ...]]
@@ -62,7 +63,7 @@ class Request(NamedTuple):
         factors: Whether to keep the factors of the per-example gradients.
         gradients: Whether the backward pass has to give the gradients of the parameters.
         aggregate: The rule it gives in their place; `None` for the gradients themselves.
-        group_size: How many consecutive rows make one example.
+        grouping: Which rows make one example.
         on_unsupported: The treatment of a parameter that is used in a way that is not known.
         loss_scale: The number that the loss is multiplied by, or what gives it when `backward()`
             starts.
@@ -77,7 +78,7 @@ class Request(NamedTuple):
     factors: bool = False
     gradients: bool = True
     aggregate: Aggregate | None = None
-    group_size: int = 1
+    grouping: Grouping = Grouping()
     on_unsupported: OnUnsupported = "auto"
     loss_scale: LossScale = 1.0
     rule: str = ""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture.facts import MIXED, Ids, Owner, Regular, ids_of
+from pycoherence.capture.groups import Groups
 from pycoherence.errors import UnsupportedError
 
 
@@ -36,15 +37,15 @@ class First:
 
     check = None
 
-    def __init__(self, dims: int, group: int) -> None:
-        self.dims, self._group = dims, group
+    def __init__(self, dims: int, run: int) -> None:
+        self.dims, self._run = dims, run
 
     def __call__(self, t: Tensor) -> Tensor:
         n = self.dims
         t = t.unsqueeze(1) if n == 1 else t.flatten(1, n - 1) if n > 2 else t
-        if self._group > 1:
-            g = self._group
-            t = t.reshape(t.shape[0] // g, g * t.shape[1], *t.shape[2:])
+        if self._run > 1:
+            n = self._run
+            t = t.reshape(t.shape[0] // n, n * t.shape[1], *t.shape[2:])
         return t
 
 
@@ -119,7 +120,7 @@ def rows_of(
     shape: tuple[int, ...],
     owner: Owner,
     features: int,
-    group: int,
+    groups: Groups,
     device: torch.device,
     function: str,
 ) -> Rows | None:
@@ -129,39 +130,45 @@ def rows_of(
         shape: Shape of the tensor.
         owner: Whose elements it holds.
         features: How many of its last dimensions are a row.
-        group: How many consecutive examples count as one.
+        groups: Which of the rows that owners tell of make one example.
         device: Device of the tensor.
         function: For messages.
     """
     n = len(shape) - features
     if isinstance(owner, Regular):
-        return _regular_rows(shape, owner, features, group)
+        if groups.table is None or 0 in shape:
+            return _regular_rows(shape, owner, features, groups.run, groups.count)
+        owner = Ids(ids_of(owner, shape, groups.table.device), owner.count)
     if isinstance(owner, Ids):
         ids = owner.ids
         if any(ids.shape[d] != 1 for d in range(n, len(shape))):
             return None
-        flat = ids.reshape(ids.shape[:n]).expand(shape[:n]).flatten().to(device)
-        if group > 1:
-            flat = torch.where((flat >= 0) & (flat < MIXED), flat // group, flat)
-        return Gathered(n, flat, owner.count // group, function)
+        flat = groups.of(ids.reshape(ids.shape[:n]).expand(shape[:n]).flatten()).to(device)
+        return Gathered(n, flat, groups.count, function)
     return None
 
 
 @functools.lru_cache(maxsize=4096)
-def _regular_rows(shape: tuple[int, ...], owner: Regular, features: int, group: int) -> Rows | None:
-    """The arrangement of rows that lie regularly; it holds no tensor."""
+def _regular_rows(
+    shape: tuple[int, ...], owner: Regular, features: int, run: int, examples: int
+) -> Rows | None:
+    """The arrangement of rows that lie regularly; it holds no tensor.
+
+    Row r of the batch belongs to example `(r // run) % examples`.
+    """
     n = len(shape) - features
     rest, rows = prod(shape[n:]), prod(shape[:n])
     stride, count = owner
-    if n > 0 and shape[0] == count and (0 in shape or stride * count == rows * rest):
-        return First(n, group)
+    whole = run * examples == count  # the rows of each example lie next to each other
+    if n > 0 and whole and shape[0] == count and (0 in shape or stride * count == rows * rest):
+        return First(n, run)
     if 0 in shape:
-        return Strided(n, 1, count // group)
+        return Strided(n, 1, examples)
     if count == 1:
         return Strided(n, rows, 1)
     if stride % max(1, rest) or rows % (stride // max(1, rest) * count):
         return None
-    return Strided(n, stride // rest * group, count // group)
+    return Strided(n, stride // rest * run, examples)
 
 
 __all__ = ["First", "Gathered", "Rows", "Strided", "ids_of", "rows_of"]

@@ -34,6 +34,7 @@ from pycoherence.capture.facts import (
     regular_at,
     tensors,
 )
+from pycoherence.capture.groups import Groups
 from pycoherence.capture.layer import Kept, LayerRule
 from pycoherence.capture.propagation import dims_of_owner, identity, ids_like
 from pycoherence.capture.rows import Rows, rows_of
@@ -78,16 +79,15 @@ class Moved(LayerRule):
         function: Callable[[Tensor], Tensor],
         index: Tensor,
         ids: Tensor,
-        count: int,
-        group: int,
+        groups: Groups,
         device: torch.device,
         refuse: Callable[[], Any],
     ) -> None:
-        self._function, self._count, self._refuse = function, count // group, refuse
+        self._function, self._count, self._refuse = function, groups.count, refuse
         single = (ids >= 0) & (ids < MIXED) & (index >= 0)
         places = single.flatten().nonzero().flatten()
         others = (~single & (index >= 0)).flatten().nonzero().flatten()
-        found = places, others, index.flatten()[places], ids.flatten()[places] // group
+        found = places, others, index.flatten()[places], groups.of(ids.flatten()[places])
         # Copied to the GPU once, here: a CUDA graph cannot hold copies from the host.
         self._places, self._others, self._index, self._ids = (
             x.to(device, non_blocking=True) for x in found
@@ -163,7 +163,7 @@ def _broadcast(c: CallContext, p: Tensor, shape: tuple[int, ...], owner: Owner) 
     order = [d for d in range(len(shape)) if d not in kept] + kept
     permuted = tuple(shape[d] for d in order)
     moved = _permuted_owner(owner, shape, order, permuted, p.device)
-    rows = rows_of(permuted, moved, len(kept), c.request.group_size, p.device, c.function_name)
+    rows = rows_of(permuted, moved, len(kept), c.groups, p.device, c.function_name)
     assert rows is not None
     found = c.apply(Broadcast(shape, order, len(kept)), _in_order(rows, order), (), (p,))
     c.mark(found, owner)
@@ -260,8 +260,7 @@ def _moved(
             "requires_grad_(False)."
         )
 
-    group = c.request.group_size
-    rule = Moved(function, index, ids, owner.count, group, p.device, refuse)
+    rule = Moved(function, index, ids, c.groups, p.device, refuse)
     found = c.apply(rule, None, (), (p,))
     c.mark(found, owner)
     return found
