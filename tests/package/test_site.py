@@ -99,6 +99,6 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
