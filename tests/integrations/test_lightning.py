@@ -694,7 +694,7 @@ def test_a_checkpoint_has_the_centre_of_a_rule(tmp_path: Path) -> None:
     whole, other = copy.deepcopy(net), classifier()
     fit(whole, 2)
     fit(net, 1).save_checkpoint(tmp_path / "half.ckpt")
-    run = fit(other, 2, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    run = fit(other, 2, ckpt_path=tmp_path / "half.ckpt")
     assert run.global_step == 6
     torch.testing.assert_close(other.state_dict(), whole.state_dict())
 
