@@ -136,18 +136,24 @@ class GradientMonitor:
 
     @contextmanager
     def micro_batch(
-        self, *, loss_scale: LossScale = 1.0, loss_reduction: LossReduction | None = None
+        self,
+        *,
+        loss_scale: LossScale = 1.0,
+        loss_reduction: LossReduction | None = None,
+        last: bool = True,
     ) -> Iterator[None]:
         """Run the forward and backward pass of one micro-batch inside.
 
         Args:
             loss_scale: The number that the loss is multiplied by, as in `pycoherence.collect`.
             loss_reduction: That of this loss, if it is another than the monitor's.
+            last: Whether the step has no other after it, which a rule with noise has to know, as in
+                `pycoherence.aggregate`.
 
         Raises:
             RuntimeError: No backward pass of the model was seen in the block.
         """
-        self.open(loss_scale=loss_scale, loss_reduction=loss_reduction)
+        self.open(loss_scale=loss_scale, loss_reduction=loss_reduction, last=last)
         try:
             yield
         except BaseException as error:
@@ -156,20 +162,25 @@ class GradientMonitor:
         self.close()
 
     def open(
-        self, *, loss_scale: LossScale = 1.0, loss_reduction: LossReduction | None = None
+        self,
+        *,
+        loss_scale: LossScale = 1.0,
+        loss_reduction: LossReduction | None = None,
+        last: bool = True,
     ) -> None:
         """Begin a micro-batch, for loops that call hooks; `close` or `abandon` ends it.
 
         Args:
             loss_scale: See `micro_batch`.
             loss_reduction: See `micro_batch`.
+            last: See `micro_batch`.
 
         Raises:
             RuntimeError: One is open.
         """
         if self._block is not None:
             raise RuntimeError("a micro-batch is open; call close() or abandon() first")
-        block = self._make(loss_scale, loss_reduction or self._loss_reduction)
+        block = self._make(loss_scale, loss_reduction or self._loss_reduction, last)
         if block is None:
             return
         entered = block.__enter__()
@@ -264,13 +275,13 @@ class GradientMonitor:
         return scalars.ratio(variance, sum(at["gradient/sq_norm"] for at in found))
 
     def _make(
-        self, loss_scale: LossScale, loss_reduction: LossReduction
+        self, loss_scale: LossScale, loss_reduction: LossReduction, last: bool = True
     ) -> collect | aggregate | None:
         """The block of a micro-batch; `None` if there is nothing to do in it."""
         options = {**self._options, "loss_scale": loss_scale, "loss_reduction": loss_reduction}
         asked = self._statistics if self.measures else ()
         if self._rule is not None:
-            return aggregate(self._model, self._rule, *asked, **options)
+            return aggregate(self._model, self._rule, *asked, **options, last=last)
         return collect(self._model, *asked, **options) if asked else None
 
 

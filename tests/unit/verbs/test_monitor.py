@@ -245,3 +245,15 @@ def test_bad_arguments() -> None:
         pc.GradientMonitor(model, pc.SqNorms)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="expected a rule such as"):
         pc.GradientMonitor(model, rule=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_noise_comes_with_the_last_micro_batch() -> None:
+    model, x, y = make()
+    rule = pc.NormClip(1.0, 50.0, torch.Generator().manual_seed(1), expected_batch_size=11)
+    monitor = pc.GradientMonitor(model, rule=rule)
+    sizes: list[float] = []
+    for last in (False, False, True):
+        with monitor.micro_batch(last=last):
+            loss_fn(model, (x, y)).backward()
+        sizes.append(max(p.grad.abs().max().item() for p in model.parameters()))  # pyright: ignore
+    assert max(sizes[:2]) < 3 < sizes[2]
