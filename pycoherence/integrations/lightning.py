@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -70,7 +71,6 @@ class PerExampleCallback:
         group: The processes whose examples count together: `"world"` for all of the Trainer, a
             process group, or a mesh; `None` for each process alone. Loggers write the numbers of
             the first process.
-        prog_bar: Whether the progress bar shows the numbers too.
 
     Attributes:
         monitor: The `pycoherence.GradientMonitor` of the last `trainer.fit`; `None` before any.
@@ -124,7 +124,6 @@ class PerExampleCallback:
         group_size: int = 1,
         on_unsupported: OnUnsupported = "auto",
         group: Group | Literal["world"] | None = None,
-        prog_bar: bool = False,
     ) -> None:
         self._statistics = statistics
         self._rule = rule
@@ -136,7 +135,6 @@ class PerExampleCallback:
             "on_unsupported": on_unsupported,
         }
         self._group = group
-        self._prog_bar = prog_bar
         self.monitor: GradientMonitor | None = None
         self._forget()
 
@@ -276,7 +274,7 @@ class PerExampleCallback:
         self._pending = False
         values = self._measuring.step()
         if values:
-            self._log(trainer, pl_module, values)
+            self._log(trainer, values)
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         """Leave a block that saw no backward pass, as if `training_step` has returned `None`."""
@@ -328,13 +326,12 @@ class PerExampleCallback:
             return self._group
         return dist.group.WORLD if trainer.world_size > 1 else None
 
-    def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float]) -> None:
-        if trainer.barebones:
-            return
-        # log_dict would write them at steps of its own choice, and at later ones again.
+    def _log(self, trainer: Any, values: Mapping[str, float]) -> None:
+        # log_dict would write them at steps of its own choice and at later ones again, and takes
+        # milliseconds.
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        pl_module.log_dict(values, logger=False, prog_bar=self._prog_bar, batch_size=1)
+        trainer.callback_metrics.update({name: torch.tensor(x) for name, x in values.items()})
 
 
 def _remade(public: type[PerExampleCallback]) -> PerExampleCallback:
