@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from math import prod
 from types import TracebackType
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +36,24 @@ from pycoherence.record import (
     record_of,
 )
 from pycoherence.robust import (
-    NETWORK,
     Choice,
     CoordinateRule,
     Decision,
     GramRule,
+    NonFinite,
     Report,
     Reweight,
     Rule,
     WeightRule,
+    check_nonfinite,
+    check_rule,
     decide,
+    fill,
     groups_of,
     measure,
 )
 from pycoherence.sites import is_dtensor, placed, sq_norm
 from pycoherence.statistics import Batch, Statistic, combine
-
-NonFinite = Literal["nan", "drop"]
 
 
 class aggregate:
@@ -160,12 +161,8 @@ class aggregate:
         last: bool = True,
     ) -> None:
         check_loss_reduction(loss_reduction)
-        if nonfinite not in get_args(NonFinite):
-            raise ValueError(f"expected nonfinite to be 'nan' or 'drop', got {nonfinite!r}")
-        if isinstance(rule, type) and issubclass(rule, Rule):
-            raise TypeError(f"expected an object, got a class; write pc.{rule.__name__}(...)")
-        if not isinstance(rule, Rule):
-            raise TypeError(f"expected a rule such as pc.Winsorized(2), got {rule!r}")
+        check_nonfinite(nonfinite)
+        check_rule(rule)
         combine(statistics, tracked_parameters(model))  # so that what does not fit raises here
         self._model = model
         self._rule = rule
@@ -393,7 +390,6 @@ class _Filler:
         expect_unchanged(factors, "leave what the layers pass on as it is until backward() returns")
         share = (size if self._is_mean else 1) / results.loss_scale
         centre = {} if rule.carries is None else rule.carries.value
-        taking = [name for name in results.parameters if name in factors or name in centre]
         if across is not None:
             if centre:
                 # Each rank moves its own, and they would never meet again.
@@ -401,34 +397,24 @@ class _Filler:
                 across.ranks.step(f"a centre with the squared norms {', '.join(norms)}")
             for name, kept in factors.items():
                 factors[name] = FactorsAcross(kept.site, kept.versions, across, name)
-        means: dict[str, Tensor] = {}
-        for group, names in groups_of(rule.per, taking).items():
-            mine = {name: factors.pop(name) for name in names if name in factors}
-            point = {name: centre[name] for name in names if name in centre}
-            choice = self._choose(rule, mine, point, Batch(size, share), group)
-            self.network = choice if rule.per == NETWORK else None
-            self.by_group[group] = choice
-            for name in names:
-                self.choices[name] = choice
-                if name in mine:
-                    means[name] = rule.mean(mine.pop(name), share, choice, self._drop)
-                if name in point:
-                    assert choice.carried is not None
-                    v = point[name] * choice.carried.to(point[name].device)
-                    means[name] = means[name] + v if name in means else v
-        return means
+        choose = partial(self._choose, rule, batch=Batch(size, share))
+        found = fill(rule, factors, results.parameters, share, self._drop, choose)
+        self.choices, self.by_group, self.network = found.choices, found.by_group, found.network
+        return found.means
 
     def _choose(
         self,
         rule: WeightRule,
         factors: Mapping[str, Factors],
         centre: Mapping[str, Tensor],
-        batch: Batch,
         group: str,
+        batch: Batch,
     ) -> Choice:
         """The decision on some parameters together."""
         if isinstance(rule, GramRule):
-            return decide(rule, factors, centre, batch, self._drop, self._across, group)
+            return decide(
+                rule, factors, centre, group, batch=batch, drop=self._drop, across=self._across
+            )
         assert isinstance(rule, Reweight)
         device = next(iter(factors.values())).device
         weights = rule.weigh(self._record, batch.size, device)

@@ -78,26 +78,44 @@ def _reference(
 ) -> tuple[Tensor, Tensor]:
     acc = accumulate_dtype(gram.dtype)
     gram = torch.where(kept[:, None] & kept, gram.double(), 0.0)
-    weights = kept / kept.sum().clamp(min=1).double()
-    distances = _distances(gram, kept, weights)
-    done, ran = (torch.zeros_like(weights.sum(), dtype=dtype) for dtype in (torch.bool, acc))
+    weights, ran = weiszfeld(gram, kept.double(), nu, tolerance, iterations)
+    return weights.to(acc), ran.to(acc)
+
+
+def weiszfeld(
+    gram: Tensor, counts: Tensor, nu: float, tolerance: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """The same for points that count more or less: `beta_b` and the distances are multiplied by it.
+
+    Args:
+        gram: Dot products in float64, `[B, B]`; zeros where a point does not count.
+        counts: How much each point counts, `[B]`, float64, zero or more.
+        nu: The argument of `gram_median`, like the others.
+        tolerance: See there.
+        iterations: See there.
+    """
+    total = counts.sum()
+    weights = counts / torch.where(total == 0, 1.0, total)
+    distances = _distances(gram, weights)
+    done, ran = (torch.zeros_like(total, dtype=dtype) for dtype in (torch.bool, torch.float64))
     for _ in range(iterations):
-        beta = torch.where(kept, 1 / distances.clamp(min=nu), 0.0)
+        beta = counts / distances.clamp(min=nu)
         total = beta.sum()
         found = beta / torch.where(total == 0, 1.0, total)
-        before, reached = distances.sum(), _distances(gram, kept, found)
+        reached = _distances(gram, found)
+        before, after = (counts * distances).sum(), (counts * reached).sum()
         weights, distances = (
             torch.where(done, old, new) for old, new in ((weights, found), (distances, reached))
         )
         ran = ran + ~done
-        done = done | ((before - reached.sum()).abs() <= tolerance * before)
-    return weights.to(acc), ran
+        done = done | ((before - after).abs() <= tolerance * before)
+    return weights, ran
 
 
-def _distances(gram: Tensor, kept: Tensor, weights: Tensor) -> Tensor:
+def _distances(gram: Tensor, weights: Tensor) -> Tensor:
     products = (gram * weights).sum(1)
     squares = gram.diagonal() - 2 * products + (weights * products).sum()
-    return torch.where(kept, squares.clamp(min=0).sqrt(), 0.0)
+    return squares.clamp(min=0).sqrt()
 
 
 def _fake(

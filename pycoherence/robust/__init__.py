@@ -6,13 +6,16 @@ from pycoherence.robust._rule import (
     NETWORK,
     CoordinateRule,
     Decision,
+    NonFinite,
     Report,
     Rule,
     check_count,
+    check_nonfinite,
+    check_rule,
     groups_of,
 )
 from pycoherence.robust._space import measure
-from pycoherence.robust._weight_rule import Choice, WeightRule
+from pycoherence.robust._weight_rule import Choice, WeightRule, fill
 from pycoherence.robust.adaptive_clip import AdaptiveClip
 from pycoherence.robust.auto_clip import AutoClip
 from pycoherence.robust.bulyan import Bulyan
@@ -49,6 +52,7 @@ __all__ = [
     "MeaMed",
     "Median",
     "MedianOfMeans",
+    "NonFinite",
     "NormClip",
     "Phocas",
     "Report",
@@ -60,7 +64,10 @@ __all__ = [
     "WeightRule",
     "Winsorized",
     "check_count",
+    "check_nonfinite",
+    "check_rule",
     "decide",
+    "fill",
     "groups_of",
     "measure",
     "secure_normal",

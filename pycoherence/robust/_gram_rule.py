@@ -3,15 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pycoherence.capture import Across, Factors
-from pycoherence.robust._rule import NETWORK
+from pycoherence.robust._rule import NETWORK, Report, groups_of
 from pycoherence.robust._space import GramSpace, Requirement, measure
-from pycoherence.robust._weight_rule import Choice, WeightRule
+from pycoherence.robust._vectors import Stack
+from pycoherence.robust._weight_rule import Choice, WeightRule, fill
+from pycoherence.sites import of_rows
 from pycoherence.statistics import Batch
 
 
@@ -36,15 +39,41 @@ class GramRule(WeightRule):
         """Weigh the examples by their gradients in one group of `per`, as `choose` does."""
         return self.choose(space)
 
+    def combine(
+        self, stack: Stack, weights: Tensor | None, drop: bool
+    ) -> tuple[dict[str, Tensor], Report]:
+        """See `Rule.combine`."""
+        examples, n = stack.examples, stack.size
+        self.check_parameters(examples)
+        groups, divisor = list(groups_of(self.per, examples)), self.examples(n)
+        factors = {name: Factors.of(of_rows(x)) for name, x in stack.parts.items()}
+        choose = partial(decide, self, batch=Batch(n, 1), drop=drop, weights=weights)
+        found = fill(self, factors, list(examples), 1, drop, choose)
+        means = found.means
+        if self.carries is not None:
+            self.carries.move(means)
+        for name, x in examples.items():
+            noise = self.noise(x, groups)
+            if noise is not None and not divisor:
+                raise ValueError(f"no vectors have no mean for the noise of {self} to be added to")
+            if noise is not None:
+                means[name] = means[name] + noise / divisor
+        self.end(examples, found.by_group, groups, n, True, lambda x: x)
+        network = found.network
+        decisions = {name: choice.decision for name, choice in found.choices.items()}
+        return means, Report(n, decisions, None if network is None else network.decision)
+
 
 def decide(
     rule: GramRule,
     factors: Mapping[str, Factors],
     centre: Mapping[str, Tensor],
+    group: str = NETWORK,
+    *,
     batch: Batch,
     drop: bool,
     across: Across | None = None,
-    group: str = NETWORK,
+    weights: Tensor | None = None,
 ) -> Choice:
     """Apply a rule to the gradients of some parameters together.
 
@@ -52,13 +81,15 @@ def decide(
         rule: Which.
         factors: The factors of these parameters' gradients.
         centre: The part of the carried centre that belongs to these parameters.
+        group: The group of `per` that the parameters are.
         batch: Its size and share.
         drop: Whether to leave examples out that are not finite; else all weights are NaN.
         across: The part that several processes take together, if the examples are theirs.
-        group: The group of `per` that the parameters are.
+        weights: How much each example counts, `[B]`, float64; `None` if all count alike.
     """
     centre_or_none = None if rule.carries is None else centre
     space = measure(factors, batch, rule.requires, centre_or_none, across)
+    space.weights = None if weights is None else weights.to(space.gram.device)
     if not batch.size:
         return Choice(space.sq_norms, torch.ones_like(space.n))
     choice = rule.choose_in(group, space)
@@ -67,10 +98,10 @@ def decide(
         names = [name for name, x in vars(choice).items() if isinstance(x, Tensor)]
         choice = replace(choice, **{name: across.decided(getattr(choice, name)) for name in names})
     enough = space.n >= (rule.least if drop else batch.size)
-    weights = torch.where(space.kept, choice.weights, 0.0)
+    found = torch.where(space.kept, choice.weights, 0.0)
     carried = choice.carried
     return replace(
         choice,
-        weights=torch.where(enough, weights, torch.nan),
+        weights=torch.where(enough, found, torch.nan),
         carried=None if carried is None else torch.where(enough, carried, torch.nan),
     )

@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args, overload
 
+import torch
 from torch import Tensor
 
+from pycoherence.ops.dense_order import dense_order
+from pycoherence.robust._vectors import Stack, Vectors, check_weights
 from pycoherence.tables import Printed, plain, table
 
 Per = Literal["network", "parameter"] | Mapping[str, Sequence[str]]
@@ -20,6 +23,8 @@ any text and `?` any character. A parameter is in the first group that has a pat
 
 NETWORK = "network"
 """The group of all parameters."""
+
+NonFinite = Literal["nan", "drop"]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth
@@ -122,11 +127,146 @@ def _short(value: Any) -> str:
 
 
 class Rule(ABC):
-    """A robust replacement for the mean of per-example gradients."""
+    """A robust replacement for the mean of per-example gradients, or of other vectors."""
 
     @abstractmethod
     def check_batch(self, n: int) -> str | None:
         """Why the rule cannot be applied to `n` examples, one or more; `None` if it can."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether vectors may have weights, so that some count more than others."""
+        return False
+
+    @overload
+    def __call__(
+        self,
+        vectors: Tensor | Sequence[Tensor],
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        nonfinite: NonFinite = "nan",
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        vectors: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        nonfinite: NonFinite = "nan",
+    ) -> dict[str, Tensor]: ...
+    def __call__(
+        self,
+        vectors: Vectors,
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        nonfinite: NonFinite = "nan",
+    ) -> Any:
+        r"""Apply the rule to vectors of any kind, without a model.
+
+        .. math:: \operatorname{rule}(v_1, \dots, v_n)
+
+        in place of their mean, as `pycoherence.aggregate` applies it to gradients `v_b = g_b`.
+        Named parts of a vector, such as those of a state dict, are the parameters of a model: norms
+        and distances are those of whole vectors, or with `per="parameter"` of each part.
+
+        Parts of whole numbers or bools, such as `num_batches_tracked`, do not point anywhere. They
+        take no part in the rule; the result has the lower median that they have at each coordinate.
+        All floating parts take part, running means and variances too.
+
+        Args:
+            vectors: `[n, ...]`, one vector in each row; a dict of such tensors by name; a list of
+                `n` tensors of one shape; or a list of `n` dicts of tensors, such as state dicts.
+                float16/bfloat16/float32/float64, any strides. No gradient flows through.
+            weights: `[n]`, zero or more: how much each vector counts, in any unit. `None` for equal
+                ones. `GeometricMedian` and `CenteredClip` take them.
+            nonfinite: The treatment of numbers that are not finite, as in `pycoherence.aggregate`.
+
+        Returns:
+            One vector in their structure: a tensor `[...]`, or a dict of tensors, of the same
+            dtypes.
+
+        Raises:
+            ValueError: There are too few vectors for the rule, they do not fit each other, or the
+                rule does not take such weights.
+            TypeError: They are not dense tensors of one of these kinds.
+
+        Cost: That of `pycoherence.ops.dense_order` for a rule over coordinates; for one over whole
+            vectors that of `pycoherence.ops.dense_gram` and a weighted sum. A tensor or a dict of
+            tensors is read as it lies; lists are copied once.
+
+        Source: That of the rule.
+
+        Example:
+            >>> import torch, pycoherence as pc
+            >>> matrix = torch.tensor([[1.0, 5.0], [2.0, 6.0], [4.0, 9.0], [900.0, -90.0]])
+            >>> pc.Median()(matrix)
+            tensor([3.0000, 5.5000])
+            >>> clients = [torch.nn.Linear(2, 1).state_dict() for _ in range(5)]
+            >>> merged = pc.GeometricMedian()(clients, weights=[10, 10, 20, 5, 5])
+            >>> merged["weight"].shape
+            torch.Size([1, 2])
+        """
+        return self.with_report(vectors, weights=weights, nonfinite=nonfinite)[0]
+
+    def with_report(
+        self,
+        vectors: Vectors,
+        *,
+        weights: Tensor | Sequence[float] | None = None,
+        nonfinite: NonFinite = "nan",
+    ) -> "tuple[Any, Report]":
+        """Apply the rule to vectors, and say what it did.
+
+        Args:
+            vectors: The argument of a call, like the others.
+            weights: See there.
+            nonfinite: See there.
+
+        Returns:
+            The vector that a call returns, and the `Report`. Its `by_parameter` has the names of
+            the vectors' parts, or `"vector"` alone if they have none.
+
+        Raises:
+            ValueError: See a call.
+            TypeError: See a call.
+
+        Example:
+            >>> import torch, pycoherence as pc
+            >>> matrix = torch.tensor([[1.0], [2.0], [2.5], [2.75], [1000.0]])
+            >>> found, report = pc.Krum(1).with_report(matrix)
+            >>> found, report.network.chosen
+            (tensor([2.5000]), tensor([2]))
+        """
+        check_nonfinite(nonfinite)
+        stack = Stack.of(vectors)
+        why = self.check_batch(stack.size) if stack.size else None
+        if why is not None:
+            raise ValueError(
+                f"{self} {why}, got {stack.size}; give it more vectors, or change the rule"
+            )
+        given = None
+        if weights is not None:
+            if not self.weighs:
+                raise ValueError(
+                    f"{self} counts all vectors alike; leave weights out, or take a rule for which "
+                    "they mean something, such as pc.GeometricMedian()"
+                )
+            given = check_weights(weights, stack.size, next(iter(stack.parts.values())).device)
+        with torch.no_grad():
+            found, report = self.combine(stack, given, nonfinite == "drop")
+        return stack.restored(found), report
+
+    @abstractmethod
+    def combine(
+        self, stack: Stack, weights: Tensor | None, drop: bool
+    ) -> "tuple[dict[str, Tensor], Report]":
+        """The result for each floating part of vectors, and the report.
+
+        Args:
+            stack: The vectors; enough of them.
+            weights: `[n]`, float64, if the rule `weighs`.
+            drop: Whether those that are not finite are left out.
+        """
 
     def coerce_int(self, name: str, least: int = 0) -> None:
         """Check a field by `check_count`, and make an `int` of one of NumPy's."""
@@ -153,6 +293,30 @@ class CoordinateRule(Rule):
     def clipped(self, n: int) -> float | None:
         """The fraction of `n` values that it clips or cuts away."""
         return None
+
+    def combine(
+        self, stack: Stack, weights: Tensor | None, drop: bool
+    ) -> tuple[dict[str, Tensor], Report]:
+        """See `Rule.combine`."""
+        name_of_rule, k = self.aggregate
+        nonfinite = "drop" if drop else "nan"
+        found = {
+            name: dense_order(x, name_of_rule, k, nonfinite=nonfinite)
+            for name, x in stack.parts.items()
+        }
+        clipped = self.clipped(stack.size) if stack.size else None
+        kept = {
+            name: x.count_nonzero().item() / max(1, x.numel()) if self.counts else None
+            for name, x in found.items()
+        }
+        decisions = {name: Decision(clipped=clipped, kept=kept[name]) for name in found}
+        return found, Report(stack.size, decisions)
+
+
+def check_nonfinite(nonfinite: str) -> None:
+    """Raise unless it is one of `NonFinite`."""
+    if nonfinite not in get_args(NonFinite):
+        raise ValueError(f"expected nonfinite to be 'nan' or 'drop', got {nonfinite!r}")
 
 
 def check_count(name: str, value: Any, least: int = 0) -> int:
@@ -232,6 +396,14 @@ def _group_of(name: str, patterns: Mapping[str, Sequence[str]]) -> str | None:
         if any(fnmatchcase(name, pattern) for pattern in mine):
             return group
     return None
+
+
+def check_rule(rule: Any) -> None:
+    """Raise `TypeError` unless it is a rule."""
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        raise TypeError(f"expected an object, got a class; write pc.{rule.__name__}(...)")
+    if not isinstance(rule, Rule):
+        raise TypeError(f"expected a rule such as pc.Winsorized(2), got {rule!r}")
 
 
 def check_clip(k: int, n: int) -> str | None:

@@ -34,10 +34,11 @@ class GramSpace:
         kept: Which examples are not left out, `[B]`.
         n: How many these are, of no dimension.
         batch_size: `B`.
+        weights: How much each example counts, `[B]`, float64; `None` if all count alike.
     """
 
-    def __init__(self, gram: Tensor, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, gram: Tensor, batch_size: int, weights: Tensor | None = None) -> None:
+        self.batch_size, self.weights = batch_size, weights
         norms = gram if gram.dim() == 1 else gram.diagonal()
         self.kept = norms[:batch_size].isfinite()
         self.n = self.kept.sum().double()
@@ -52,6 +53,14 @@ class GramSpace:
         """The squared norms of the examples, `[B]`."""
         norms = self.gram if self.gram.dim() == 1 else self.gram.diagonal()
         return norms[: self.batch_size]
+
+    @property
+    def shares(self) -> Tensor:
+        """The parts that the examples have in a mean, `[B]`; they add up to one."""
+        if self.weights is None:
+            return self.kept / self.n
+        weights = torch.where(self.kept, self.weights, 0.0)
+        return weights / weights.sum()
 
     @property
     def sq_distances(self) -> Tensor:

@@ -1,13 +1,14 @@
 """Rules whose result is a sum of the examples' gradients, with a weight for each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.robust._rule import Decision, Per, Rule, check_groups
+from pycoherence.robust._rule import NETWORK, Decision, Per, Rule, check_groups, groups_of
 from pycoherence.robust.centre import Centre
 
 
@@ -112,3 +113,56 @@ class WeightRule(Rule):
             last: Whether the optimizer's step follows, and no other batch of it.
             decided: Makes a random number the same on all processes that take part.
         """
+
+
+class Filled(NamedTuple):
+    """The result of a rule over whole examples, before noise.
+
+    Attributes:
+        means: The robust mean of each parameter that has one, in the units of `g_b`.
+        choices: The choice for each parameter.
+        by_group: The same for each group of `per`.
+        network: The choice for all together, if they are one group.
+    """
+
+    means: dict[str, Tensor]
+    choices: dict[str, Choice]
+    by_group: dict[str, Choice]
+    network: Choice | None
+
+
+def fill(
+    rule: WeightRule,
+    factors: dict[str, Factors],
+    names: Iterable[str],
+    share: float,
+    drop: bool,
+    choose: Callable[[Mapping[str, Factors], Mapping[str, Tensor], str], Choice],
+) -> Filled:
+    """Apply a rule to the gradients of a batch, group by group.
+
+    Args:
+        rule: Which.
+        factors: The factors of the parameters' gradients; they are taken out and freed.
+        names: The parameters, in the order of the result. One without factors has a mean if the
+            carried centre has a part there.
+        share: The gradient `g_b` over its share in the gradient of the loss.
+        drop: Whether examples that are not finite are left out.
+        choose: Gives the choice for the factors of a group, its part of the centre, and its name.
+    """
+    centre = {} if rule.carries is None else rule.carries.value
+    taking = [name for name in names if name in factors or name in centre]
+    found = Filled({}, {}, {}, None)
+    for group, members in groups_of(rule.per, taking).items():
+        mine = {name: factors.pop(name) for name in members if name in factors}
+        point = {name: centre[name] for name in members if name in centre}
+        choice = found.by_group[group] = choose(mine, point, group)
+        for name in members:
+            found.choices[name] = choice
+            if name in mine:
+                found.means[name] = rule.mean(mine.pop(name), share, choice, drop)
+            if name in point:
+                assert choice.carried is not None
+                v = point[name] * choice.carried.to(point[name].device)
+                found.means[name] = found.means[name] + v if name in found.means else v
+    return found._replace(network=found.by_group.get(NETWORK) if rule.per == NETWORK else None)

@@ -77,6 +77,11 @@ class CenteredClip(GramRule):
         """See `WeightRule.carries`."""
         return self.centre
 
+    @property
+    def weighs(self) -> bool:
+        """See `Rule.weighs`: the mean of the clipped differences may be a weighted one."""
+        return True
+
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         return None
@@ -88,7 +93,7 @@ class CenteredClip(GramRule):
         distances = weights[:-1]
         for _ in range(self.iterations):
             distances = space.distances_to(weights)
-            pull = (self.radius / distances).clamp(max=1) * space.kept / space.n
+            pull = (self.radius / distances).clamp(max=1) * space.shares
             weights = weights * (1 - pull.sum())
             weights[:-1] += pull
         clipped = ((distances > self.radius) & space.kept).sum() / space.n

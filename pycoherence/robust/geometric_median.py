@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pycoherence.ops.gram_median import gram_median
+from pycoherence.ops.gram_median import gram_median, weiszfeld
 from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
@@ -62,13 +62,20 @@ class GeometricMedian(GramRule):
         self.coerce_float("tolerance", positive=False)
         check_per(self.per)
 
+    @property
+    def weighs(self) -> bool:
+        """See `Rule.weighs`: the sum of the distances may be a weighted one, as in the paper."""
+        return True
+
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         return None
 
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
-        weights, iterations = gram_median(
-            space.gram, space.kept, self.nu, self.tolerance, self.iterations
-        )
+        how = self.nu, self.tolerance, self.iterations
+        if space.weights is None:
+            weights, iterations = gram_median(space.gram, space.kept, *how)
+        else:
+            weights, iterations = weiszfeld(space.gram, space.shares, *how)
         return Choice(weights, iterations=iterations)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycoherence.robust._rule import Per
+from pycoherence.robust._rule import Per, Report
+from pycoherence.robust._vectors import Stack
 from pycoherence.robust._weight_rule import WeightRule
 
 
@@ -61,6 +62,15 @@ class Reweight(WeightRule):
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         return None
+
+    def combine(
+        self, stack: Stack, weights: Tensor | None, drop: bool
+    ) -> tuple[dict[str, Tensor], Report]:
+        """See `Rule.combine`: vectors have no record."""
+        raise TypeError(
+            f"{self} reads the record of a backward pass, which vectors without a model do not "
+            "have; give it to pycoherence.aggregate, or weigh the vectors yourself"
+        )
 
     def weigh(self, record: Any, n: int, device: torch.device) -> Tensor:
         """The coefficients of `n` examples over their number, `[B]`, float64.

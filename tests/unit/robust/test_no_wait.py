@@ -70,7 +70,7 @@ def test_decisions_stay_on_the_device(name: str) -> None:
         for shape in ((12, 6), (12, 5), (5, 6))
     )
     factors = {"weight": Factors.of(LinearSite(x, g))}
-    choice = decide(rule, factors, {"weight": v}, Batch(12, 12), drop=False)
+    choice = decide(rule, factors, {"weight": v}, batch=Batch(12, 12), drop=False)
     mean = rule.mean(factors["weight"], 12, choice, drop=False)
     assert mean.shape == (5, 6)
     assert mean.is_meta
