@@ -13,9 +13,14 @@ from pycoherence.monitor import GradientMonitor
 from pycoherence.ops import backend, set_workspace, workspace
 from pycoherence.record import Record
 from pycoherence.robust import (
+    ARC,
     GAF,
+    MDA,
+    NNM,
+    SMEA,
     AdaptiveClip,
     AutoClip,
+    Bucketing,
     Bulyan,
     CenteredClip,
     Centre,
@@ -25,6 +30,7 @@ from pycoherence.robust import (
     MeaMed,
     Median,
     MedianOfMeans,
+    MoNNA,
     NormClip,
     Phocas,
     Report,
@@ -53,9 +59,14 @@ except _metadata.PackageNotFoundError:
     __version__ = "0+source"
 
 __all__ = [
+    "ARC",
     "GAF",
+    "MDA",
+    "NNM",
+    "SMEA",
     "AdaptiveClip",
     "AutoClip",
+    "Bucketing",
     "Bulyan",
     "CenteredClip",
     "Centre",
@@ -71,6 +82,7 @@ __all__ = [
     "MeaMed",
     "Median",
     "MedianOfMeans",
+    "MoNNA",
     "Moments",
     "NormClip",
     "ParameterRecord",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture.request import Aggregate, Request, per_example, per_pair
-from pycoherence.capture.results import Factors, Results, row_norms
+from pycoherence.capture.results import Factors, Results, order_of_mixtures, row_norms
 from pycoherence.capture.uses import Use
 from pycoherence.errors import RanksError, UnsupportedError
 from pycoherence.ops import Reduced
@@ -207,14 +207,22 @@ class Across:
         rule: Aggregate,
         scale: float | None = None,
         examples: Tensor | None = None,
+        mixing: Tensor | None = None,
     ) -> Tensor:
-        """This rank's slices of a robust aggregate over all examples, or some, within zeros."""
+        """This rank's slices of a robust aggregate over all examples, within zeros.
+
+        It may be over some of them, or over sums of them with the weights `mixing`.
+        """
         info = self.whole.parameters[name]
         like = next(x for x in site.tensors().values() if x.is_floating_point())
         out = torch.zeros(info.shape, dtype=accumulate_dtype(like.dtype), device=like.device)
         for part in exchange(site, self.ranks, name, scale):
             some = part.site if examples is None else part.site.picked(examples)
-            part.put(out, some.order(rule.rule, rule.k, rule.drop))
+            if mixing is None:
+                found = some.order(rule.rule, rule.k, rule.drop)
+            else:
+                found = order_of_mixtures(some, mixing, rule.rule, rule.k, rule.drop)
+            part.put(out, found)
         return out
 
     # The end of a pass.
@@ -328,11 +336,17 @@ class FactorsAcross(Factors):
 
     def order(self, examples: Tensor, rule: str, k: float) -> Tensor:
         """See `Factors.order`."""
+        return self._order(Aggregate(rule, k, drop=False, count=False), examples=examples)
+
+    def order_of_mixtures(self, mixing: Tensor, rule: str, k: float, drop: bool) -> Tensor:
+        """See `Factors.order_of_mixtures`."""
+        return self._order(Aggregate(rule, k, drop, count=False), mixing=mixing)
+
+    def _order(self, aggregate: Aggregate, **options: Tensor) -> Tensor:
         across = self.across
         uneven = len(set(across.sizes)) > 1
-        aggregate = Aggregate(rule, k, drop=False, count=False)
         share = across.share if uneven else None
-        found = across.order(self.name, self.site, aggregate, share, examples)
+        found = across.order(self.name, self.site, aggregate, share, **options)
         return across.ranks.total(found) * (1.0 if uneven else across.share)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pycoherence.ops.dense_order import dense_order
 from pycoherence.sites import Layout, Site, is_dtensor, norm_numbers
 
 
@@ -78,10 +79,33 @@ class Factors:
         """A robust aggregate of some of the gradients, as `Site.order` gives it of all."""
         return self.site.picked(examples).order(rule, k, False)
 
+    def order_of_mixtures(self, mixing: Tensor, rule: str, k: float, drop: bool) -> Tensor:
+        """A robust aggregate of sums of the gradients, as `Site.order` gives it of these.
+
+        Args:
+            mixing: Their weights, `[n, B]`; a row of NaN makes a point that is not finite.
+            rule: The argument of `Site.order`, like the others.
+            k: See there.
+            drop: See there.
+        """
+        return order_of_mixtures(self.site, mixing, rule, k, drop)
+
     @property
     def changed(self) -> bool:
         """Whether a tensor has been changed in place, here or through the model."""
         return any(x._version != self.versions[n] for n, x in self.site.tensors().items())
+
+
+def order_of_mixtures(site: Site, mixing: Tensor, rule: str, k: float, drop: bool) -> Tensor:
+    """See `Factors.order_of_mixtures`."""
+
+    def function(rows: Tensor) -> Tensor:
+        weights = mixing.to(rows)
+        # Examples without a part in any point may be not finite.
+        rows = torch.where((weights.nan_to_num() != 0).any(0)[:, None], rows, 0)
+        return dense_order(weights @ rows, rule, k, nonfinite="drop" if drop else "nan")
+
+    return site.by_slices(function)
 
 
 @dataclass

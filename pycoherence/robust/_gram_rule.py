@@ -27,6 +27,14 @@ class GramRule(WeightRule):
 
     requires: ClassVar[Requirement]
 
+    @property
+    def order(self) -> tuple[str, float] | None:
+        """The rule and its `k` that it applies to the coordinates of chosen or mixed points.
+
+        They are those of `pycoherence.ops.dense_order`; `None` if the weights tell the result.
+        """
+        return None
+
     @abstractmethod
     def choose(self, space: GramSpace) -> Choice:
         """Weigh the examples of a space, one or more.
@@ -98,10 +106,4 @@ def decide(
         names = [name for name, x in vars(choice).items() if isinstance(x, Tensor)]
         choice = replace(choice, **{name: across.decided(getattr(choice, name)) for name in names})
     enough = space.n >= (rule.least if drop else batch.size)
-    found = torch.where(space.kept, choice.weights, 0.0)
-    carried = choice.carried
-    return replace(
-        choice,
-        weights=torch.where(enough, found, torch.nan),
-        carried=None if carried is None else torch.where(enough, carried, torch.nan),
-    )
+    return choice.settled(space.kept, enough)

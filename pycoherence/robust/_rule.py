@@ -36,7 +36,8 @@ class Decision:
     Attributes:
         weights: `[B]`, float64, of a rule that weighs whole examples: the robust mean is
             `sum_b weights_b g_b`, beside the carried centre of `CenteredClip` and the noise of
-            `NormClip`; for `Bulyan` the mean over the chosen.
+            `NormClip`; for `Bulyan` the mean over the chosen, and for a rule over coordinates of
+            mixtures, such as `NNM(f, Median())`, the mean of these.
         chosen: Indices of the examples that a choosing rule took, in the order it took them.
         iterations: How many an iterative rule ran.
         clipped: Fraction clipped or cut away: of the values of each coordinate for `Winsorized` and
@@ -396,6 +397,11 @@ def _group_of(name: str, patterns: Mapping[str, Sequence[str]]) -> str | None:
         if any(fnmatchcase(name, pattern) for pattern in mine):
             return group
     return None
+
+
+def check_majority(f: int, n: int) -> str | None:
+    """Why `f` of `n` examples cannot be arbitrary where the others have to be more."""
+    return None if 2 * f < n else f"needs a batch of 2f + 1 = {2 * f + 1} examples or more"
 
 
 def check_rule(rule: Any) -> None:

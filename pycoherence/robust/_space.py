@@ -15,8 +15,11 @@ from pycoherence.ops.row_sq_norms import SPEC
 from pycoherence.sites import Site, norm_rows, sq_norm
 from pycoherence.statistics import Batch
 
-Requirement = Literal["sq_norms", "gram", "distances"]
-"""The products that a rule requires; distances are differences of dot products, and may cancel."""
+Requirement = Literal["sq_norms", "gram", "distances", "double"]
+"""The products that a rule requires; distances are differences of dot products, and may cancel.
+
+For `"distances"` products are taken in float64 if they do, for `"double"` always.
+"""
 
 # Below this share of their squared norms a squared distance of float32 products is too inexact.
 _CANCELS = 2.0**-10
@@ -69,6 +72,22 @@ class GramSpace:
         found = (norms[:, None] + norms - 2 * self.gram).clamp(min=0)
         return found.fill_diagonal_(0)
 
+    @property
+    def nearest_first(self) -> tuple[Tensor, Tensor]:
+        """Squared distances from each example to all, `[B, B]` in order, and who they are.
+
+        Its own comes first, -1; those to examples that are left out are infinite.
+        """
+        n = self.batch_size
+        found = torch.where(self.kept, self.sq_distances[:n, :n], torch.inf).fill_diagonal_(-1)
+        distances, examples = found.sort(dim=1, stable=True)
+        return distances, examples
+
+    @property
+    def kept_indices(self) -> Tensor:
+        """Which examples are not left out; it waits for the device."""
+        return self.kept.nonzero().flatten()
+
     def distances_to(self, a: Tensor) -> Tensor:
         """From the examples to the point `sum_i a_i p_i`, `[B]`."""
         products = self.times(a)
@@ -113,14 +132,16 @@ def measure(
             total = across.gather(total) * across.scales(total) ** 2
         return GramSpace(total * batch.share**2, batch.size)
     device = _device(factors, centre)
+    # One at a time, since copies in float64 are twice as much to hold.
+    double = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
+    if requires == "double":
+        return _products(double, batch, centre, device, across)
     sites = ((name, kept.site) for name, kept in factors.items())
     space = _products(sites, batch, centre, device, across)
     short = requires == "distances" and any(_is_short(kept) for kept in factors.values())
     # All that the host waits for: what it starts next depends on it.
     if short and bool(space.cancels if across is None else across.decided(space.cancels)):
-        # One at a time, since copies in float64 are twice as much to hold.
-        sites = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
-        space = _products(sites, batch, centre, device, across)
+        space = _products(double, batch, centre, device, across)
     return space
 
 

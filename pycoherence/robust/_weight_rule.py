@@ -1,14 +1,16 @@
 """Rules whose result is a sum of the examples' gradients, with a weight for each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors
 from pycoherence.robust._rule import NETWORK, Decision, Per, Rule, check_groups, groups_of
+from pycoherence.robust._space import GramSpace
 from pycoherence.robust.centre import Centre
 
 
@@ -22,6 +24,8 @@ class Choice:
         chosen: Indices of examples; those below zero do not count.
         iterations: How many, of no dimension.
         clipped: The fraction that `Decision` reports, a tensor `[]`.
+        mixing: The points `[points, B]`, float64, over which `GramRule.order` is applied: sums of
+            examples with these weights, and none in a row of NaN.
     """
 
     weights: Tensor
@@ -29,6 +33,26 @@ class Choice:
     chosen: Tensor | None = None
     iterations: Tensor | int | None = None
     clipped: Tensor | None = None
+    mixing: Tensor | None = None
+
+    @classmethod
+    def none(cls, space: GramSpace) -> "Choice":
+        """No choice, since too few examples are kept."""
+        return cls(torch.full_like(space.sq_norms, torch.nan))
+
+    @classmethod
+    def mean_of(cls, chosen: Tensor, space: GramSpace) -> "Choice":
+        """The mean of some examples."""
+        weights = torch.zeros_like(space.sq_norms).index_fill_(0, chosen, 1 / max(1, len(chosen)))
+        return cls(weights, chosen=chosen)
+
+    def settled(self, kept: Tensor, enough: Tensor) -> "Choice":
+        """With weights of zero for examples that are not kept, and NaN if there are not enough."""
+        weights = torch.where(enough, torch.where(kept, self.weights, 0.0), torch.nan)
+        carried = self.carried
+        if carried is not None:
+            carried = torch.where(enough, carried, torch.nan)
+        return replace(self, weights=weights, carried=carried)
 
     @cached_property
     def decision(self) -> Decision:

@@ -75,6 +75,11 @@ class Bulyan(GramRule):
         """See `WeightRule.least`."""
         return 4 * self.f + 3
 
+    @property
+    def order(self) -> tuple[str, float]:
+        """See `GramRule.order`."""
+        return "meamed", 2 * self.f
+
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         left, chosen = Neighbours.of(space), list[Tensor]()
@@ -93,5 +98,5 @@ class Bulyan(GramRule):
         chosen = choice.decision.chosen if drop else choice.chosen
         if chosen is None:
             return super().mean(factors, share, choice, drop)
-        found = factors.order(chosen, "meamed", 2 * self.f)
+        found = factors.order(chosen, *self.order)
         return found * torch.where(choice.weights[0].isnan(), torch.nan, share).to(found.device)

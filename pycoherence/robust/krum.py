@@ -104,9 +104,7 @@ class Neighbours:
     @classmethod
     def of(cls, space: GramSpace) -> "Neighbours":
         """From the distances between all."""
-        others = torch.where(space.kept, space.sq_distances, torch.inf)
-        others.fill_diagonal_(-1)  # so that each comes first in its own row
-        distances, examples = others.sort(dim=1, stable=True)
+        distances, examples = space.nearest_first
         return cls(distances[:, 1:], examples[:, 1:], space.kept, space.n)
 
     def scores(self, f: int) -> Tensor:

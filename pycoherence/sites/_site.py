@@ -1,8 +1,9 @@
 """The methods of every kind of site."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.chunks import Chunks
+from pycoherence.ops.core.spec import accumulate_dtype
+from pycoherence.ops.core.workspace import workspace
+from pycoherence.ops.family.order import BYTES_BESIDE
 from pycoherence.ops.family.reduce import mask_of, unpack
 from pycoherence.ops.family.rules import check_rule
 
@@ -49,6 +53,19 @@ class Site(Protocol):
 
     def rows(self) -> Tensor:
         """The gradients `G_b`, `[B, *shape]`, in accumulation dtype: much memory."""
+        ...
+
+    def by_slices(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function of the gradients of each coordinate, without holding all of them.
+
+        Args:
+            function: From gradients `[B, n]` of some coordinates, in accumulation dtype, a number
+                for each, `[n]`. Coordinates that are zero in all examples may be passed over, and
+                have the result zero.
+
+        Returns:
+            Its numbers, parameter-shaped.
+        """
         ...
 
     def with_others(self, others: Sequence[Any]) -> "Site | None":
@@ -162,6 +179,26 @@ class FactoredSite:
         """See `Site.rows`."""
         rows = self.chunks().joined()
         return self.as_parameter(rows, len(rows))
+
+    def by_slices(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Site.by_slices`: as many units of a side as fit the workspace at a time."""
+        site = self.plain()
+        side = max(site.sides(), key=lambda side: side.units)
+        acc, shape = accumulate_dtype(site.g.dtype), site.op_shape
+        out = site.g.new_empty(shape, dtype=acc)
+        # The rows are there with a copy that is sorted, and its indices.
+        unit = len(site.g) * prod(shape) // max(1, side.units) * (acc.itemsize + BYTES_BESIDE)
+        step = max(1, workspace(out.device) // max(1, unit))
+        for start in range(0, side.units, step):
+            units = min(step, side.units - start)
+            factors = {
+                name: getattr(site, name).narrow(dim, start * n, units * n)
+                for name, (dim, n) in side.split.items()
+            }
+            part = out.narrow(side.dim, start * side.size, units * side.size)
+            rows = site.cut(side, factors, units).rows()
+            part.copy_(function(rows.flatten(1)).view(part.shape))
+        return self.as_parameter(out)
 
     def as_parameter(self, x: Tensor, *batch: int) -> Tensor:
         """Give a tensor `[*batch, *op_shape]` the shape of the parameter, `[*batch, *shape]`."""

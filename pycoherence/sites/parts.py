@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -76,6 +76,10 @@ class PartsSite:
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """See `Site.order`; where all examples have a zero, every rule gives zero."""
         return self._filled([part.site.order(rule, k, drop) for part in self.parts])
+
+    def by_slices(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Site.by_slices`."""
+        return self._filled([part.site.by_slices(function) for part in self.parts])
 
     def grouped(self, n: int) -> "PartsSite":
         """See `Site.grouped`."""

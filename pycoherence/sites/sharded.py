@@ -6,7 +6,7 @@ they are, and outputs per example are summed over the ranks that hold the other 
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
@@ -161,6 +161,10 @@ class ShardedSite:
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """See `Site.order`."""
         return self.layout.join(self.site.order(rule, k, drop))
+
+    def by_slices(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Site.by_slices`: of the coordinates that this rank holds."""
+        return self.layout.join(self.site.by_slices(function))
 
     def grouped(self, n: int) -> "ShardedSite":
         """See `Site.grouped`."""

@@ -1,6 +1,6 @@
 """A weight that is divided by a number made of it, as spectral normalisation does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +51,10 @@ class ShiftedSite:
     def order(self, rule: str, k: float, drop: bool) -> Tensor:
         """See `Site.order`, of rows."""
         return of_rows(self.rows()).order(rule, k, drop)
+
+    def by_slices(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Site.by_slices`, of rows."""
+        return of_rows(self.rows()).by_slices(function)
 
     def grouped(self, n: int) -> "ShiftedSite":
         """See `Site.grouped`."""

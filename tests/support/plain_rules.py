@@ -4,6 +4,7 @@ Rules over coordinates take one coordinate at a time: sorted lists, of which fra
 add or compare distances. The others take rows `[B, P]`.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -156,6 +157,62 @@ def bulyan(rows: Tensor, f: int) -> Tensor:
         scores = krum_scores(left, f)
         chosen.append(left.pop(scores.index(min(scores))))
     return coordinates("meamed", 2 * f)(torch.stack(chosen))
+
+
+def _first_least(n: int, size: int, value: Callable[[list[int]], float]) -> list[int]:
+    """The first of all sets whose value is least, but for rounding."""
+    sets = [list(some) for some in itertools.combinations(range(n), size)]
+    values = [value(some) for some in sets]
+    least = min(values)
+    return next(s for s, v in zip(sets, values, strict=True) if v <= least * (1 + 1e-9) + 1e-12)
+
+
+def mda(rows: Tensor, f: int) -> Tensor:
+    distances = [[(a - b).norm().item() for b in rows] for a in rows]
+
+    def diameter(some: list[int]) -> float:
+        return max(distances[i][j] for i in some for j in some)
+
+    return rows[_first_least(len(rows), len(rows) - f, diameter)].mean(0)
+
+
+def smea(rows: Tensor, f: int) -> Tensor:
+    return rows[smea_set(rows, f)].mean(0)
+
+
+def smea_set(rows: Tensor, f: int) -> list[int]:
+    def spread(some: list[int]) -> float:
+        centred = rows[some] - rows[some].mean(0)
+        return torch.linalg.svdvals(centred).max().item() ** 2
+
+    return _first_least(len(rows), len(rows) - f, spread)
+
+
+def monna(rows: Tensor, f: int, trusted: int = 0) -> Tensor:
+    return rows[_nearest_to(rows, trusted)[: len(rows) - f]].mean(0)
+
+
+def _nearest_to(rows: Tensor, i: int) -> list[int]:
+    # Whole numbers squared are exact, so that ties are ties.
+    distances = [-1.0 if j == i else (row - rows[i]).square().sum() for j, row in enumerate(rows)]
+    return sorted(range(len(rows)), key=lambda j: distances[j])
+
+
+def nearest_mixed(rows: Tensor, f: int) -> Tensor:
+    size = len(rows) - f
+    return torch.stack([rows[_nearest_to(rows, i)[:size]].mean(0) for i in range(len(rows))])
+
+
+def arc(rows: Tensor, f: int) -> Tensor:
+    n = len(rows)
+    norms = sorted(row.norm().item() for row in rows)
+    limit = norms[n - 1 - 2 * f * (n - f) // n]
+    return torch.stack([row * min(1, limit / max(row.norm().item(), 1e-300)) for row in rows])
+
+
+def buckets(rows: Tensor, order: Sequence[int], size: int) -> Tensor:
+    parts = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    return torch.stack([rows[part].mean(0) for part in parts])
 
 
 def geometric_median(rows: Tensor, iterations: int, nu: float, tolerance: float) -> Tensor:

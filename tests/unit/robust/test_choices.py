@@ -32,6 +32,54 @@ def test_krum(rows: Tensor, data: st.DataObject) -> None:
     torch.testing.assert_close(weights @ rows, plain.krum(rows, f, m))
 
 
+@st.composite
+def few_points(draw: st.DrawFn) -> tuple[Tensor, int]:
+    """So few that all sets of them can be compared, and how many are left out."""
+    rows = draw(points().filter(lambda rows: len(rows) <= 10))
+    return rows, draw(st.integers(0, (len(rows) - 1) // 2))
+
+
+@given(few_points())
+def test_mda(drawn: tuple[Tensor, int]) -> None:
+    rows, f = drawn
+    weights = pc.MDA(f).choose(space(rows)).weights
+    torch.testing.assert_close(weights @ rows, plain.mda(rows, f))
+
+
+@given(few_points())
+def test_smea(drawn: tuple[Tensor, int]) -> None:
+    """Among sets that are equal but for rounding any may be taken."""
+    rows, f = drawn
+    chosen = pc.SMEA(f).choose(space(rows)).chosen
+
+    def spread(some: Tensor) -> float:
+        return torch.linalg.svdvals(some - some.mean(0)).max().item() ** 2
+
+    best = plain.smea_set(rows, f)
+    assert spread(rows[chosen]) <= spread(rows[best]) * (1 + 1e-9) + 1e-9
+
+
+@given(points(), st.data())
+def test_monna(rows: Tensor, data: st.DataObject) -> None:
+    f = data.draw(st.integers(0, (len(rows) - 1) // 2))
+    trusted = data.draw(st.integers(0, len(rows) - 1))
+    weights = pc.MoNNA(f, trusted).choose(space(rows)).weights
+    torch.testing.assert_close(weights @ rows, plain.monna(rows, f, trusted))
+
+
+@pytest.mark.parametrize(("n", "f"), [(64, 31), (100, 20)])
+def test_the_least_diameter_of_many(n: int, f: int) -> None:
+    """It is feasible, and a little less is not: a bound by pairs that are too far apart."""
+    rows = torch.randn(n, 3, dtype=torch.float64)
+    chosen = pc.MDA(f).choose(space(rows)).chosen
+    assert len(set(chosen.tolist())) == n - f
+    distances = torch.cdist(rows, rows)
+    diameter = distances[chosen][:, chosen].max()
+    # Greedy sets around each point are never better.
+    around = distances.sort(dim=1).indices[:, : n - f]
+    assert all(diameter <= distances[some][:, some].max() + 1e-9 for some in around)
+
+
 @given(points(3), st.data())
 def test_bulyan(rows: Tensor, data: st.DataObject) -> None:
     f = data.draw(st.integers(0, (len(rows) - 3) // 4))

@@ -42,6 +42,20 @@ RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
         lambda g: plain.auto_clip(g, 0.4, 0.1),
     ),
     "gaf": (lambda per: pc.GAF(0.9, per=per), lambda g: plain.gaf(g, 0.9)),
+    "mda": (lambda per: pc.MDA(3, per=per), lambda g: plain.mda(g, 3)),
+    "smea": (lambda per: pc.SMEA(3, per=per), lambda g: plain.smea(g, 3)),
+    "monna": (
+        lambda per: pc.MoNNA(4, 2, per=per),
+        lambda g: plain.monna(g, 4, 2 if len(g) == B else 1),
+    ),
+    "nnm-krum": (
+        lambda per: pc.NNM(3, pc.Krum(3, 2, per=per)),
+        lambda g: plain.krum(plain.nearest_mixed(g, 3), 3, 2),
+    ),
+    "arc-nnm-geometric-median": (
+        lambda per: pc.ARC(2, pc.NNM(3, pc.GeometricMedian(4, nu=0.1, tolerance=0, per=per))),
+        lambda g: plain.geometric_median(plain.nearest_mixed(plain.arc(g, 2), 3), 4, 0.1, 0),
+    ),
 }
 PER = {"network": plain.over_network, "parameter": plain.by_parameter}
 

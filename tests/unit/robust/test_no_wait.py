@@ -25,8 +25,11 @@ RULES: dict[str, Callable[[Any], Any]] = {
     "auto-clip": lambda per: pc.AutoClip(0.4, 1.0, per=per),
     "adaptive-clip": lambda per: pc.AdaptiveClip(0.4, 1.0, per=per, expected_batch_size=99),
     "gaf": lambda per: pc.GAF(0.9, per=per),
+    "monna": lambda per: pc.MoNNA(3, 1, per=per),
+    "nnm-krum": lambda per: pc.NNM(2, pc.Krum(2, per=per)),
+    "arc-centered-clip": lambda per: pc.ARC(2, pc.CenteredClip(0.3, 2, per=per)),
 }
-OF_DISTANCES = ("krum", "bulyan", "geometric-median", "centered-clip")
+OF_DISTANCES = ("krum", "bulyan", "geometric-median", "centered-clip", "monna")
 
 
 def train(rule: Any, dtype: torch.dtype, nonfinite: Any) -> None:

@@ -34,6 +34,10 @@ RULES: dict[str, Any] = {
         lambda v: plain.centered_clip(v, torch.zeros(v.shape[1], dtype=v.dtype), 0.7, 2),
     ),
     "norm-clip": (lambda: pc.NormClip(0.7), lambda v: plain.norm_clip(v, 0.7)),
+    "auto-clip": (
+        lambda: pc.AutoClip(0.7),
+        lambda v: (v * 0.7 / (v.norm(dim=1, keepdim=True) + 0.01)).mean(0),
+    ),
     "gaf": (lambda: pc.GAF(0.9), lambda v: plain.gaf(v, 0.9)),
 }
 rules = pytest.mark.parametrize("name", RULES)
