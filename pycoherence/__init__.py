@@ -1,5 +1,7 @@
 """pycoherence: statistics of per-example gradients, without building them."""
 
+import typing as _typing
+from importlib import import_module as _import_module
 from importlib import metadata as _metadata
 
 from pycoherence import metrics, ops, optim, sites
@@ -52,6 +54,9 @@ from pycoherence.statistics import (
 )
 from pycoherence.verify import Verification, verify
 from pycoherence.weighted_sum import weighted_sum
+
+if _typing.TYPE_CHECKING:
+    from pycoherence import plot as plot
 
 try:
     __version__ = _metadata.version("pycoherence")
@@ -118,3 +123,10 @@ __all__ = [
     "weighted_sum",
     "workspace",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    """Import `pc.plot` when it is first used, since it needs matplotlib."""
+    if name != "plot":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _import_module("pycoherence.plot")

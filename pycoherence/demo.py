@@ -32,7 +32,7 @@ try:
     from sklearn.model_selection import train_test_split
     from tqdm import tqdm
 
-    from pycoherence.plot import draw, half_fitted, ms
+    from pycoherence.demo_picture import draw, half_fitted, ms
 except ModuleNotFoundError as error:
     raise SystemExit(
         f'the demo needs {error.name}, which is not installed: pip install "pycoherence[studies]"'

@@ -9,7 +9,7 @@ from typing import Any
 from pycoherence import metrics
 from pycoherence.tables import Printed, table
 
-_NUMBERS = ("m", "alpha", "unbiased_alpha")
+_NUMBERS = ("m", "alpha", "unbiased_alpha", "noise_scale")
 
 
 @dataclass(frozen=True)

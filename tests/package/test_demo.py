@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-from pycoherence import demo, plot
+from pycoherence import demo, demo_picture
 
 STEPS = 16
 LAYERS = ["hidden1", "hidden2", "output"]
@@ -64,7 +64,7 @@ def test_both_start_alike_and_real_labels_agree_more(result):
     real, random = result["runs"]["real"], result["runs"]["random"]
     assert real[0]["test_accuracy"] == random[0]["test_accuracy"]
     for part in ("network", *LAYERS):
-        pairs = zip(plot.ms(real, part), plot.ms(random, part), strict=True)
+        pairs = zip(demo_picture.ms(real, part), demo_picture.ms(random, part), strict=True)
         assert all(a > 5 * b for a, b in pairs)
     assert real[-1]["test_accuracy"] > 0.6
     assert random[-1]["test_accuracy"] < 0.25
@@ -128,7 +128,7 @@ def test_random_labels_are_a_permutation(monkeypatch, tmp_path):
 
 
 def test_picture_can_be_redrawn(result, tmp_path):
-    plot.draw(result, tmp_path / "again.svg")
+    demo_picture.draw(result, tmp_path / "again.svg")
     drawn = (tmp_path / "again.svg").read_text()
     assert "<svg" in drawn
 
@@ -159,7 +159,7 @@ def test_out_must_be_a_folder(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize("missing", ["matplotlib.axes", "sklearn", "rich.console", "tqdm"])
 def test_missing_extra_is_one_line(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    for name in ("pycoherence.demo", "pycoherence.plot"):
+    for name in ("pycoherence.demo", "pycoherence.demo_picture", "pycoherence.plot"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit) as caught:
         importlib.import_module("pycoherence.demo")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = {"plots.md": "matplotlib"}
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]*))?\)")
 
 KERNELS = {
@@ -28,6 +29,8 @@ KERNELS = {
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page in order, in one namespace, somewhere they may write."""
     monkeypatch.chdir(tmp_path)
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     text, namespace = page.read_text(), dict[str, Any](__name__="__main__")
     for block in FENCE.finditer(text):
         # Blank lines in front, so that errors name the line of the page.

@@ -34,7 +34,7 @@ LEVELS = (
     {"collect", "aggregate", "weighted_sum", "meter", "verify", "record", "optim", "scalars"},
 )
 HEAVY = {"matplotlib", "sklearn", "tqdm", "rich"}
-MAY_BE_HEAVY = {"demo", "plot", "studies"}
+MAY_BE_HEAVY = {"demo", "demo_picture", "plot", "studies"}
 
 
 def short(path: Path) -> str:

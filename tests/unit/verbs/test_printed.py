@@ -9,6 +9,7 @@ from torch import nn
 import pycoherence as pc
 
 ROWS = 16
+NUMBERS = ("m", "alpha", "unbiased_alpha", "noise_scale")
 
 
 def deep(layers: int) -> nn.Sequential:
@@ -39,11 +40,11 @@ def test_a_coherence_prints_network_modules_and_parameters() -> None:
     c = coherence_of(deep(2))
     title, header, *rows = str(c).splitlines()
     assert title == "Coherence of 5 examples"
-    assert header.split() == ["m", "alpha", "unbiased_alpha"]
+    assert header.split() == list(NUMBERS)
     assert [row.split()[0] for row in rows] == [
         "network", "modules", "0", "1", "parameters", *c.by_parameter,
     ]  # fmt: skip
-    assert rows[0].split()[1:] == [f"{x:.4g}" for x in (c.m, c.alpha, c.unbiased_alpha)]
+    assert rows[0].split()[1:] == [f"{getattr(c, number):.4g}" for number in NUMBERS]
     assert aligned([header, *(row for row in rows if len(row.split()) > 1)])
     assert repr(c) == f"Coherence(m={c.m:.4g}, n=5, parameters=4, modules=2)"
     assert repr(c.by_module["0"]) == f"Coherence(m={c.by_module['0'].m:.4g}, n=5)"
@@ -78,7 +79,7 @@ def test_a_coherence_becomes_plain_data() -> None:
     assert found == c.to_dict()
     assert set(found["by_parameter"]) == set(c.by_parameter)
     for part, each in [(c, found), (c.by_module["1"], found["by_module"]["1"])]:
-        for number in ("m", "alpha", "unbiased_alpha", "sum_sq_norm", "total_sq_norm", "n"):
+        for number in (*NUMBERS, "sum_sq_norm", "total_sq_norm", "n"):
             assert each[number] == getattr(part, number)
 
 
@@ -135,3 +136,10 @@ def test_notebooks_show_the_table_and_no_markup_of_a_name() -> None:
     assert html.startswith("<pre>")
     assert "&lt;b&gt;.weight" in html
     assert "<b>" not in html
+
+
+def test_gradients_that_vanish_or_cancel_print() -> None:
+    for parts in [{"a": (0.0, 0.0)}, {"a": (0.0, 1.0)}, {"a": (4.0, 4.0)}]:
+        c = pc.Coherence.of(parts, 2)
+        assert len(str(c).splitlines()) == 5
+        json.dumps(c.to_dict())
