@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 API = ROOT / "docs/api"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 INTEGRATIONS = sorted((ROOT / "pycoherence/integrations").glob("[!_]*.py"))
+NEEDS = {f"pycoherence.integrations.{path.stem}": path.stem for path in INTEGRATIONS}
+NEEDS["pycoherence.plot"] = "matplotlib"
 ENTRY = re.compile(r"^\.\. (?:auto(?:class|exception|function|data)|data):: ([\w.]+)$")
 MODULE = re.compile(r"^\.\. (?:current)?module:: ([\w.]+)$")
 
@@ -42,9 +44,9 @@ def documented() -> Counter[str]:
 def public() -> dict[int, set[str]]:
     """The names of each public object; some have several."""
     modules = [pc, pc.metrics, pc.optim, pc.ops, pc.sites, statistics]
-    for path in INTEGRATIONS:
-        if importlib.util.find_spec(path.stem):  # the host
-            modules.append(importlib.import_module(f"pycoherence.integrations.{path.stem}"))
+    for module, package in NEEDS.items():
+        if importlib.util.find_spec(package):
+            modules.append(importlib.import_module(module))
     names: dict[int, set[str]] = {}
     for module in modules:
         for name in getattr(module, "__all__", own_names(module)):
@@ -74,8 +76,7 @@ def test_nothing_is_described_that_is_not_public() -> None:
     names = set().union(
         *public().values(), (f"pycoherence.robust.{name}" for name in robust.__all__)
     )
-    hosts = {f"pycoherence.integrations.{path.stem}" for path in INTEGRATIONS}
-    absent = {host for host in hosts if not importlib.util.find_spec(host.rpartition(".")[2])}
+    absent = {module for module, package in NEEDS.items() if not importlib.util.find_spec(package)}
     described = {name for name in documented() if name.rpartition(".")[0] not in absent}
     assert described <= names
 
