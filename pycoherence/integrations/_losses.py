@@ -1,6 +1,7 @@
 """Reads from the graph of a loss by which number a host has multiplied it, before it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ def derivatives(root: Tensor, edges: Sequence[GradientEdge]) -> list[float | Non
 
 
 def averages(loss: GradientEdge) -> Averages | None:
-    """The terms that a loss is the average of; `None` if anything in it is no average that torch names."""
+    """The terms that a loss is the average of; `None` if a part of it is not known to be one."""
     found = [_average(node) for node in _reductions(loss)]
     known = [one for one in found if one is not None]
     if not known or len(known) < len(found):
@@ -92,3 +93,18 @@ def _average(node: Any) -> Averages | None:
     if not node.name().startswith("NllLoss"):
         return Averages(0, None)
     return Averages(node._saved_target.numel(), node._saved_total_weight.item())
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an attribute of an object be another one."""
+    own, missing = vars(owner), object()
+    before = own.get(name, missing)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            own.pop(name, None)
+        else:
+            own[name] = before

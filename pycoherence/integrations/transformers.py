@@ -3,12 +3,11 @@
 import heapq
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.training_args import OptimizerNames, ParallelMode
@@ -21,7 +20,9 @@ from pycoherence.integrations._losses import (
     batch_size,
     derivatives,
     edge_of,
+    replaced,
 )
+from pycoherence.integrations.accelerate import check_accelerator, refuse
 from pycoherence.monitor import GradientMonitor
 from pycoherence.record import (
     LossReduction,
@@ -271,7 +272,7 @@ class PerExampleCallback(TrainerCallback):
 class PerExampleTrainer(Trainer):
     """A mixin that measures in `training_step`, for Trainers with a `PerExampleCallback`.
 
-    The callback needs no subclass, since it finds the Trainer that calls it. Where it cannot, this
+    The callback needs no subclass, since it finds the Trainer that calls it. If it cannot, this
     class shows itself to it. It comes first among the bases:
     `class MyTrainer(PerExampleTrainer, SFTTrainer): ...`.
 
@@ -363,7 +364,7 @@ class _Measured:
         self._trainer, self._callback = trainer, callback
         self._stack = ExitStack()
         self._step = trainer.training_step
-        self._stack.enter_context(_replaced(trainer, "training_step", self))
+        self._stack.enter_context(replaced(trainer, "training_step", self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         try:
@@ -374,21 +375,6 @@ class _Measured:
 
     def remove(self) -> None:
         self._stack.close()
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let an attribute of an object be another one."""
-    own, missing = vars(owner), object()
-    before = own.get(name, missing)
-    own[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            own.pop(name, None)
-        else:
-            own[name] = before
 
 
 Source = Literal["function", "model", "compute_loss"]
@@ -444,7 +430,7 @@ class _Scale:
             self._see(source, found)
             return found
 
-        stack.enter_context(_replaced(self._trainer, name, seen))
+        stack.enter_context(replaced(self._trainer, name, seen))
 
     def _see(self, source: Source, found: Any) -> None:
         if isinstance(found, Mapping):
@@ -559,48 +545,21 @@ def _trainer_of(callback: PerExampleCallback) -> Trainer | None:
 
 def _check(trainer: Trainer) -> None:
     """Refuse Trainers whose passes cannot be measured."""
-    args, accelerator = trainer.args, trainer.accelerator
-    compiler: Any = accelerator.state.dynamo_plugin
-    fused = (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
+    args, step = trainer.args, (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
     sliced = [getattr(trainer, f"get_{kind}_size", lambda: 1)() for kind in ("cp", "sp")]
-    refusals: Iterable[tuple[bool, str, str]] = (
-        (
-            args.torch_compile or compiler.backend.value != "NO",
-            "torch_compile=True compiles the model, and a block runs it as it was written",
-            "leave torch_compile out, or measure with pc.compile in a loop of your own",
-        ),
-        (
-            accelerator.distributed_type == DistributedType.DEEPSPEED,
-            "DeepSpeed runs backward passes of its own",
-            "take DistributedDataParallel (torchrun without a deepspeed config)",
-        ),
-        (
-            accelerator.distributed_type == DistributedType.MEGATRON_LM,
-            "Megatron-LM runs backward passes of its own",
-            "take DistributedDataParallel (torchrun alone)",
-        ),
-        (
-            accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2,
-            "FSDP1 flattens the parameters",
-            "take FSDP2 (fsdp_config={'fsdp_version': 2}) or DistributedDataParallel",
-        ),
-        (
-            args.parallel_mode
-            in (ParallelMode.NOT_DISTRIBUTED, ParallelMode.SAGEMAKER_MODEL_PARALLEL),
-            f"parallel_mode {args.parallel_mode.value} runs copies of the model",
-            "start one process for each GPU with torchrun, or show the Trainer one GPU",
-        ),
-        (
-            any(size > 1 for size in sliced),
-            "each process has a slice of the sequence, and so a part of each example",
-            "leave context and sequence parallelism out",
-        ),
-        (
-            args.optim in fused,
-            f"the optimizer {args.optim} steps inside backward()",
-            "take an optimizer that steps after it, such as adamw_torch",
-        ),
+    check_accelerator(trainer.accelerator)
+    refuse(
+        args.parallel_mode not in (ParallelMode.NOT_PARALLEL, ParallelMode.DISTRIBUTED),
+        f"parallel_mode {args.parallel_mode.value} runs copies of the model in one process",
+        "start one process for each GPU with torchrun, or show the Trainer one GPU",
     )
-    for refused, why, way_out in refusals:
-        if refused:
-            raise UnsupportedError(f"{why}. What to do: {way_out}.")
+    refuse(
+        any(size > 1 for size in sliced),
+        "each process has a slice of the sequence, and so a part of each example",
+        "leave context and sequence parallelism out",
+    )
+    refuse(
+        args.optim in step,
+        f"the optimizer {args.optim} steps inside backward()",
+        "take an optimizer that steps after it, such as adamw_torch",
+    )

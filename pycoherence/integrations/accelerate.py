@@ -1,0 +1,153 @@
+"""Per-example gradients in a loop of one's own with accelerate."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from pycoherence.capture.request import check_number
+from pycoherence.errors import UnsupportedError
+from pycoherence.integrations._losses import derivatives, edge_of, replaced
+from pycoherence.monitor import GradientMonitor
+from pycoherence.record import LossReduction
+from pycoherence.statistics import Statistic
+
+
+class PerExampleMonitor(GradientMonitor):
+    r"""A `pycoherence.GradientMonitor` that knows by how much accelerate scales the loss.
+
+    .. math:: g_b = B \cdot \nabla_w \frac{1}{B} \ell_b \ \text{(mean)}
+        \qquad g_b = \nabla_w \ell_b \ \text{(sum)}
+
+    for the loss that `accelerator.backward` is given. It divides that by
+    `gradient_accumulation_steps`, and multiplies it by the scale of its `GradScaler`, both of which
+    are undone. A loss on which `backward()` itself is called is taken as it is.
+
+    Args:
+        accelerator: Whose loop it is.
+        model: The model, before or after `accelerator.prepare`.
+        statistics: The statistics to measure; `pc.SqNorms()` if none is given.
+        options: Those of `pycoherence.GradientMonitor`; `log=accelerator` writes to its trackers.
+
+    Raises:
+        UnsupportedError: The accelerator compiles the model, or runs it by FSDP1, DeepSpeed or
+            Megatron-LM; it has an optimizer that steps inside `backward()`. See
+            `pycoherence.GradientMonitor` also.
+
+    Cost: That of `pycoherence.GradientMonitor`; the scale waits for the device once in a
+    micro-batch.
+
+    Example:
+        >>> import torch, pycoherence as pc
+        >>> from accelerate import Accelerator
+        >>> from pycoherence.integrations.accelerate import PerExampleMonitor
+        >>> accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model, optimizer = accelerator.prepare(model, optimizer)
+        >>> monitor = PerExampleMonitor(accelerator, model)
+        >>> for part in torch.tensor([[1.0], [2.0], [3.0], [4.0]]).split(2):
+        ...     with accelerator.accumulate(model):
+        ...         with monitor.micro_batch():
+        ...             accelerator.backward(model(part).mean())
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        ...         scalars = monitor.step()
+        >>> [record.sq_norms.tolist() for record in monitor.records]
+        [[1.0, 4.0], [9.0, 16.0]]
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, *statistics: Statistic, **options: Any
+    ) -> None:
+        check_accelerator(accelerator)
+        self._accelerator = accelerator
+        super().__init__(accelerator.unwrap_model(model), *statistics, **options)
+
+    @contextmanager
+    def micro_batch(
+        self, *, loss_scale: float = 1.0, loss_reduction: LossReduction | None = None
+    ) -> Iterator[None]:
+        """Run the forward pass and `accelerator.backward` of one micro-batch inside.
+
+        Args:
+            loss_scale: The number that the loss is multiplied by before it is given to
+                `accelerator.backward`, such as `1 / tokens` for a sum over tokens.
+            loss_reduction: That of this loss, if it is another than the monitor's.
+
+        Raises:
+            RuntimeError: No backward pass of the model was seen in the block.
+        """
+        own, losses = check_number(loss_scale), list[GradientEdge]()
+        accelerator = self._accelerator
+        check_accelerator(accelerator)  # as prepare() may have come since
+        backward = accelerator.backward
+
+        def noted(loss: Tensor, **kwargs: Any) -> None:
+            losses.append(edge_of(loss))
+            backward(loss, **kwargs)
+
+        def scale(root: Tensor) -> float:
+            (factor,) = derivatives(root, losses[-1:]) or [None]
+            return own if factor is None else own * factor
+
+        with (
+            replaced(accelerator, "backward", noted),
+            super().micro_batch(loss_scale=scale, loss_reduction=loss_reduction),
+        ):
+            yield
+
+    def step(self) -> dict[str, float] | None:
+        """End a step if the accumulation is complete, as the optimizers of accelerate do.
+
+        Returns:
+            The scalars, as in `pycoherence.GradientMonitor`; `None` if the step goes on, or is not
+            measured.
+        """
+        return super().step() if self._accelerator.sync_gradients else None
+
+
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        UnsupportedError: See `PerExampleMonitor`.
+    """
+    compiler: Any = accelerator.state.dynamo_plugin
+    kind = accelerator.distributed_type
+    refuse(
+        compiler.backend.value != "NO",
+        "the model is compiled by torch_compile or a dynamo backend, and in a block it would run "
+        "as it was written",
+        "leave the compiler out, or measure with pc.compile in a loop of your own",
+    )
+    refuse(
+        kind == DistributedType.DEEPSPEED,
+        "DeepSpeed runs backward passes of its own",
+        "take DistributedDataParallel, by torchrun or accelerate launch without DeepSpeed",
+    )
+    refuse(
+        kind == DistributedType.MEGATRON_LM,
+        "Megatron-LM runs backward passes of its own",
+        "take DistributedDataParallel, by torchrun or accelerate launch without Megatron-LM",
+    )
+    refuse(
+        kind == DistributedType.FSDP and not accelerator.is_fsdp2,
+        "FSDP1 flattens the parameters",
+        "take FSDP2 (fsdp_version: 2) or DistributedDataParallel",
+    )
+    refuse(
+        accelerator.has_lomo_optimizer,
+        "a LOMO optimizer steps inside backward()",
+        "take an optimizer that steps after it",
+    )
+
+
+def refuse(refused: bool, why: str, way_out: str) -> None:
+    """Raise `UnsupportedError` if something is refused."""
+    if refused:
+        raise UnsupportedError(f"{why}. What to do: {way_out}.")
