@@ -454,16 +454,16 @@ class _Scale:
         source, loss, factor = self._loss_of(factors)
         rows = batch_size()
         if self._loss_reduction is not None:
-            return _positive(factor / (rows if self._loss_reduction == "mean" else 1))
+            return _scale(factor, rows if self._loss_reduction == "mean" else 1)
         if by_items is not None:
-            return _positive(factor / self._number_of_items(source))
+            return _scale(factor, self._number_of_items(source))
         found = averages(loss)
         if found is not None and found.weight is not None:
-            return _positive(factor / found.weight)
+            return _scale(factor, found.weight)
         if found is not None and found.targets <= rows:
-            return _positive(factor / rows)
+            return _scale(factor, rows)
         if found is None and self.items is None and not self._has_token_labels(rows):
-            return _positive(factor / rows)  # the Trainer takes it for a mean as well
+            return _scale(factor, rows)  # the Trainer takes it for a mean as well
         why = (
             "is a mean of several means"
             if found is not None
@@ -519,13 +519,19 @@ class _Scale:
         return labels.numel() > rows
 
 
-def _positive(scale: float) -> float:
-    if not 0 < scale < math.inf:
+def _scale(factor: float, divisor: float) -> float:
+    """The scale of a sum that is divided by `divisor` and multiplied by `factor`."""
+    if divisor <= 0:
         raise ValueError(
-            f"expected the loss to be multiplied by a positive number, got {scale}; give each "
-            "accumulated batch a label that counts, and let the loss be what is made small"
+            f"expected labels that count, got {divisor:g} in all; leave out examples whose labels "
+            "are all -100"
         )
-    return scale
+    if not 0 < factor < math.inf:
+        raise ValueError(
+            f"expected the loss to be multiplied by a positive number, got {factor}; let it be "
+            "what training makes small"
+        )
+    return factor / divisor
 
 
 def _surprise(one: Surprise) -> float:

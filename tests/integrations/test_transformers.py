@@ -423,6 +423,17 @@ def test_tensorboard_has_the_scalars(kind: type[Trainer], tmp_path: Path) -> Non
     assert kept == [history[0]["noise_scale"], history[1]["noise_scale"]]
 
 
+def test_labels_that_do_not_count_are_refused(tmp_path: Path) -> None:
+    class Ignored(Texts):
+        def __getitem__(self, i: int) -> dict[str, Tensor]:
+            one = super().__getitem__(i)
+            return {**one, "labels": torch.full_like(one["labels"], -100)}
+
+    for model in (causal(), seq2seq()):
+        with pytest.raises(ValueError, match="labels that count, got 0"):
+            Run(model, Ignored(3, padded=False), tmp_path)
+
+
 # The most surprising examples.
 
 
@@ -530,7 +541,7 @@ def test_bad_settings_are_refused(
 ) -> None:
     """Before anything is trained."""
     said = {
-        "torch_compile": "torch_compile=True.*leave torch_compile out",
+        "torch_compile": "torch_compile.*leave the compiler out",
         "FSDP1": "FSDP1 flattens.*take FSDP2",
         "DeepSpeed": "DeepSpeed runs.*take DistributedDataParallel",
         "copies": "not_distributed runs copies.*one process for each GPU",
