@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.training_args import OptimizerNames, ParallelMode
 
-from pycoherence.capture import OnUnsupported
+from pycoherence.capture import OnUnsupported, check_grouping
 from pycoherence.errors import UnsupportedError
 from pycoherence.integrations._losses import (
     GradientEdge,
@@ -27,7 +27,6 @@ from pycoherence.monitor import GradientMonitor
 from pycoherence.record import (
     LossReduction,
     Record,
-    check_group_size,
     check_loss_reduction,
     check_on_unsupported,
 )
@@ -123,7 +122,7 @@ class PerExampleCallback(TrainerCallback):
             check_loss_reduction(loss_reduction)
         self._rule, self._index = rule, index
         self._loss_reduction: LossReduction | None = loss_reduction
-        self._group_size = check_group_size(group_size)
+        self._group_size = check_grouping(group_size, None).size
         self._on_unsupported: OnUnsupported = check_on_unsupported(on_unsupported)
         self._trainer: Trainer | None = None
         self._monitor: GradientMonitor | None = None

@@ -50,11 +50,11 @@ class AdaptiveClip(Clipping):
             otherwise zero.
 
     Raises:
-        TypeError: As with `NormClip`.
-        ValueError: As with `NormClip`; `quantile` is not from 0 to 1, `learning_rate` not positive,
+        TypeError: See `NormClip`.
+        ValueError: See `NormClip`; `quantile` is not from 0 to 1, `learning_rate` not positive,
             noise is asked for without `expected_batch_size`, or `count_noise` is so small that
             nothing of `sigma` is left for the gradients.
-        RuntimeError: As with `NormClip`.
+        RuntimeError: See `NormClip`.
 
     Cost: That of `NormClip`, and one number more to send with `group`.
 

@@ -32,9 +32,9 @@ class AutoClip(Clipping):
         gamma: The stability constant, in the units of `||g_b||`.
 
     Raises:
-        TypeError: As with `NormClip`.
-        ValueError: As with `NormClip`; `gamma` is not positive.
-        RuntimeError: As with `NormClip`.
+        TypeError: See `NormClip`.
+        ValueError: See `NormClip`; `gamma` is not positive.
+        RuntimeError: See `NormClip`.
 
     Cost: That of `NormClip`.
 
