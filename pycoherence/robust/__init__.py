@@ -23,6 +23,7 @@ from pycoherence.robust.bucketing import Bucketing
 from pycoherence.robust.bulyan import Bulyan
 from pycoherence.robust.centered_clip import CenteredClip
 from pycoherence.robust.centre import Centre
+from pycoherence.robust.from_weighting import FromWeighting
 from pycoherence.robust.gaf import GAF
 from pycoherence.robust.geometric_median import GeometricMedian
 from pycoherence.robust.krum import Krum
@@ -57,6 +58,7 @@ __all__ = [
     "Choice",
     "CoordinateRule",
     "Decision",
+    "FromWeighting",
     "GeometricMedian",
     "GramRule",
     "Krum",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pycoherence.capture import Across, Factors
 from pycoherence.robust._rule import NETWORK, Report, groups_of
-from pycoherence.robust._space import GramSpace, Requirement, measure
+from pycoherence.robust._space import GramSpace, Requirement, is_short, measure
 from pycoherence.robust._vectors import Stack
 from pycoherence.robust._weight_rule import Choice, WeightRule, fill
 from pycoherence.sites import of_rows
@@ -98,6 +98,7 @@ def decide(
     centre_or_none = None if rule.carries is None else centre
     space = measure(factors, batch, rule.requires, centre_or_none, across)
     space.weights = None if weights is None else weights.to(space.gram.device)
+    space.dtype = torch.float32 if any(map(is_short, factors.values())) else torch.float64
     if not batch.size:
         return Choice(space.sq_norms, torch.ones_like(space.n))
     choice = rule.choose_in(group, space)

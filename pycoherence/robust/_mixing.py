@@ -139,7 +139,9 @@ def _mixed(space: GramSpace, mixing: Tensor) -> GramSpace:
     centre[:, space.batch_size :].fill_diagonal_(1)
     examples = torch.nn.functional.pad(mixing, (0, len(centre)))
     whole = torch.cat([examples, centre])
-    return GramSpace(mirrored(whole @ space.gram @ whole.mT), len(mixing))
+    points = GramSpace(mirrored(whole @ space.gram @ whole.mT), len(mixing))
+    points.dtype = space.dtype
+    return points
 
 
 def _chosen_points(choice: Choice) -> Tensor:

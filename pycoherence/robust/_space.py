@@ -38,10 +38,14 @@ class GramSpace:
         n: How many these are, of no dimension.
         batch_size: `B`.
         weights: How much each example counts, `[B]`, float64; `None` if all count alike.
+        dtype: The dtype in which the gradients' numbers are added up.
     """
 
-    def __init__(self, gram: Tensor, batch_size: int, weights: Tensor | None = None) -> None:
-        self.batch_size, self.weights = batch_size, weights
+    weights: Tensor | None = None
+    dtype: torch.dtype = torch.float64
+
+    def __init__(self, gram: Tensor, batch_size: int) -> None:
+        self.batch_size = batch_size
         norms = gram if gram.dim() == 1 else gram.diagonal()
         self.kept = norms[:batch_size].isfinite()
         self.n = self.kept.sum().double()
@@ -138,7 +142,7 @@ def measure(
         return _products(double, batch, centre, device, across)
     sites = ((name, kept.site) for name, kept in factors.items())
     space = _products(sites, batch, centre, device, across)
-    short = requires == "distances" and any(_is_short(kept) for kept in factors.values())
+    short = requires == "distances" and any(is_short(kept) for kept in factors.values())
     # All that the host waits for: what it starts next depends on it.
     if short and bool(space.cancels if across is None else across.decided(space.cancels)):
         space = _products(double, batch, centre, device, across)
@@ -231,7 +235,8 @@ def _like(total: Tensor, found: Tensor | None) -> Tensor:
     return found.to(total.device, torch.float64)
 
 
-def _is_short(kept: Factors) -> bool:
+def is_short(kept: Factors) -> bool:
+    """Whether some factors have fewer digits than float64."""
     tensors = kept.tensors.values()
     return any(x.is_floating_point() and x.dtype != torch.float64 for x in tensors)
 
