@@ -1,7 +1,7 @@
 """Robust gradients in place of the ordinary one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from math import prod
 from types import TracebackType
@@ -204,7 +204,7 @@ class aggregate:
         if isinstance(self._rule, WeightRule):
             self._rule.check_parameters(parameters)
         request = self._request(ranks, parameters)
-        capture = Capture(self._model, parameters, request, self._filler.around)
+        capture = Capture(self._model, parameters, request, self._around)
         # The rule takes the factors for itself, and frees them.
         seen = request._replace(factors=False)
         self._record = record_of(capture, seen, self._statistics, self._loss_reduction)
@@ -216,6 +216,10 @@ class aggregate:
             stack.enter_context(capture)
             self._stack = stack.pop_all()
         self._capture = capture
+
+    def _around(self) -> AbstractContextManager[None]:
+        """The work around a backward pass."""
+        return self._filler.around()
 
     def __exit__(
         self,

@@ -21,6 +21,10 @@ _INSIDE = (
 _open = threading.local()
 
 
+def _nothing() -> None:
+    """The capture of a block that rests."""
+
+
 class Mode(TorchFunctionMode):
     """Hands every torch function to a capture, which it does not keep alive.
 
@@ -30,7 +34,11 @@ class Mode(TorchFunctionMode):
 
     def __init__(self, capture: Any) -> None:
         super().__init__()
-        self._capture = weakref.ref(capture)
+        self._capture: Callable[[], Any] = weakref.ref(capture)
+
+    def rest(self) -> None:
+        """Show no more functions to the capture."""
+        self._capture = _nothing
 
     def __torch_function__(
         self,
@@ -54,7 +62,7 @@ class Block:
     """
 
     def __init__(self, capture: Any, mode: Mode) -> None:
-        self._capture = weakref.ref(capture)
+        self._capture: Callable[[], Any] = weakref.ref(capture)
         self._mode = mode
         self._is_open = False
 
@@ -84,6 +92,14 @@ class Block:
         self._is_open = True
         self._mode.__enter__()
         _open.block = self
+
+    def rest(self) -> None:
+        """See no more functions, in one of them too; the next block closes it if nothing else does.
+
+        A mode cannot be left inside a function that it sees, such as a backward pass.
+        """
+        self._capture = _nothing
+        self._mode.rest()
 
     def close(self) -> None:
         """Close it, if it is still open."""

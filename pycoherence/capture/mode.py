@@ -181,6 +181,10 @@ class Capture:
     def __exit__(self, *exception: Any) -> None:
         self._block.close()
 
+    def rest(self) -> None:
+        """See no more functions."""
+        self._block.rest()
+
     def forget(self) -> None:
         """Let go of the tensors of the forward pass; constants stay constants in later blocks."""
         self._outside.remember(self._facts.constants())
