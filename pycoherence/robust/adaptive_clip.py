@@ -41,7 +41,7 @@ class AdaptiveClip(Clipping):
         max_norm: The threshold at first; or one for each group, by its name in `per`. One that is
             much too small or large needs `log(C / max_norm) / learning_rate` steps and more.
         noise_multiplier: `sigma`.
-        generator: The source of the noise, as of `NormClip`.
+        generator: The source of the noise, as for `NormClip`.
         per: Whether the norm is that of the whole gradient, of each parameter, or of groups.
         expected_batch_size: `n`, the examples of a step to be expected. Noise requires it.
         quantile: `q`, the share of examples to be left as they are.

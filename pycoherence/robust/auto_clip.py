@@ -26,7 +26,7 @@ class AutoClip(Clipping):
     Args:
         max_norm: `C`; or one for each group, by its name in `per`.
         noise_multiplier: `sigma`.
-        generator: The source of the noise, as of `NormClip`.
+        generator: The source of the noise, as for `NormClip`.
         per: Whether the norm is that of the whole gradient, of each parameter, or of groups.
         expected_batch_size: The examples of a step to be expected, by which its sum is divided.
         gamma: The stability constant, in the units of `||g_b||`.
