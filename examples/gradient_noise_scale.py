@@ -67,9 +67,10 @@ for name, (_, monitor) in runs.items():
     print(f"{name}: noise scale {monitor.noise_scale(last=50):.0f} over the last 50 steps")
 
 # %%
-# How a batch is split does not matter. Batches of 128 train to other weights, and a batch far smaller
-# than the noise scale needs many steps for an answer. One step's estimate is a ratio of two noisy
-# numbers, so that ``noise_scale(last=n)`` takes the means of both over n steps before it divides.
+# How a batch is split does not matter. Batches of 128 train to other weights, and a batch far
+# smaller than the noise scale needs many steps for an answer. One step's estimate is a ratio of two
+# noisy numbers, so that ``noise_scale(last=n)`` takes the means of both over n steps before it
+# divides.
 #
 # Does a batch of that size have as much noise as gradient?
 # ---------------------------------------------------------
