@@ -232,8 +232,9 @@ class PerExampleCallback:
         self._passes = 0
         if self._automatic:
             # Lightning divides by it in each batch, also in a last incomplete accumulation.
-            scale = _scale(self._precision) / trainer.accumulate_grad_batches
-            self._measuring.open(loss_scale=scale)
+            precision, divisor = self._precision, trainer.accumulate_grad_batches
+            # A scaler is asked in measured passes alone, since the host waits for its answer.
+            self._measuring.open(loss_scale=lambda _: _scale(precision) / divisor)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Watch what the backward pass begins with."""
@@ -282,8 +283,9 @@ class PerExampleCallback:
 
     def on_train_epoch_end(self, *_: Any) -> None:
         """Leave out the batches of a step that a hook has skipped with the rest of the epoch."""
-        self._measuring.restart()
-        self._pending = False
+        if self._automatic:  # Lightning drops their gradients
+            self._measuring.restart()
+            self._pending = False
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the block in which an error was raised."""

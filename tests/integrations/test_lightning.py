@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from support import oracle
 from support.ranks import needs_gloo, run_ranks
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import pycoherence as pc
 from pycoherence.integrations.lightning import PACKAGES, PerExampleCallback
@@ -30,12 +30,12 @@ from pycoherence.robust import Rule
 L = pytest.importorskip("lightning.pytorch")
 
 pytestmark = [
-    # Of Lightning, about how the Trainer is set up here.
+    # Lightning's, about how the Trainer is set up here.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*log_every_n_steps"),
     pytest.mark.filterwarnings("ignore:.*returned `None`"),
-    # Of Lightning: it calls what newer versions of torch and of Python deprecate.
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec."),
+    pytest.mark.filterwarnings("ignore:.*dataloader_iter"),
+    # Lightning calls what newer versions of torch deprecate.
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
 
@@ -452,6 +452,25 @@ def test_manual_optimization_opens_its_own_blocks() -> None:
     fitted(classifier(), cross_entropy, batches(6), callback, methods=methods).check(steps=3)
 
 
+def test_manual_optimization_may_accumulate_across_epochs() -> None:
+    callback = PerExampleCallback()
+    count = 0
+
+    def training_step(self: Any, batch: Batch, index: int) -> None:
+        nonlocal count
+        count += 1
+        with callback.micro_batch():
+            self.manual_backward(cross_entropy(self.net, batch))
+        if count % 2 == 0:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+    methods = {"automatic_optimization": False, "training_step": training_step}
+    fitted(classifier(), cross_entropy, batches(3), callback, methods=methods, max_epochs=2).check(
+        steps=3
+    )
+
+
 def test_manual_optimization_with_a_scaler() -> None:
     callback = PerExampleCallback()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -584,6 +603,24 @@ def test_a_backward_of_the_modules_own_may_not_scale() -> None:
 
     with pytest.raises(pc.UnsupportedError, match=r"Module.backward multiplies the loss.*What to"):
         fitted(classifier(), cross_entropy, batches(2), callback, methods={"backward": halving})
+    expect_no_open_block()
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_step_that_takes_the_loader_marks_its_examples(marked: bool) -> None:
+    """The batch is put together inside the block, of tensors that belong to nobody yet."""
+    (x, y), net, callback = batches(1)[0], classifier(), PerExampleCallback()
+
+    def training_step(self: Any, dataloader_iter: Any) -> Tensor:
+        (x, y), _, _ = next(dataloader_iter)
+        return cross_entropy(self.net, (pc.mark_examples(x, dim=0) if marked else x, y))
+
+    expected = oracle.joined(oracle.per_example_gradients(net, cross_entropy, (x, y)))
+    taking = module(net, cross_entropy, training_step=training_step)
+    expecting = nullcontext() if marked else pytest.raises(pc.UnsupportedError, match="examples")
+    with expecting:
+        trainer(callback).fit(taking, DataLoader(TensorDataset(x, y), batch_size=5))
+        close(callback.records[0].sq_norms.sqrt(), expected.norm(dim=1))
     expect_no_open_block()
 
 
