@@ -1,4 +1,13 @@
-"""pycoherence: statistics of per-example gradients, without building them."""
+"""pycoherence: statistics of per-example gradients, without building them.
+
+Example:
+    >>> import torch, pycoherence as pc
+    >>> model, x = torch.nn.Linear(2, 1, bias=False), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    >>> with pc.collect(model, pc.SqNorms()) as record:
+    ...     model(x).mean().backward()
+    >>> record.sq_norms, record.coherence()
+    (tensor([1., 4.]), Coherence(m=1.8, n=2, parameters=1))
+"""
 
 import typing as _typing
 from importlib import import_module as _import_module

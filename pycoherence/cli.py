@@ -3,15 +3,26 @@
 import argparse
 import ast
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pycoherence.extras import STUDIES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
-    return options.pop("run")(**options)
+    try:
+        code = options.pop("run")(**options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough. Nothing more is to be written on exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as shells say of a program that a closed pipe has ended
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,10 +36,12 @@ def _parser() -> argparse.ArgumentParser:
         help="train on true and on random labels and compare their coherence",
         argument_default=argparse.SUPPRESS,  # an option not given is left to demo.run
     )
-    demo.add_argument("--steps", type=int, help="training steps of each network")
-    demo.add_argument("--seed", type=int, help="of data split, labels and weights")
-    demo.add_argument("--out", type=Path, default=Path(), help="folder for picture and data")
-    demo.add_argument("--device", help="where to train, such as cuda")
+    demo.add_argument("--steps", type=int, help="training steps of each network (default: 4000)")
+    demo.add_argument("--seed", type=int, help="of data split, labels and weights (default: 0)")
+    demo.add_argument(
+        "--out", type=Path, default=Path(), help="folder for picture and data (default: this one)"
+    )
+    demo.add_argument("--device", help="where to train, such as cuda (default: cpu)")
     demo.add_argument(
         "--distributed",
         action="store_true",
@@ -43,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     selftest = commands.add_parser("selftest", help="check every op against its reference")
+    selftest.add_argument("ops", nargs="*", metavar="OP", help="ops to check (default: all)")
     selftest.set_defaults(run=_selftest)
 
     bench = commands.add_parser("bench", help="measure the tiles of the GPU kernels")
@@ -96,8 +110,7 @@ def _study(**options: Any) -> int:
         command.run(**options)
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"the studies need {error.name}, which is not installed: "
-            'pip install "pycoherence[studies]"'
+            f"the studies need {error.name}, which is not installed: {STUDIES}"
         ) from None
     except ValueError as error:
         raise SystemExit(f"study: {error}") from None
@@ -124,10 +137,13 @@ def _info() -> int:
     return 0
 
 
-def _selftest() -> int:
+def _selftest(ops: Sequence[str]) -> int:
     from pycoherence.selftest import run
 
-    return 0 if run() else 1
+    try:
+        return 0 if run(ops) else 1
+    except ValueError as error:
+        raise SystemExit(f"selftest: {error}") from None
 
 
 def _bench(tune: bool, out: Path) -> int:

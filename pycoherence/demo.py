@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import pycoherence as pc
 from pycoherence.device import check_device
+from pycoherence.extras import STUDIES
 from pycoherence.torchrun import Processes, launched
 
 try:
@@ -34,9 +35,7 @@ try:
 
     from pycoherence.demo_picture import draw, half_fitted, ms
 except ModuleNotFoundError as error:
-    raise SystemExit(
-        f'the demo needs {error.name}, which is not installed: pip install "pycoherence[studies]"'
-    ) from None
+    raise SystemExit(f"the demo needs {error.name}, which is not installed: {STUDIES}") from None
 
 STEPS = 4000
 SEED = 0

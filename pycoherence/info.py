@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import pycoherence
+from pycoherence.extras import PLOTS, STUDIES
 from pycoherence.ops import specs
 from pycoherence.ops.core.dispatch import (
     build_record,
@@ -26,8 +27,8 @@ PACKAGES = ("torch", "triton", "numpy")
 # By package, what it serves, and the command that adds it.
 EXTRAS = {
     "triton": ("GPU kernels", "pip install triton"),
-    "matplotlib": ("plots", 'pip install "pycoherence[plot]"'),
-    "sklearn": ("demo and studies", 'pip install "pycoherence[studies]"'),
+    "matplotlib": ("plots", PLOTS),
+    "sklearn": ("demo and studies", STUDIES),
 }
 
 
@@ -62,8 +63,8 @@ def _hardware() -> Iterator[str]:
 
 def _libraries() -> Iterator[str]:
     record = build_record()
-    built_by = record.get("compiler") or "no compiler"
-    yield f"build        {record.get('mode', 'no record')}, {built_by}, torch {record.get('torch')}"
+    built_by = f"{record.get('compiler') or 'no compiler'}, torch {record.get('torch')}"
+    yield f"build        {record['mode']}, {built_by}" if record else "build        none here"
     for device in ("cpu", "cuda"):
         built = "built, but " if record.get(device, {}).get("built") else ""
         reason = load_native(device)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_args
 
+from pycoherence.extras import PLOTS
+
 try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
@@ -19,7 +21,7 @@ try:
     from matplotlib.ticker import LogFormatter, MaxNLocator
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"pycoherence.plot needs {error.name}, which is not installed: pip install matplotlib",
+        f"pycoherence.plot needs {error.name}, which is not installed: {PLOTS}",
         name=error.name,
     ) from None
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from support.backends import backends_of
 import pycoherence as pc
 from pycoherence import info
 from pycoherence.cli import main
+from pycoherence.extras import STUDIES
 from pycoherence.ops.core import dispatch
 
 
@@ -113,6 +115,44 @@ def test_selftest_passes_whatever_memory_held_before() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_reader_that_has_enough_ends_it_quietly() -> None:
+    command = f"{sys.executable} -m pycoherence info | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    first, code = done.stdout.splitlines()
+    assert first.startswith("pycoherence")
+    assert int(code) in (0, 141)
+    assert not done.stderr
+
+
+def test_selftest_checks_only_what_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "row_sq_norms", "identity"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {"row_sq_norms", "identity"}
+    assert "these ops agree" in last
+    with pytest.raises(SystemExit, match=r"selftest: expected ops out of .*linear_gram.* got nope"):
+        main(["selftest", "nope"])
+
+
+def test_help_says_the_defaults_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("matplotlib", "rich", "sklearn", "tqdm"):
+        pytest.importorskip(package)
+    from pycoherence import demo
+
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    text = capsys.readouterr().out
+    for default in (demo.STEPS, demo.SEED, "cpu"):
+        assert f"(default: {default})" in text
+
+
+def test_advice_names_all_packages_of_the_extra() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    names = {name.partition(">")[0] for name in (*extras["plot"], *extras["studies"])}
+    assert names - {"pycoherence[plot]"} == set(STUDIES.split()[2:])
 
 
 def test_importing_starts_nothing() -> None:

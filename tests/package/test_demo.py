@@ -165,7 +165,7 @@ def test_missing_extra_is_one_line(missing, monkeypatch):
         importlib.import_module("pycoherence.demo")
     message = str(caught.value)
     assert missing in message
-    assert 'pip install "pycoherence[studies]"' in message
+    assert "pip install matplotlib rich scikit-learn tqdm" in message
     assert "\n" not in message
 
 
