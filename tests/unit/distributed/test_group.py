@@ -371,6 +371,41 @@ def test_uneven_batches_under_one_loss() -> None:
     run_ranks(2, check_one_loss)
 
 
+def check_pairs(rank: int, sizes: tuple[int, ...]) -> None:
+    """Each rank numbers its own examples; those of one process follow on each other."""
+    ids, classes, own = batch(sizes, rank)
+    net, alone = make()
+    pairs, start = [], 0
+    for size in sizes:
+        pairs.append(start + torch.arange(size // 2).repeat(2))
+        start += size // 2
+    mine = pairs[rank] - pairs[rank].min() if sizes[rank] else pairs[rank]
+    options: dict[str, Any] = {"group": dist.group.WORLD, "group_by": mine}
+    for rule in (None, pc.Median(), pc.Krum(0)):
+        net.zero_grad()
+        alone.zero_grad()
+        if rule is None:
+            ours: Any = pc.collect(net, pc.SqNorms(), pc.Gram(), **options)
+            theirs: Any = pc.collect(alone, pc.SqNorms(), pc.Gram(), group_by=torch.cat(pairs))
+        else:
+            ours = pc.aggregate(net, rule, **options)
+            theirs = pc.aggregate(alone, rule, group_by=torch.cat(pairs))
+        with ours as found:
+            loss(net, ids[own], classes[own]).backward()
+        with theirs as expected:
+            loss(alone, ids, classes).backward()
+        if rule is None:
+            assert found.batch_size == sum(sizes) // 2
+            same(found.gram, expected.gram, "gram")
+            same(found.sq_norms, expected.sq_norms, "sq_norms")
+        else:
+            check_grads(net, alone, repr(rule))
+
+
+def test_pairs_of_each_rank() -> None:
+    run_ranks(2, check_pairs, (6, 2))
+
+
 def check_noise(rank: int) -> None:
     net = nn.Linear(200, 50, bias=False).double()
     dist.broadcast(net.weight.data, 0)
