@@ -13,7 +13,7 @@ from torch import nn
 
 from pycoherence import scalars
 from pycoherence.aggregate import NonFinite, aggregate
-from pycoherence.capture import LossScale, OnUnsupported
+from pycoherence.capture import GroupBy, LossScale, OnUnsupported
 from pycoherence.collect import collect
 from pycoherence.ranks import Group
 from pycoherence.record import LossReduction, Record, pooled_scalars
@@ -54,6 +54,8 @@ class GradientMonitor:
             of W&B, or a path that ends in `.csv`, to which rows are added.
         loss_reduction: How the loss joins its per-example terms, as in `pycoherence.collect`.
         group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
+        group_by: In place of `group_size`, a function of the number of rows of a micro-batch, which
+            gives the example of each; as in `pycoherence.collect`.
         on_unsupported: The treatment of a parameter that is used in a way that is not known, as in
             `pycoherence.collect`.
         nonfinite: The rule's treatment of gradients that are not finite, as in
@@ -99,6 +101,7 @@ class GradientMonitor:
         log: Log | str | PathLike[str] | Any | None = None,
         loss_reduction: LossReduction = "mean",
         group_size: int = 1,
+        group_by: GroupBy | None = None,
         on_unsupported: OnUnsupported = "auto",
         nonfinite: NonFinite = "nan",
         group: Group | None = None,
@@ -110,6 +113,7 @@ class GradientMonitor:
         self._loss_reduction: LossReduction = loss_reduction
         self._options: dict[str, Any] = {
             "group_size": group_size,
+            "group_by": group_by,
             "on_unsupported": on_unsupported,
             "group": group,
         }

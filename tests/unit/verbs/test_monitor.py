@@ -257,3 +257,16 @@ def test_noise_comes_with_the_last_micro_batch() -> None:
             loss_fn(model, (x, y)).backward()
         sizes.append(max(p.grad.abs().max().item() for p in model.parameters()))  # pyright: ignore
     assert max(sizes[:2]) < 3 < sizes[2]
+
+
+def test_pairs_of_rows_are_one_example() -> None:
+    model, x = nn.Linear(3, 2), torch.randn(10, 3)
+    monitor = pc.GradientMonitor(model, group_by=lambda rows: torch.arange(rows // 2).repeat(2))
+    for part in x.split([6, 4]):
+        with monitor.micro_batch():
+            chosen, rejected = model(part).sum(1).chunk(2)
+            nn.functional.softplus(rejected - chosen).mean().backward()
+    found = monitor.step()
+    assert found is not None
+    assert found["batch_size"] == 5
+    assert [record.batch_size for record in monitor.records] == [3, 2]
