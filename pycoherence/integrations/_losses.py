@@ -10,8 +10,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from pycoherence.capture.blocks import current
 
-_MEAN = 1
-"""`at::Reduction::Mean`, as nodes of torch save it."""
+_MEAN, _SUM = 1, 2
+"""`at::Reduction`, as nodes of torch save it."""
 
 
 class Averages(NamedTuple):
@@ -54,6 +54,14 @@ def averages(loss: GradientEdge) -> Averages | None:
     return Averages(max(one.targets for one in known), None)
 
 
+def only_sum(loss: GradientEdge) -> GradientEdge | None:
+    """The sum that a loss is computed from, if it is one sum."""
+    found = _reductions(loss)
+    if len(found) != 1 or not _is_sum(found[0]):
+        return None
+    return GradientEdge(found[0], 0)
+
+
 def batch_size() -> int:
     """How many examples the forward pass of the open block has shown."""
     size = current().results.batch_size
@@ -80,6 +88,11 @@ def _reductions(loss: GradientEdge) -> list[Node]:
 
 def _is_loss(node: Any) -> bool:
     return hasattr(node, "_saved_reduction") or node.name().startswith("MeanBackward")
+
+
+def _is_sum(node: Any) -> bool:
+    is_sum = node.name().startswith("SumBackward")
+    return is_sum or getattr(node, "_saved_reduction", None) == _SUM
 
 
 def _is_number(node: Any, at: int) -> bool:

@@ -70,7 +70,11 @@ class PerExampleMonitor(GradientMonitor):
 
     @contextmanager
     def micro_batch(
-        self, *, loss_scale: float = 1.0, loss_reduction: LossReduction | None = None
+        self,
+        *,
+        loss_scale: float = 1.0,
+        loss_reduction: LossReduction | None = None,
+        last: bool | None = None,
     ) -> Iterator[None]:
         """Run the forward pass and `accelerator.backward` of one micro-batch inside.
 
@@ -78,6 +82,7 @@ class PerExampleMonitor(GradientMonitor):
             loss_scale: The number that the loss is multiplied by before it is given to
                 `accelerator.backward`, such as `1 / tokens` for a sum over tokens.
             loss_reduction: That of this loss, if it is another than the monitor's.
+            last: Whether the step has no other after it; `None` if the accelerator knows.
 
         Raises:
             RuntimeError: No backward pass of the model was seen in the block.
@@ -97,7 +102,11 @@ class PerExampleMonitor(GradientMonitor):
 
         with (
             replaced(accelerator, "backward", noted),
-            super().micro_batch(loss_scale=scale, loss_reduction=loss_reduction),
+            super().micro_batch(
+                loss_scale=scale,
+                loss_reduction=loss_reduction,
+                last=accelerator.sync_gradients if last is None else last,
+            ),
         ):
             yield
 

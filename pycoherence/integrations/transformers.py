@@ -20,6 +20,7 @@ from pycoherence.integrations._losses import (
     batch_size,
     derivatives,
     edge_of,
+    only_sum,
     replaced,
 )
 from pycoherence.integrations.accelerate import check_accelerator, refuse
@@ -122,7 +123,8 @@ class PerExampleCallback(TrainerCallback):
             check_loss_reduction(loss_reduction)
         self._rule, self._index = rule, index
         self._loss_reduction: LossReduction | None = loss_reduction
-        self._group_size = check_grouping(group_size, None).size
+        check_grouping(group_size, None)
+        self._group_size = group_size
         self._on_unsupported: OnUnsupported = check_on_unsupported(on_unsupported)
         self._trainer: Trainer | None = None
         self._monitor: GradientMonitor | None = None
@@ -212,7 +214,9 @@ class PerExampleCallback(TrainerCallback):
         scale = _Scale(trainer, inputs, num_items_in_batch, self._loss_reduction)
         with (
             scale.watching(model),
-            monitor.micro_batch(loss_scale=scale, loss_reduction="sum"),
+            monitor.micro_batch(
+                loss_scale=scale, loss_reduction="sum", last=trainer.accelerator.sync_gradients
+            ),
         ):
             loss = step(model, inputs, scale.items)
         if index is not None and monitor.measures:
@@ -454,8 +458,11 @@ class _Scale:
         rows = batch_size()
         if self._loss_reduction is not None:
             return _scale(factor, rows if self._loss_reduction == "mean" else 1)
+        if by_items is not None and source == "compute_loss" and self._is_average_of_all():
+            return self._scale_of_sum(root, loss)
         if by_items is not None:
-            return _scale(factor, self._number_of_items(source))
+            assert self.items is not None
+            return _scale(factor, self.items.item())
         found = averages(loss)
         if found is not None and found.weight is not None:
             return _scale(factor, found.weight)
@@ -494,22 +501,24 @@ class _Scale:
             "pc.GradientMonitor in a training_step of your own."
         )
 
-    def _number_of_items(self, source: Source) -> float:
-        """The number of items by which a loss was divided."""
+    def _is_average_of_all(self) -> bool:
+        """Whether a loss that is divided by the number of items may be multiplied in turn."""
         trainer = self._trainer
-        if (
-            source == "compute_loss"
-            and trainer.accelerator.num_processes > 1
-            and trainer.args.average_tokens_across_devices
-        ):
+        several = trainer.accelerator.num_processes > 1
+        return several and trainer.args.average_tokens_across_devices
+
+    def _scale_of_sum(self, root: Tensor, loss: GradientEdge) -> float:
+        """The scale of a loss that `compute_loss` may have multiplied itself."""
+        total = only_sum(loss)
+        factor = None if total is None else derivatives(root, [total])[0]
+        if factor is None:
             raise UnsupportedError(
                 "this compute_loss divides a loss of its own by num_items_in_batch, which is that "
                 "of all processes with average_tokens_across_devices, and does not show whether "
                 "it is multiplied by their number. What to do: give TrainingArguments("
                 f"average_tokens_across_devices=False), or {_SAY}."
             )
-        assert self.items is not None
-        return self.items.item()
+        return _scale(factor, 1)
 
     def _has_token_labels(self, rows: int) -> bool:
         labels = self._labels
