@@ -16,6 +16,8 @@ from pycoherence.monitor import GradientMonitor
 from pycoherence.record import LossReduction
 from pycoherence.statistics import Statistic
 
+__all__ = ["PerExampleMonitor"]
+
 
 class PerExampleMonitor(GradientMonitor):
     r"""A `pycoherence.GradientMonitor` that knows by how much accelerate scales the loss.

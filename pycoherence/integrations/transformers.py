@@ -34,6 +34,8 @@ from pycoherence.record import (
 from pycoherence.robust import Report, Rule, check_count
 from pycoherence.statistics import SqNorms, Statistic
 
+__all__ = ["KeepIndex", "PerExampleCallback", "PerExampleTrainer", "Surprise"]
+
 _SAY = (
     "say what g_b is: PerExampleCallback(..., loss_reduction='mean') makes it B times the part "
     "that example b has in the loss, 'sum' that part itself"
