@@ -20,6 +20,8 @@ from pycoherence.record import LossReduction, Record
 from pycoherence.robust import GramRule, Report, Rule
 from pycoherence.statistics import Statistic
 
+__all__ = ["PerExampleCallback"]
+
 PACKAGES = "lightning.pytorch", "pytorch_lightning"
 _OWN = {"lightning", "pytorch_lightning", "lightning_fabric"}
 

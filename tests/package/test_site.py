@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from support.ranks import needs_gloo
@@ -49,20 +48,11 @@ def public() -> dict[int, set[str]]:
             modules.append(importlib.import_module(module))
     names: dict[int, set[str]] = {}
     for module in modules:
-        for name in getattr(module, "__all__", own_names(module)):
+        for name in module.__all__:
             value = getattr(module, name)
             if not inspect.ismodule(value):
                 names.setdefault(id(value), set()).add(f"{module.__name__}.{name}")
     return names
-
-
-def own_names(module: ModuleType) -> list[str]:
-    """The classes and functions that a module without `__all__` offers."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def test_every_public_name_is_described_once() -> None:
