@@ -102,35 +102,27 @@ for kind, history in runs.items():
 # %%
 # What the blocks say
 # -------------------
-# Each line is a part of the network, from the stem (dark) to the head (light); the black line is
-# the whole network. The lower panels tell how many training labels are fitted and how many test
-# images are right.
+# ``pc.plot.coherence`` draws the parts of the network over the steps. The lower panels tell how
+# many training labels are fitted, and how many test images are right.
 
-PARTS = ["stem", "block1", "block2", "block3", "head"]
-colours = plt.colormaps["viridis"](torch.linspace(0.1, 0.9, len(PARTS)).tolist())
+parts = ["stem", "block1", "block2", "block3", "head"]
 figure, axes = plt.subplots(
-    2, 2, figsize=(9, 6), sharex=True, sharey="row", height_ratios=[2, 1], layout="constrained"
+    2, 2, figsize=(10, 6.5), sharex=True, sharey="row", height_ratios=[2, 1], layout="constrained"
 )
 for (kind, history), (above, below) in zip(runs.items(), axes.T, strict=True):
     steps, found, fitted, right = zip(*history, strict=True)
-    for part, colour in zip(PARTS, colours, strict=True):
-        above.plot(steps, [c.by_module[part].m for c in found], color=colour, label=part)
-    above.plot(steps, [c.m for c in found], color="black", linewidth=2.5, label="network")
-    above.axhline(1, color="#999999", linewidth=1, linestyle="--")
+    pc.plot.coherence(list(zip(steps, found, strict=True)), parts=parts, axes=above)
     above.set_title(f"{kind} labels", loc="left", fontweight="bold")
+    above.set_xlabel("")
     below.plot(steps, fitted, color="black", label="training labels fitted")
     below.plot(steps, right, color="#d55e00", label="test images right")
     below.set(xlabel="training step", xscale="symlog", ylim=(0, 1.03))
     below.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-for row in axes:
-    for each in row:
-        each.grid(alpha=0.3)
-        each.spines[["top", "right"]].set_visible(False)
-axes[0, 0].set_ylabel("m-coherence of 512 examples")
-axes[0, 1].legend(frameon=False)
+    below.grid(alpha=0.3)
+    below.spines[["top", "right"]].set_visible(False)
+axes[0, 0].get_legend().remove()  # that on the right is for both
 axes[1, 0].set_ylabel("accuracy")
 axes[1, 1].legend(frameon=False)
-axes[0, 0].text(0, 0.9, "m = 1: orthogonal gradients", fontsize=8, color="#777777", va="top")
 plt.show()
 
 # %%
@@ -146,4 +138,4 @@ for kind, history in runs.items():
 
 # %%
 # ``found.by_module`` has every module by name, ``found.by_parameter`` every parameter. Where a
-# ResNet of your own has BatchNorm, a block refuses it in training mode and says how to replace it.
+# ResNet of your own has BatchNorm, ``pc.replace_batch_norm(model)`` puts GroupNorm in its place.

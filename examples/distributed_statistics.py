@@ -62,14 +62,13 @@ def train(steps=60, batch_size=64):
             F.cross_entropy(model(images[mine]), labels[mine]).backward()
         optimizer.step()
         whole, local = record.coherence(), record.local.coherence()
-        noise = pc.metrics.noise_scale(whole.sum_sq_norm, whole.total_sq_norm, whole.n)
         found.append(
             {
                 "whole": whole.m,
                 "local": local.m,
                 "whole_alpha": whole.unbiased_alpha,
                 "local_alpha": local.unbiased_alpha,
-                "noise_scale": noise,
+                "noise_scale": whole.noise_scale,
             }
         )
     return found

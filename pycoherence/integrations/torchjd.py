@@ -9,6 +9,8 @@ from pycoherence.capture import Capture, check_batch_norm, tracked_parameters
 from pycoherence.record import Record, record_of
 from pycoherence.statistics import Gram, combine
 
+__all__ = ["Engine"]
+
 
 class Engine:
     r"""The Gramian of the losses of single examples, and their weighted gradient.

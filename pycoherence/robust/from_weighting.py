@@ -1,5 +1,6 @@
 """Rules of other libraries, by the weights that they make of a Gram matrix."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -63,7 +64,7 @@ class FromWeighting(GramRule):
         if not callable(self.weighting):
             raise TypeError(f"expected a function of a Gram matrix, got {self.weighting!r}")
         # One takes the gradients themselves, and would take the matrix for them without an error.
-        if any(base.__name__ == "Aggregator" for base in type(self.weighting).__mro__):
+        if any(base.__name__ == "Aggregator" for base in inspect.getmro(type(self.weighting))):
             name = type(self.weighting).__name__
             raise TypeError(
                 f"expected a weighting, which makes weights of a Gram matrix, got the aggregator "
