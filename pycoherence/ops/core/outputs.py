@@ -39,18 +39,20 @@ def mask(want: Sequence[str]) -> int:
     """The `want` argument of the schemas: bit i is set iff field i of `Reduced` is wanted."""
     if isinstance(want, str):
         raise TypeError(f"expected want to be a tuple of names such as ({want!r},), got a string")
-    return mask_of(tuple(want))
+    return _mask(tuple(want))
 
 
-@functools.cache
-def mask_of(want: tuple[str, ...]) -> int:
-    """The mask of a tuple; see `mask`."""
+def _mask(want: tuple[str, ...]) -> int:
     unknown = [name for name in want if name not in Reduced._fields]
     if unknown or not want:
         raise ValueError(
             f"expected want to name some of {', '.join(Reduced._fields)}, got {want!r}"
         )
     return sum(1 << i for i, name in enumerate(Reduced._fields) if name in want)
+
+
+mask_of = functools.cache(_mask)
+"""The mask of a tuple, looked up; torch.compile warns of what is, and so traces `mask`."""
 
 
 unpack = Reduced._make

@@ -39,6 +39,17 @@ def test_compiles_without_a_graph_break(op: str) -> None:
         torch.testing.assert_close(compiled(*args), overload(*args), rtol=0, atol=0)
 
 
+def test_the_function_of_an_op_compiles_without_a_warning() -> None:
+    torch._dynamo.reset()  # it warns once
+    x, g = torch.randn(3, 2, 4), torch.randn(3, 2, 5)
+
+    def norms(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor | None:
+        return pc.ops.linear_reduce(x, g, want=("sq_norms",)).sq_norms
+
+    compiled = torch.compile(norms, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, g), norms(x, g))
+
+
 @pytest.mark.parametrize("op", pc.ops.specs)
 def test_runs_on_meta_tensors(op: str) -> None:
     for args in few_samples(op, "cpu", torch.float32):
