@@ -33,7 +33,7 @@ from pycoherence.record import LossReduction
 from pycoherence.robust import NormClip
 from pycoherence.sites import AffineSite, ConvSite, EmbeddingSite, LinearSite, Site
 
-__all__ = ["PrivacyEngine", "register"]
+__all__ = ["PrivacyEngine", "Registration", "register"]
 
 _EXACT_HERE = (nn.MultiheadAttention, nn.LSTM, nn.GRU)
 """Layers that Opacus replaces by its own, and that need no replacement here."""

@@ -19,7 +19,7 @@ class Engine:
         \texttt{.grad} \mathrel{+}= \sum_b w_b \nabla \ell_b
 
     It does what `torchjd.autogram.Engine` does with `batch_dim=0` for one loss of each example, and
-    what `losses.backward(weights)` does after it. The forward pass runs in a block of it:
+    what `losses.backward(weights)` does after it. The forward pass runs in a block of it::
 
         engine = Engine(model)
         with engine:
@@ -31,7 +31,7 @@ class Engine:
     that several modules share, and those that are used without their module, are exact too.
 
     For weights that need no look at them, `pycoherence.aggregate` with
-    `pycoherence.FromWeighting(weighting)` does the same around an ordinary training step.
+    `pycoherence.FromWeighting` does the same around an ordinary training step.
 
     Scaling: The losses are taken as they are, and `.grad` is the sum above, without a division.
 
