@@ -38,7 +38,6 @@ from pycoherence.record import (
 from pycoherence.robust import (
     Choice,
     CoordinateRule,
-    Decision,
     GramRule,
     NonFinite,
     Report,
@@ -103,6 +102,9 @@ class aggregate:
         last: Whether the optimizer steps after this batch. If it does so after several, give
             `last=False` for all but the last of them: a rule with noise adds it in the last one
             alone, and a threshold that adapts moves there. Other rules do not ask.
+        outvoted: Whether the report says in what share of the coordinates each example was clipped
+            or cut away, for `Winsorized`, `TrimmedMean`, `Phocas` and `MeaMed`. It takes a further
+            pass over the gradients, some coordinates at a time, by plain operations of torch.
 
     Returns:
         On entering, this object; its `report` says what the rule did, and its `record` has the
@@ -159,10 +161,13 @@ class aggregate:
         loss_scale: LossScale = 1.0,
         group: Group | None = None,
         last: bool = True,
+        outvoted: bool = False,
     ) -> None:
         check_loss_reduction(loss_reduction)
         check_nonfinite(nonfinite)
         check_rule(rule)
+        if outvoted:
+            rule.check_outvoted()
         combine(statistics, tracked_parameters(model))  # so that what does not fit raises here
         self._model = model
         self._rule = rule
@@ -173,7 +178,7 @@ class aggregate:
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
         self._group = check_group(group)
-        self._last = bool(last)
+        self._last, self._outvoted = bool(last), bool(outvoted)
         if group is not None and on_unsupported == "skip":
             raise ValueError(
                 'expected on_unsupported to be another value than "skip" together with group=, '
@@ -243,7 +248,7 @@ class aggregate:
         request = combine(self._statistics, parameters)
         if isinstance(self._rule, CoordinateRule):
             name, k = self._rule.aggregate
-            aggregate = Aggregate(name, k, self._drop, self._rule.counts)
+            aggregate = Aggregate(name, k, self._drop, self._rule.counts, self._outvoted)
             request = request._replace(aggregate=aggregate)
         else:
             request = request._replace(factors=True, gradients=False)
@@ -251,7 +256,7 @@ class aggregate:
             grouping=self._grouping,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
-            rule=_words(self._rule, self._drop, self._last),
+            rule=_words(self._rule, self._drop, self._last) + ", outvoted" * self._outvoted,
             ranks=ranks,
             is_mean=self._loss_reduction == "mean",
         )
@@ -284,13 +289,9 @@ class aggregate:
             by_name = {name: choice.decision for name, choice in self._filler.choices.items()}
             whole = None if self._filler.network is None else self._filler.network.decision
             return Report(size, by_name, whole, skipped)
-        clipped = self._rule.clipped(size) if size else None
-        by_parameter = {
-            name: Decision(clipped=clipped, kept=_share(results.aggregated[name], info.shape))
-            for name, info in results.parameters.items()
-            if name in results.aggregated
-        }
-        return Report(size, by_parameter, skipped=skipped)
+        numbers = {name: prod(info.shape) for name, info in results.parameters.items()}
+        nonzero = {n: results.aggregated[n] for n in results.parameters if n in results.aggregated}
+        return self._rule.report(size, numbers, nonzero, results.outvoted, skipped)
 
 
 class _Filler:
@@ -450,7 +451,3 @@ def _words(rule: Rule, drop: bool, last: bool) -> str:
     found = {name: x for name, x in vars(rule).items() if isinstance(x, plain)}
     words = f"rule {type(rule).__name__} {found}, nonfinite={'drop' if drop else 'nan'}"
     return words if last else f"{words}, last=False"
-
-
-def _share(count: Tensor | None, shape: tuple[int, ...]) -> float | None:
-    return None if count is None else count.item() / max(1, prod(shape))

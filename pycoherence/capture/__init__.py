@@ -32,7 +32,13 @@ from pycoherence.capture.request import (
     per_example,
     per_pair,
 )
-from pycoherence.capture.results import Factors, ParameterInfo, Results, expect_unchanged
+from pycoherence.capture.results import (
+    Factors,
+    ParameterInfo,
+    Results,
+    expect_unchanged,
+    outvoted_in,
+)
 from pycoherence.capture.rules import register_rule
 from pycoherence.capture.wrappers import expect_same_ranks, without_sync
 
@@ -64,6 +70,7 @@ __all__ = [
     "lasting_parameters",
     "like_parameter",
     "mark_examples",
+    "outvoted_in",
     "per_example",
     "per_pair",
     "register_rule",

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture.request import Aggregate, Request, per_example, per_pair
-from pycoherence.capture.results import Factors, Results, order_of_mixtures, row_norms
+from pycoherence.capture.results import (
+    Factors,
+    Results,
+    order_of_mixtures,
+    outvoted_in,
+    row_norms,
+)
 from pycoherence.capture.uses import Use
 from pycoherence.errors import RanksError, UnsupportedError
 from pycoherence.ops import Reduced
@@ -199,6 +205,16 @@ class Across:
         if averaged and name in self.averaged and dtype != torch.float16:
             return out * (scale * self.ranks.size), kept
         return self.ranks.total(out) * scale, kept
+
+    def count_outvoted(self, name: str, site: Site, rule: Aggregate) -> None:
+        """Keep in how many coordinates the rule clips each example of all, or cuts it away."""
+        like = next(iter(site.tensors().values()))
+        total = torch.zeros(sum(self.sizes), dtype=torch.float64, device=like.device)
+        scale = self.share if len(set(self.sizes)) > 1 else None
+        for part in exchange(site, self.ranks, name, scale):
+            if len(total):
+                total += outvoted_in(part.site, len(total), rule.rule, rule.k, rule.drop)
+        self.whole.outvoted[name] = self.ranks.total(total)
 
     def order(
         self,

@@ -44,12 +44,14 @@ class Aggregate(NamedTuple):
         k: How much of the rule.
         drop: Whether values that are not finite are left out.
         count: Whether to keep how many coordinates of the result are not zero.
+        outvoted: Whether to keep in how many coordinates each example is clipped or cut away.
     """
 
     rule: str
     k: float
     drop: bool
     count: bool
+    outvoted: bool = False
 
 
 class Request(NamedTuple):

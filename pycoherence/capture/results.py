@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pycoherence.ops.dense_order import dense_order
-from pycoherence.sites import Layout, Site, is_dtensor, norm_numbers
+from pycoherence.ops.family.rules import outvoted
+from pycoherence.sites import Layout, ShardedSite, Site, is_dtensor, norm_numbers
 
 
 class ParameterInfo(NamedTuple):
@@ -108,6 +109,27 @@ def order_of_mixtures(site: Site, mixing: Tensor, rule: str, k: float, drop: boo
     return site.by_slices(function)
 
 
+def outvoted_in(site: Site, batch: int, rule: str, k: float, drop: bool) -> Tensor:
+    """In how many coordinates a rule clips each of `batch` examples, or cuts it away, `[B]`.
+
+    The coordinates are gone through in parts that fit the workspace.
+    """
+    like = next(iter(site.tensors().values()))
+    total = torch.zeros(batch, dtype=torch.float64, device=like.device)
+
+    def count(rows: Tensor) -> Tensor:
+        found = outvoted(rows, rule, k, drop)
+        total.add_(found.sum(1, dtype=torch.float64))
+        return found.sum(0)
+
+    site.by_slices(count)
+    if isinstance(site, ShardedSite):
+        (summed,) = site.layout.sum(total)
+        assert summed is not None
+        return summed
+    return total
+
+
 @dataclass
 class Results:
     """By parameter, what the backward passes of one block have measured.
@@ -120,6 +142,8 @@ class Results:
         factors: The factors of the per-example gradients.
         aggregated: How many numbers are not zero in the gradient that a rule over coordinates
             gave; `None` if that was not asked for.
+        outvoted: In how many coordinates that rule clips each example or cuts it away, `[B]`, if
+            that was asked for.
         skipped: Parameters that are not measured.
         fallbacks: Why parameters had their gradients made example by example.
         loss_scale: The number that the loss was multiplied by.
@@ -133,6 +157,7 @@ class Results:
     sum_norms: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
     aggregated: dict[str, Tensor | None] = field(default_factory=dict)
+    outvoted: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     fallbacks: dict[str, str] = field(default_factory=dict)
     loss_scale: float = 1.0
@@ -141,7 +166,10 @@ class Results:
 
     def forget(self, name: str) -> None:
         """Take back what was measured of a parameter."""
-        for known in (self.outputs, self.sum_norms, self.factors, self.aggregated):
+        for known in (
+            *(self.outputs, self.sum_norms, self.factors),
+            *(self.aggregated, self.outvoted),
+        ):
             known.pop(name, None)
 
 

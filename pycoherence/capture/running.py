@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pycoherence.capture.across import Across
 from pycoherence.capture.request import Aggregate, Request
-from pycoherence.capture.results import Factors, Results, row_norms
+from pycoherence.capture.results import Factors, Results, outvoted_in, row_norms
 from pycoherence.capture.uses import Use
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.dispatch import forced_backend
@@ -135,9 +135,20 @@ class BackwardPass:
             gradient, kept = self._aggregate(use, rule)
             if self.keep:
                 results.aggregated[name] = kept
+            if self.keep and rule.outvoted:
+                self._count_outvoted(use, rule)
         if self.keep and self._across is not None:
             self._across.measure(name, site, reduced)
         return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
+
+    def _count_outvoted(self, use: Use, rule: Aggregate) -> None:
+        name, site, _ = use
+        batch = self._results.batch_size
+        if self._across is not None:
+            self._across.count_outvoted(name, site, rule)
+        elif batch:
+            found = outvoted_in(site, batch, rule.rule, rule.k, rule.drop)
+            self._results.outvoted[name] = found
 
     def _aggregate(self, use: Use, rule: Aggregate) -> tuple[Tensor, Tensor | None]:
         """The gradient that a rule gives, and how many of its numbers are not zero, if asked."""

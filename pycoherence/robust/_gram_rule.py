@@ -48,7 +48,7 @@ class GramRule(WeightRule):
         return self.choose(space)
 
     def combine(
-        self, stack: Stack, weights: Tensor | None, drop: bool
+        self, stack: Stack, weights: Tensor | None, drop: bool, outvoted: bool
     ) -> tuple[dict[str, Tensor], Report]:
         """See `Rule.combine`."""
         examples, n = stack.examples, stack.size

@@ -10,9 +10,17 @@ from typing import Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
+from pycoherence.capture import outvoted_in
 from pycoherence.ops.dense_order import dense_order
+from pycoherence.ops.family.rules import RULES
 from pycoherence.robust._vectors import Stack, Vectors, check_weights
+from pycoherence.sites import of_rows
 from pycoherence.tables import Printed, plain, table
+
+_CLIPPING = (
+    "expected a rule that clips values or cuts them away with outvoted=True: Winsorized, "
+    "TrimmedMean, Phocas or MeaMed"
+)
 
 Per = Literal["network", "parameter"] | Mapping[str, Sequence[str]]
 """The parameters that are decided on together: all, each alone, or groups.
@@ -43,6 +51,9 @@ class Decision:
         clipped: Fraction clipped or cut away: of the values of each coordinate for `Winsorized` and
             `TrimmedMean`, of the examples for `NormClip` and `CenteredClip`.
         kept: Fraction of the coordinates that a rule did not set to zero.
+        outvoted: `[B]`, float64, with `outvoted=True`: the share of the coordinates in which the
+            value of each example was clipped or cut away. It lay beyond all that the rule left as
+            they were; a value that equals one of these was not outvoted.
     """
 
     weights: Tensor | None = None
@@ -50,6 +61,7 @@ class Decision:
     iterations: int | None = None
     clipped: float | None = None
     kept: float | None = None
+    outvoted: Tensor | None = None
 
     def __repr__(self) -> str:
         told = [f"{name}={_short(value)}" for name, value in self.known().items()]
@@ -77,12 +89,14 @@ class Report(Printed):
             has the same decision everywhere.
         network: That decision; `None` for the other rules.
         skipped: Parameters that were left out, and got their ordinary gradient.
+        outvoted: `[B]`, the share over the coordinates of all parameters; see `Decision`.
     """
 
     batch_size: int
     by_parameter: Mapping[str, Decision]
     network: Decision | None = None
     skipped: tuple[str, ...] = ()
+    outvoted: Tensor | None = None
 
     def __repr__(self) -> str:
         n = len(self.by_parameter)
@@ -114,6 +128,7 @@ class Report(Printed):
             "network": network,
             "by_parameter": by_parameter,
             "skipped": list(self.skipped),
+            "outvoted": plain(self.outvoted),
         }
 
 
@@ -215,13 +230,16 @@ class Rule(ABC):
         *,
         weights: Tensor | Sequence[float] | None = None,
         nonfinite: NonFinite = "nan",
+        outvoted: bool = False,
     ) -> "tuple[Any, Report]":
         """Apply the rule to vectors, and say what it did.
 
         Args:
-            vectors: The argument of a call, like the others.
+            vectors: The argument of a call, like the next two.
             weights: See there.
             nonfinite: See there.
+            outvoted: Whether the report says in what share of the coordinates each vector was
+                clipped or cut away, as in `pycoherence.aggregate`.
 
         Returns:
             The vector that a call returns, and the `Report`. Its `by_parameter` has the names of
@@ -239,6 +257,8 @@ class Rule(ABC):
             (tensor([2.5000]), tensor([2]))
         """
         check_nonfinite(nonfinite)
+        if outvoted:
+            self.check_outvoted()
         stack = Stack.of(vectors)
         why = self.check_batch(stack.size) if stack.size else None
         if why is not None:
@@ -254,12 +274,18 @@ class Rule(ABC):
                 )
             given = check_weights(weights, stack.size, next(iter(stack.parts.values())).device)
         with torch.no_grad():
-            found, report = self.combine(stack, given, nonfinite == "drop")
+            found, report = self.combine(stack, given, nonfinite == "drop", outvoted)
         return stack.restored(found), report
+
+    def check_outvoted(self) -> None:
+        """Raise `ValueError` unless it can be said in which coordinates examples are outvoted."""
+        raise ValueError(
+            f"{_CLIPPING}, got {self}; of a rule over whole examples the report has the weights"
+        )
 
     @abstractmethod
     def combine(
-        self, stack: Stack, weights: Tensor | None, drop: bool
+        self, stack: Stack, weights: Tensor | None, drop: bool, outvoted: bool
     ) -> "tuple[dict[str, Tensor], Report]":
         """The result for each floating part of vectors, and the report.
 
@@ -267,6 +293,7 @@ class Rule(ABC):
             stack: The vectors; enough of them.
             weights: `[n]`, float64, if the rule `weighs`.
             drop: Whether those that are not finite are left out.
+            outvoted: Whether the report says who was outvoted, if the rule can.
         """
 
     def coerce_int(self, name: str, least: int = 0) -> None:
@@ -295,23 +322,59 @@ class CoordinateRule(Rule):
         """The fraction of `n` values that it clips or cuts away."""
         return None
 
+    def check_outvoted(self) -> None:
+        """Raise `ValueError` if the rule clips no values and cuts none away."""
+        if RULES[self.aggregate[0]].kept is None:
+            raise ValueError(f"{_CLIPPING}, got {self}")
+
     def combine(
-        self, stack: Stack, weights: Tensor | None, drop: bool
+        self, stack: Stack, weights: Tensor | None, drop: bool, outvoted: bool
     ) -> tuple[dict[str, Tensor], Report]:
         """See `Rule.combine`."""
         name_of_rule, k = self.aggregate
-        nonfinite = "drop" if drop else "nan"
+        nonfinite, parts, n = "drop" if drop else "nan", stack.parts, stack.size
         found = {
-            name: dense_order(x, name_of_rule, k, nonfinite=nonfinite)
-            for name, x in stack.parts.items()
+            name: dense_order(x, name_of_rule, k, nonfinite=nonfinite) for name, x in parts.items()
         }
-        clipped = self.clipped(stack.size) if stack.size else None
-        kept = {
-            name: x.count_nonzero().item() / max(1, x.numel()) if self.counts else None
-            for name, x in found.items()
+        counts = {
+            name: outvoted_in(of_rows(x), n, name_of_rule, k, drop)
+            for name, x in parts.items()
+            if outvoted and n
         }
-        decisions = {name: Decision(clipped=clipped, kept=kept[name]) for name in found}
-        return found, Report(stack.size, decisions)
+        nonzero = {name: x.count_nonzero() if self.counts else None for name, x in found.items()}
+        numbers = {name: x.numel() for name, x in found.items()}
+        return found, self.report(n, numbers, nonzero, counts)
+
+    def report(
+        self,
+        n: int,
+        numbers: Mapping[str, int],
+        nonzero: Mapping[str, Tensor | None],
+        outvoted: Mapping[str, Tensor],
+        skipped: tuple[str, ...] = (),
+    ) -> Report:
+        """The report on some parameters.
+
+        Args:
+            n: How many examples there were.
+            numbers: How many coordinates each parameter has.
+            nonzero: How many of the result are not zero, if the rule `counts`.
+            outvoted: In how many each example was clipped or cut away, `[n]`, if that was asked
+                for.
+            skipped: Parameters that were left out.
+        """
+        clipped = self.clipped(n) if n else None
+        out = {name: count.cpu() for name, count in outvoted.items()}
+        decisions: dict[str, Decision] = {}
+        for name, count in nonzero.items():
+            whole = max(1, numbers[name])
+            kept = None if count is None else count.item() / whole
+            share = out[name] / whole if name in out else None
+            decisions[name] = Decision(clipped=clipped, kept=kept, outvoted=share)
+        total = None
+        if out:
+            total = torch.stack(list(out.values())).sum(0) / max(1, sum(numbers[n] for n in out))
+        return Report(n, decisions, skipped=skipped, outvoted=total)
 
 
 def check_nonfinite(nonfinite: str) -> None:

@@ -1,6 +1,5 @@
 """Rules of other libraries, by the weights that they make of a Gram matrix."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,8 +63,9 @@ class FromWeighting(GramRule):
         if not callable(self.weighting):
             raise TypeError(f"expected a function of a Gram matrix, got {self.weighting!r}")
         # One takes the gradients themselves, and would take the matrix for them without an error.
-        if any(base.__name__ == "Aggregator" for base in inspect.getmro(type(self.weighting))):
-            name = type(self.weighting).__name__
+        kind: type = type(self.weighting)
+        if any(base.__name__ == "Aggregator" for base in kind.__mro__):
+            name = kind.__name__
             raise TypeError(
                 f"expected a weighting, which makes weights of a Gram matrix, got the aggregator "
                 f"{name}; give its weighting, such as {name}Weighting()"

@@ -64,7 +64,7 @@ class Reweight(WeightRule):
         return None
 
     def combine(
-        self, stack: Stack, weights: Tensor | None, drop: bool
+        self, stack: Stack, weights: Tensor | None, drop: bool, outvoted: bool
     ) -> tuple[dict[str, Tensor], Report]:
         """See `Rule.combine`: vectors have no record."""
         raise TypeError(

@@ -29,8 +29,13 @@ def _middle(ordered: Tensor, count: Tensor) -> Tensor:
     return 0.5 * _at(ordered, (count - 1) // 2)[0] + 0.5 * _at(ordered, count // 2)[0]
 
 
+def _inner(ordered: Tensor, count: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ranks of all but the `k` lowest and highest."""
+    return torch.full_like(count, k), count - k
+
+
 def _inner_mean(ordered: Tensor, count: Tensor, k: int) -> Tensor:
-    return _between(ordered, torch.full_like(count, k), count - k)
+    return _between(ordered, *_inner(ordered, count, k))
 
 
 def _winsorized_mean(values: Tensor, finite: Tensor, k: float) -> Tensor:
@@ -64,8 +69,8 @@ def _sign_agreement(values: Tensor, finite: Tensor, k: float) -> Tensor:
     return (kept.sum(0) / count).masked_fill(~agrees, 0)
 
 
-def _nearest(ordered: Tensor, count: Tensor, centre: Tensor, k: int) -> Tensor:
-    """Mean of all but `k` values, those nearest the centre; the lower of two equally far.
+def _nearest(ordered: Tensor, count: Tensor, centre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ranks of all but `k` values, those nearest the centre; the lower of two equally far.
 
     In order they are a window. It moves up by one as long as the value above it is nearer than
     its lowest, that is, as long as the middle of the two lies below the centre. The middle of two
@@ -75,17 +80,25 @@ def _nearest(ordered: Tensor, count: Tensor, centre: Tensor, k: int) -> Tensor:
     first = torch.arange(k, device=ordered.device).unsqueeze(1)
     middle = 0.5 * ordered[:k] + 0.5 * _at(ordered, first + width)
     start = (middle < centre).sum(0)
-    return _between(ordered, start, start + width)
+    return start, start + width
+
+
+def _near_trimmed(ordered: Tensor, count: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return _nearest(ordered, count, _inner_mean(ordered, count, k), k)
+
+
+def _near_median(ordered: Tensor, count: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return _nearest(ordered, count, _middle(ordered, count), k)
 
 
 def _phocas(values: Tensor, finite: Tensor, k: float) -> Tensor:
     ordered, count = _sort(values, finite)
-    return _nearest(ordered, count, _inner_mean(ordered, count, int(k)), int(k))
+    return _between(ordered, *_near_trimmed(ordered, count, int(k)))
 
 
 def _meamed(values: Tensor, finite: Tensor, k: float) -> Tensor:
     ordered, count = _sort(values, finite)
-    return _nearest(ordered, count, _middle(ordered, count), int(k))
+    return _between(ordered, *_near_median(ordered, count, int(k)))
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,9 @@ class Rule:
         fewest: The smallest `k`.
         least: Number of values that the rule needs, from `k`.
         whole: Whether `k` is a whole number.
+        kept: From values in order, how many are finite, and `k`: the rank of the first that the
+            rule leaves as it is, and that behind the last, `[N]` both; `None` for a rule that
+            clips none and cuts none away.
     """
 
     aggregate: Callable[[Tensor, Tensor, float], Tensor]
@@ -106,6 +122,7 @@ class Rule:
     fewest: int = 0
     least: Callable[[float], float] = lambda k: 1
     whole: bool = True
+    kept: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
 
 
 def _below_half(batch: int) -> int:
@@ -117,14 +134,14 @@ def _twice_and_one(k: float) -> float:
 
 
 RULES = {
-    "winsorized_mean": Rule(_winsorized_mean, _below_half, least=_twice_and_one),
-    "trimmed_mean": Rule(_trimmed_mean, _below_half, least=_twice_and_one),
+    "winsorized_mean": Rule(_winsorized_mean, _below_half, least=_twice_and_one, kept=_inner),
+    "trimmed_mean": Rule(_trimmed_mean, _below_half, least=_twice_and_one, kept=_inner),
     "median": Rule(_median, lambda batch: 0),
     "lower_median": Rule(_lower_median, lambda batch: 0),
     "median_of_means": Rule(_median_of_means, lambda batch: batch, fewest=1),
     "sign_agreement": Rule(_sign_agreement, lambda batch: 1, whole=False),
-    "phocas": Rule(_phocas, _below_half, least=_twice_and_one),
-    "meamed": Rule(_meamed, lambda batch: batch - 1, least=lambda k: k + 1),
+    "phocas": Rule(_phocas, _below_half, least=_twice_and_one, kept=_near_trimmed),
+    "meamed": Rule(_meamed, lambda batch: batch - 1, least=lambda k: k + 1, kept=_near_median),
 }
 
 
@@ -159,3 +176,26 @@ def aggregate(values: Tensor, rule: str, k: float, drop: bool) -> Tensor:
     least = RULES[rule].least(k) if drop else len(values)
     found = RULES[rule].aggregate(values, finite, k)
     return found.masked_fill(finite.sum(0) < least, torch.nan)
+
+
+def outvoted(values: Tensor, rule: str, k: float, drop: bool) -> Tensor:
+    """The values that a rule clips or cuts away: those beyond what it leaves as it is.
+
+    A value that equals one which is left is none of them.
+
+    Args:
+        values: `[B, N]`, `B` positive.
+        rule: Name of a rule with `kept`.
+        k: Its number.
+        drop: The argument of `aggregate`; a value that is left out counts as cut away.
+
+    Returns:
+        `[B, N]`, one or zero; NaN in a column for which there is no result.
+    """
+    kind, finite = RULES[rule], values.isfinite()
+    assert kind.kept is not None
+    ordered, count = _sort(values, finite)
+    start, stop = kind.kept(ordered, count, int(k))
+    low, high = (_at(ordered, rank)[0] for rank in (start, stop - 1))
+    found = ((values < low) | (values > high) | ~finite).to(values.dtype)
+    return found.masked_fill(count < (kind.least(k) if drop else len(values)), torch.nan)

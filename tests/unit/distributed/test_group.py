@@ -135,16 +135,30 @@ RULES: list[Callable[[], Any]] = [
     lambda: pc.GAF(0.99),
     lambda: pc.Reweight(lambda record: record.sq_norms),
 ]
+MORE_RULES: list[Callable[[], Any]] = [
+    lambda: pc.MDA(2),
+    lambda: pc.SMEA(1),
+    lambda: pc.MoNNA(2, trusted=1),
+    lambda: pc.NNM(2, pc.NormClip(0.1)),
+    lambda: pc.NNM(2, pc.TrimmedMean(1)),
+    lambda: pc.ARC(2, pc.Bulyan(1)),
+    lambda: pc.Bucketing(2, pc.Median(), torch.Generator().manual_seed(3)),
+    lambda: pc.FromWeighting(lambda gram: gram.sum(1) / gram.sum()),
+]
+OUTVOTING = (pc.Winsorized, pc.TrimmedMean, pc.Phocas, pc.MeaMed)
 
 
-def check_rules(rank: int, sizes: tuple[int, ...], reduction: str, wrapper: str) -> None:
+def check_rules(
+    rank: int, sizes: tuple[int, ...], reduction: str, wrapper: str, more: bool = False
+) -> None:
     net, alone = make()
     ours = wrapped(net, wrapper)
     options: Any = {"loss_reduction": reduction}
-    for make_rule in RULES:
+    for make_rule in MORE_RULES if more else RULES:
         rule, theirs = make_rule(), make_rule()
         ours.zero_grad()
         alone.zero_grad()
+        options["outvoted"] = isinstance(rule, OUTVOTING)
         for step in range(2):
             ids, classes, mine = batch(sizes, rank, step)
             with pc.aggregate(alone, theirs, pc.SqNorms(), **options) as expected:
@@ -164,6 +178,8 @@ def check_rules(rank: int, sizes: tuple[int, ...], reduction: str, wrapper: str)
 def check_reports(found: pc.Report, expected: pc.Report) -> None:
     whole = {name.removeprefix("module."): one for name, one in found.by_parameter.items()}
     assert whole.keys() == expected.by_parameter.keys()
+    if expected.outvoted is not None:
+        same(found.outvoted, expected.outvoted, "outvoted")
     for name, one in expected.by_parameter.items():
         for field, value in vars(one).items():
             if value is not None:
@@ -176,12 +192,17 @@ def test_rules_are_those_of_one_process(sizes: tuple[int, ...], wrapper: str) ->
     run_ranks(len(sizes), check_rules, sizes, "mean", wrapper)
 
 
+@pytest.mark.parametrize("wrapper", ["", "ddp"])
+def test_more_rules_are_those_of_one_process(wrapper: str) -> None:
+    run_ranks(3, check_rules, (4, 0, 5), "mean", wrapper, True)
+
+
 def test_rules_of_a_sum() -> None:
     run_ranks(2, check_rules, (5, 4), "sum", "ddp")
 
 
 def check_not_finite(rank: int, sizes: tuple[int, ...]) -> None:
-    for make_rule in RULES:
+    for make_rule in (*RULES, *MORE_RULES):
         net, alone = nn.Linear(5, 2).double(), nn.Linear(5, 2).double()
         alone.load_state_dict(net.state_dict())
         for q in (net, alone):
@@ -195,9 +216,10 @@ def check_not_finite(rank: int, sizes: tuple[int, ...]) -> None:
         for nonfinite in ("drop", "nan"):
             alone.zero_grad()
             ours.zero_grad()
-            with pc.aggregate(alone, make_rule(), nonfinite=nonfinite):
+            with pc.aggregate(alone, make_rule(), pc.SqNorms(), nonfinite=nonfinite):
                 alone(x).square().sum(1).mean().backward()
-            with pc.aggregate(ours, make_rule(), nonfinite=nonfinite, group=dist.group.WORLD):
+            options: Any = {"nonfinite": nonfinite, "group": dist.group.WORLD}
+            with pc.aggregate(ours, make_rule(), pc.SqNorms(), **options):
                 ours(x[mine]).square().sum(1).mean().backward()
             for p, q in zip(net.parameters(), alone.parameters(), strict=True):
                 torch.testing.assert_close(p.grad, q.grad, equal_nan=True)
@@ -266,6 +288,7 @@ def check_options(rank: int) -> None:
     for rule in (pc.Median(), pc.Krum(1)):  # accumulated over two batches, and averaged once
         ours.zero_grad()
         alone.zero_grad()
+        options["outvoted"] = isinstance(rule, OUTVOTING)
         for step in range(2):
             ids, classes, mine = batch(sizes, rank, step)
             with pc.aggregate(alone, rule):
