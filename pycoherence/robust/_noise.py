@@ -40,7 +40,7 @@ def secure_normal(
     Returns:
         A tensor of this shape, dtype and device.
 
-    Cost: 32 random bytes for each number, and the logarithms: some hundred times `torch.randn`.
+    Cost: 32 random bytes for each number, and the logarithms: some fifty times `torch.randn`.
 
     Source: Holohan and Braghin 2021, arXiv:2107.10138, for the sum; Canonne et al. 2020,
     arXiv:2004.00010, for discrete noise.
