@@ -23,6 +23,9 @@ class Unfinished:
     def __init__(self) -> None:
         self._versions: list[tuple[weakref.ref[Tensor], int]] = []
 
+    def __reduce__(self) -> Any:
+        return Unfinished, ()  # a copy is for other parameters
+
     def begin(self, parameters: Mapping[str, Tensor]) -> None:
         """Remember the parameters as they are."""
         self._versions = [(weakref.ref(p), p._version) for p in parameters.values()]

@@ -123,11 +123,22 @@ def check_noise(rank: int) -> None:
     model: Any = nn.Linear(200, 50, bias=False).double()
     fully_shard(model, mesh=mesh)
     x = torch.zeros(2 + rank, 200, dtype=torch.float64)
-    with pc.aggregate(model, pc.NormClip(1.0, 2.0), group=mesh, loss_reduction="sum"):
-        model(x).sum().backward()
+    rule, optimizer = pc.NormClip(1.0, 2.0), torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        for last in (False, True):
+            options: Any = {"group": mesh, "loss_reduction": "sum", "last": last}
+            with pc.aggregate(model, rule, **options):
+                model(x).sum().backward()
+        optimizer.step()
     whole = model.weight.grad.full_tensor()
     assert abs(whole.std().item() - 2.0) < 0.05
     assert not whole[:25].equal(whole[25:])
+    with pc.aggregate(model, rule, group=mesh, loss_reduction="sum", last=False):
+        model(x).sum().backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="noise of that step was never added"):
+        pc.aggregate(model, rule, group=mesh).__enter__()
 
 
 def test_noise_is_added_once() -> None:

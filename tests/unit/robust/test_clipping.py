@@ -1,5 +1,7 @@
 """Clipping for privacy: what the sum is divided by, when noise comes, groups, and its sources."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -106,6 +108,14 @@ def test_a_step_that_missed_its_noise_is_noticed() -> None:
         pc.aggregate(model, rule).__enter__()
     with pc.aggregate(model, rule):  # said once
         cross_entropy(model(batch[0]), batch[1]).backward()
+
+
+def test_rules_can_be_copied_within_a_step() -> None:
+    model, batch = larger("mlp")
+    rule = pc.NormClip(C, SIGMA)
+    with pc.aggregate(model, rule, last=False):
+        cross_entropy(model(batch[0]), batch[1]).backward()
+    assert pickle.loads(pickle.dumps(rule)) == copy.deepcopy(rule) == rule
 
 
 def test_a_step_without_noise_may_end_as_it_likes() -> None:
