@@ -207,7 +207,7 @@ class PrivacyEngine(OpacusEngine):
         norms = None
         if clipping == "per_layer":
             norms = [float(norm) for norm in max_grad_norm]
-            max_grad_norm = torch.tensor(norms).norm().item()
+            max_grad_norm = _total(norms)
         private = (_DistributedOnePass if distributed else _OnePass)(
             optimizer=optimizer,
             max_grad_norm=max_grad_norm,
@@ -217,6 +217,11 @@ class PrivacyEngine(OpacusEngine):
         )
         private.max_grad_norms = norms
         return private
+
+
+def _total(norms: Sequence[float]) -> float:
+    """The norm of all limits, by which one example may move the sum."""
+    return torch.tensor(norms).norm().item()
 
 
 def _check(module: nn.Module, clipping: str, grad_sample_mode: str) -> None:
@@ -355,6 +360,11 @@ class _Blocks(AbstractGradSampleHooks):
         held = {id(p) for p in optimizer.params}
         trained = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         if optimizer.max_grad_norms is not None:
+            if _total(optimizer.max_grad_norms) != optimizer.max_grad_norm:
+                raise ValueError(
+                    "expected max_grad_norm to stay that of all limits with clipping='per_layer', "
+                    f"got {optimizer.max_grad_norm}: its noise would be for other limits"
+                )
             norms = dict(zip(map(id, optimizer.params), optimizer.max_grad_norms, strict=True))
             limits = {name: norms.get(id(p), 1.0) for name, p in trained.items()}
             return _Clip(limits, per="parameter", expected_batch_size=1)

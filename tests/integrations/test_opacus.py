@@ -106,7 +106,7 @@ def private(
     make, inputs = TASKS[task] if isinstance(task, str) else task
     model = make()
     data = TensorDataset(inputs(), torch.randint(3, (N,)))
-    chosen: Any = dict(max_grad_norm=C, noise_multiplier=SIGMA, **options)
+    chosen: Any = {"max_grad_norm": C, "noise_multiplier": SIGMA, **options}
     loader = DataLoader(
         data, batch_size=batch, generator=torch.Generator().manual_seed(3), shuffle=True
     )
@@ -273,6 +273,46 @@ def test_a_limit_for_each_parameter(task: str) -> None:
         )
         found.append(train(*made)[0])
     same_steps(*found)
+
+
+def test_schedules_of_noise_and_limits() -> None:
+    found = []
+    for engine in engines():
+        model, optimizer, loader = private(engine)
+        schedules = (
+            opacus.schedulers.ExponentialNoise(optimizer, gamma=0.8),
+            opacus.schedulers.ExponentialGradClip(optimizer, gamma=0.7),
+        )
+        steps = []
+        for _ in range(3):
+            steps += train(model, optimizer, loader, epochs=1)[0]
+            for schedule in schedules:
+                schedule.step()
+        found.append((steps, engine.accountant.history))
+    same_steps(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_limits_for_each_parameter_have_no_schedule() -> None:
+    model, optimizer, loader = private(
+        PrivacyEngine(), clipping="per_layer", max_grad_norm=[0.1, 0.2, 0.3, 0.4]
+    )
+    optimizer.max_grad_norm *= 0.5
+    with pytest.raises(ValueError, match=r"that of all limits"):
+        train(model, optimizer, loader)
+
+
+def test_a_private_model_can_be_made_private_again() -> None:
+    model, optimizer, loader = private(PrivacyEngine())
+    data = DataLoader(loader.dataset, batch_size=4)
+    again, other, loader = PrivacyEngine().make_private(
+        module=model, optimizer=optimizer, data_loader=data, noise_multiplier=0.0, max_grad_norm=C
+    )
+    assert again is model
+    assert other.original_optimizer is optimizer.original_optimizer
+    train(again, other, loader, epochs=1)
+    with pytest.raises(ValueError, match="got GradSampleModule; call"):
+        private(PrivacyEngine(), (lambda: opacus.GradSampleModule(mlp()), vectors))
 
 
 def test_an_optimizer_of_some_parameters() -> None:
