@@ -172,7 +172,10 @@ class PerExampleCallback:
 
     @contextmanager
     def micro_batch(
-        self, loss_scale: float = 1.0, loss_reduction: LossReduction | None = None
+        self,
+        loss_scale: float = 1.0,
+        loss_reduction: LossReduction | None = None,
+        last: bool = True,
     ) -> Iterator[None]:
         """Measure one forward and backward pass, in `training_step` with manual optimization.
 
@@ -183,6 +186,7 @@ class PerExampleCallback:
             loss_scale: The number that `training_step` multiplies the loss by itself, such as
                 `1 / 4` for four micro-batches. A `GradScaler` of the Trainer is known.
             loss_reduction: How this loss joins its examples, if not as the callback was told.
+            last: Whether the step has no other after it, which a rule with noise has to know.
 
         Raises:
             RuntimeError: No fit is running, or its optimization is automatic.
@@ -199,7 +203,8 @@ class PerExampleCallback:
             )
         self._opened = True
         scale = loss_scale * _scale(self._precision)
-        with self._measuring.micro_batch(loss_scale=scale, loss_reduction=loss_reduction):
+        options: dict[str, Any] = {"loss_reduction": loss_reduction, "last": last}
+        with self._measuring.micro_batch(loss_scale=scale, **options):
             yield
         self._pending = True
 
@@ -236,7 +241,8 @@ class PerExampleCallback:
             # Lightning divides by it in each batch, also in a last incomplete accumulation.
             precision, divisor = self._precision, trainer.accumulate_grad_batches
             # A scaler is asked in measured passes alone, since the host waits for its answer.
-            self._measuring.open(loss_scale=lambda _: _scale(precision) / divisor)
+            last = not trainer.fit_loop._should_accumulate()
+            self._measuring.open(loss_scale=lambda _: _scale(precision) / divisor, last=last)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Watch what the backward pass begins with."""

@@ -221,6 +221,23 @@ def test_texts(padded: bool, accumulate: int) -> None:
     truth.check(steps=6 if accumulate == 1 else 2)
 
 
+def test_noise_comes_once_a_step() -> None:
+    """Four batches make a step, and then the two that are left."""
+    found: list[Tensor] = []
+
+    def take(_: Any, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        found.append(next(pl_module.parameters()).grad.clone())
+
+    watch = type("Watch", (L.Callback,), {"on_before_optimizer_step": take})()
+    net, data = nn.Linear(6, 3000), [(torch.zeros(5, 6), torch.zeros(5)) for _ in range(6)]
+    callback = PerExampleCallback(rule=pc.NormClip(1.0, 2.0, expected_batch_size=1))
+    run = trainer(callback, watch, accumulate_grad_batches=4)
+    run.fit(module(net, lambda net, batch: net(batch[0]).sum(1).mean() * 0), loader(data))
+    for noise in found:  # that of the whole step, over the 4 by which the loss is divided
+        assert abs(noise.std().item() / (2.0 / 4) - 1) < 0.05
+    assert len(found) == 2
+
+
 def test_a_scheduler_changes_how_much_is_accumulated() -> None:
     scheduler = L.callbacks.GradientAccumulationScheduler({0: 1, 1: 3})
     callback = PerExampleCallback()
