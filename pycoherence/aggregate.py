@@ -66,9 +66,8 @@ class aggregate:
 
     Rules over each coordinate (`Winsorized`, `TrimmedMean`, `Median`, `MedianOfMeans`,
     `SignAgreement`, `Phocas`, `MeaMed`) take the place of the weight gradients in the backward pass
-    itself. Rules over whole examples (`Krum`, `Bulyan`, `GeometricMedian`, `CenteredClip`,
-    `NormClip`, `GAF`, `Reweight`) keep the inputs and output gradients of all layers, and fill
-    `.grad` when `backward()` is about to return.
+    itself. All others, which look at whole examples, keep the inputs and output gradients of all
+    layers, and fill `.grad` when `backward()` is about to return.
 
     Args:
         model: Any module. Parameters with `requires_grad=False` are left alone.
@@ -111,9 +110,9 @@ class aggregate:
         statistics.
 
     Raises:
-        ValueError: No parameter to track, an unknown option, `on_unsupported="skip"` with `group`,
-            two statistics of one kind, or, from `backward()`, a batch that is too small for the
-            rule.
+        ValueError: No parameter to track, an unknown option, `outvoted` with another rule,
+            `on_unsupported="skip"` with `group`, two statistics of one kind, or, from `backward()`,
+            a batch that is too small for the rule.
         TypeError: The rule is a class instead of an object, or something else; `group_size` is not
             an integer; `group_by` holds something else; `group` is neither a process group nor a
             mesh; or as in `pycoherence.collect`.
@@ -447,7 +446,12 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
 
 def _words(rule: Rule, drop: bool, last: bool) -> str:
     """The part of a rule on which several processes have to agree."""
+    words = f"rule {_told(rule)}, nonfinite={'drop' if drop else 'nan'}"
+    return words if last else f"{words}, last=False"
+
+
+def _told(rule: Rule) -> str:
     plain = (bool, int, float, str, dict)
     found = {name: x for name, x in vars(rule).items() if isinstance(x, plain)}
-    words = f"rule {type(rule).__name__} {found}, nonfinite={'drop' if drop else 'nan'}"
-    return words if last else f"{words}, last=False"
+    found |= {name: _told(x) for name, x in vars(rule).items() if isinstance(x, Rule)}
+    return f"{type(rule).__name__} {found}"

@@ -129,6 +129,11 @@ def other_rule(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
         model(x).sum().backward()
 
 
+def other_rule_inside(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
+    with pc.aggregate(model, pc.NNM(1, pc.TrimmedMean(rank)), group=group):
+        model(x).sum().backward()
+
+
 def other_centre(model: nn.Module, x: Tensor, rank: int, group: Any) -> None:
     rule = pc.CenteredClip(0.5)
     value = {name: torch.full_like(p, 1.0 + rank) for name, p in model.named_parameters()}
@@ -161,6 +166,7 @@ STEPS: dict[Step, tuple[str, str]] = {
     refused_on_one: ("RanksError", r"rank 1 of 2 has raised"),
     error_on_entering: ("RanksError", r"rank 1 of 2 has raised"),
     other_rule: ("RanksError", r"rank 0: .*'f': 0.*rank 1: .*'f': 1"),
+    other_rule_inside: ("RanksError", r"rank 0: .*'k': 0.*rank 1: .*'k': 1"),
     other_centre: ("RanksError", r"rank 0: .*rank 1: "),
     meter_in_the_block: ("RanksError", r"rank 1 of 2 has raised"),
     too_few: ("ValueError", r"needs a batch of 2f \+ 3 = 11 examples or more, got 8"),

@@ -13,6 +13,7 @@ import pycoherence as pc
 RULES = (
     *(pc.Winsorized(2), pc.Winsorized(20), pc.Median(), pc.MedianOfMeans(3), pc.Phocas(3)),
     *(pc.Krum(2), pc.Bulyan(3), pc.CenteredClip(0.5), pc.NormClip(0.5)),
+    *(pc.MDA(3), pc.NNM(3, pc.Krum(2)), pc.NNM(3, pc.TrimmedMean(2))),
 )
 
 
@@ -25,7 +26,7 @@ def test_peak(rule: Any) -> None:
 
     def step() -> None:
         model.zero_grad()
-        with pc.aggregate(model, rule):
+        with pc.aggregate(model, rule, outvoted=isinstance(rule, (pc.Winsorized, pc.Phocas))):
             model(x).square().sum(1).mean().backward()
 
     with workspace(2**20):

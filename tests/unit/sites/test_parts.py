@@ -123,6 +123,13 @@ def test_groups(case: Case, b: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_slices(case: Case) -> None:
+    site, rows = build(case)
+    found = site.by_slices(lambda some: some[0] + 2 * some[-1])
+    torch.testing.assert_close(found, rows[0] + 2 * rows[-1])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_tensors_can_be_changed(case: Case) -> None:
     site, rows = build(case)
     found = site.tensors()

@@ -65,6 +65,13 @@ def test_robust_aggregates(rule: tuple[str, float]) -> None:
     torch.testing.assert_close(site.order(*rule, False), of_rows(rows).order(*rule, False))
 
 
+@pytest.mark.parametrize("make", INNER.values(), ids=INNER)
+def test_slices(make: Callable[[int], Site]) -> None:
+    site, rows = build(make)
+    found = site.by_slices(lambda some: some[0] + 2 * some[-1])
+    torch.testing.assert_close(found, rows[0] + 2 * rows[-1])
+
+
 def test_tensors_can_be_changed() -> None:
     site, rows = build(INNER["part"])
     assert set(site.tensors()) == {"scale", "coef", "direction", "site.0.x", "site.0.g"}

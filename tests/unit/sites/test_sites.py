@@ -131,6 +131,16 @@ def test_some_examples_in_any_order(case: Callable[[], Case]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("room", [1, 500, 2**20])
+def test_each_coordinate_is_in_one_slice(case: Callable[[], Case], room: int) -> None:
+    site, *_ = case()
+    rows = site.rows()
+    with workspace(room):
+        found = site.by_slices(lambda some: some[0] + 2 * some[-1])
+    torch.testing.assert_close(found, rows[0] + 2 * rows[-1])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_is_not_wanted_is_none(case: Callable[[], Case]) -> None:
     site, _, shape, _ = case()
     out = site.reduce(("weighted_sum",))
