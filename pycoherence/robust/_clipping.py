@@ -111,6 +111,11 @@ class Clipping(GramRule):
         """The standard deviation of the noise over the norm of all limits."""
         return self.noise_multiplier
 
+    @property
+    def weighs(self) -> bool:
+        """See `Rule.weighs`: the mean may be a weighted one, unless noise fits its divisor."""
+        return not self.noise_multiplier and self.expected_batch_size is None
+
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         return None
@@ -133,7 +138,11 @@ class Clipping(GramRule):
     def choose_in(self, group: str, space: GramSpace) -> Choice:
         """See `GramRule.choose_in`."""
         norms, limit = space.sq_norms.sqrt(), self.limit(group)
-        weights = self.factors(norms, limit) / self.examples(space.batch_size)
+        weights = self.factors(norms, limit)
+        if space.weights is None:
+            weights = weights / self.examples(space.batch_size)
+        else:
+            weights = weights * (space.weights / space.weights.sum())
         return Choice(weights, clipped=self.clipped(norms, limit))
 
     def noise(self, parameter: Tensor, groups: Sequence[str]) -> Tensor | None:

@@ -194,7 +194,8 @@ class Rule(ABC):
                 `n` tensors of one shape; or a list of `n` dicts of tensors, such as state dicts.
                 float16/bfloat16/float32/float64, any strides. No gradient flows through.
             weights: `[n]`, zero or more: how much each vector counts, in any unit. `None` for equal
-                ones. `GeometricMedian` and `CenteredClip` take them.
+                ones. `GeometricMedian` and `CenteredClip` take them, and rules that clip norms
+                without noise.
             nonfinite: The treatment of numbers that are not finite, as in `pycoherence.aggregate`.
 
         Returns:

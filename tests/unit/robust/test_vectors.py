@@ -193,6 +193,8 @@ def test_weights_count_vectors_several_times(counts: list[int], seed: int) -> No
     for make in (
         lambda: pc.GeometricMedian(7, nu=0.1, tolerance=0),
         lambda: pc.CenteredClip(0.7, 3),
+        lambda: pc.NormClip(0.7),
+        lambda: pc.AutoClip(0.7),
     ):
         close(make()(v, weights=torch.tensor(counts) * 0.3), make()(repeated), 1e-7)
 
@@ -246,6 +248,10 @@ test_values = raising(
         "weights": (
             lambda: pc.Krum(1)(rows(), weights=[1] * 11),
             r"Krum\(f=1.*counts all vectors alike; leave weights out",
+        ),
+        "noise": (
+            lambda: pc.NormClip(1.0, 0.5)(rows(), weights=[1] * 11),
+            "counts all vectors alike",
         ),
         "negative": (
             lambda: pc.GeometricMedian()(rows(3), weights=[1, -1, 1]),
