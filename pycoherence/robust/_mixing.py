@@ -112,7 +112,7 @@ class Mixing(GramRule):
         assert choice.mixing is not None
         # Points that are left out show as NaN, and NaN in a point that is not shows as itself.
         found = factors.order_of_mixtures(choice.mixing, *self.order, drop)
-        return found * torch.where(choice.weights.isnan().any(), torch.nan, share).to(found)
+        return found * torch.where(choice.weights.isnan().any(), torch.nan, share).to(found.device)
 
     def end(
         self,

@@ -189,7 +189,7 @@ class FactoredSite:
         # The rows are there with a copy that is sorted, and its indices.
         unit = len(site.g) * prod(shape) // max(1, side.units) * (acc.itemsize + BYTES_BESIDE)
         step = max(1, workspace(out.device) // max(1, unit))
-        for start in range(0, side.units, step):
+        for start in range(0, side.units if out.numel() else 0, step):
             units = min(step, side.units - start)
             factors = {
                 name: getattr(site, name).narrow(dim, start * n, units * n)

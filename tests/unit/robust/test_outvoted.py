@@ -158,6 +158,10 @@ def test_vectors(rule: Any) -> None:
     torch.testing.assert_close(report.by_parameter["a"].outvoted, counts[0] / 20)
     torch.testing.assert_close(report.outvoted, sum(counts) / 25)
     assert rule.with_report(rows)[1].outvoted is None
+    empty = rule.with_report({"a": rows, "none": rows[:, :, :0]}, outvoted=True)[1]
+    torch.testing.assert_close(empty.outvoted, counts[0] / 20)
+    assert not empty.by_parameter["none"].outvoted.any()
+    assert rule.with_report(rows[:0], outvoted=True)[1].outvoted is None
 
 
 MODEL = nn.Linear(2, 1)
