@@ -1,10 +1,11 @@
 """Robust gradients in place of the ordinary one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from math import prod
 from types import TracebackType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from pycoherence.capture import (
     check_loss_scale,
     expect_same_ranks,
     expect_unchanged,
+    resting,
     tracked_parameters,
     without_sync,
 )
@@ -147,6 +149,8 @@ class aggregate:
         0.4
     """
 
+    _rests: ClassVar[bool] = False  # whether it ends with its backward pass, before it is left
+
     def __init__(
         self,
         model: nn.Module,
@@ -208,7 +212,8 @@ class aggregate:
         if isinstance(self._rule, WeightRule):
             self._rule.check_parameters(parameters)
         request = self._request(ranks, parameters)
-        capture = Capture(self._model, parameters, request, self._around)
+        around = resting(self._filler.around) if self._rests else self._filler.around
+        capture = Capture(self._model, parameters, request, around)
         # The rule takes the factors for itself, and frees them.
         seen = request._replace(factors=False)
         self._record = record_of(capture, seen, self._statistics, self._loss_reduction)
@@ -220,10 +225,6 @@ class aggregate:
             stack.enter_context(capture)
             self._stack = stack.pop_all()
         self._capture = capture
-
-    def _around(self) -> AbstractContextManager[None]:
-        """The work around a backward pass."""
-        return self._filler.around()
 
     def __exit__(
         self,

@@ -8,7 +8,7 @@ Each file of `functions/` teaches one torch function or a family.
 
 from pycoherence.capture import functions
 from pycoherence.capture.across import Across, FactorsAcross
-from pycoherence.capture.blocks import close_blocks
+from pycoherence.capture.blocks import close_blocks, resting
 from pycoherence.capture.custom import register_site
 from pycoherence.capture.groups import GroupBy, Grouping, Groups, check_grouping
 from pycoherence.capture.layer import LayerRule
@@ -75,6 +75,7 @@ __all__ = [
     "per_pair",
     "register_rule",
     "register_site",
+    "resting",
     "run_pass",
     "tracked_parameters",
     "without_sync",

@@ -3,8 +3,8 @@
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -121,6 +121,22 @@ def current() -> Any:
     """The capture of the open block of this thread, if there is one."""
     block: Block | None = getattr(_open, "block", None)
     return None if block is None else block.capture
+
+
+def resting(
+    around: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Give what a backward pass runs inside, at whose end its block sees no more functions."""
+
+    @contextmanager
+    def run() -> Iterator[None]:
+        try:
+            with around():
+                yield
+        finally:
+            current().rest()
+
+    return run
 
 
 def close_blocks() -> None:

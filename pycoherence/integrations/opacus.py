@@ -1,8 +1,7 @@
 """Opacus: its privacy engine with one backward pass, and faster norms for its ghost clipping."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,14 +270,7 @@ class _Clip(NormClip):
 class _UntilBackward(aggregate):
     """A block that ends with its backward pass, though it is left later."""
 
-    @contextmanager
-    def _around(self) -> Iterator[None]:
-        try:
-            with super()._around():
-                yield
-        finally:
-            assert self._capture is not None
-            self._capture.rest()
+    _rests = True
 
     @property
     def has_run(self) -> bool:
