@@ -1,7 +1,7 @@
 """Per-example gradients in a loop of one's own with accelerate."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -102,14 +102,16 @@ class PerExampleMonitor(GradientMonitor):
             (factor,) = derivatives(root, losses[-1:]) or [None]
             return own if factor is None else own * factor
 
-        with (
-            replaced(accelerator, "backward", noted),
-            super().micro_batch(
-                loss_scale=scale,
-                loss_reduction=loss_reduction,
-                last=accelerator.sync_gradients if last is None else last,
-            ),
-        ):
+        with ExitStack() as stack:
+            stack.callback(losses.clear)  # who holds a loss holds its graph
+            stack.enter_context(replaced(accelerator, "backward", noted))
+            stack.enter_context(
+                super().micro_batch(
+                    loss_scale=scale,
+                    loss_reduction=loss_reduction,
+                    last=accelerator.sync_gradients if last is None else last,
+                )
+            )
             yield
 
     def step(self) -> dict[str, float] | None:

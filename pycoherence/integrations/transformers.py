@@ -419,6 +419,7 @@ class _Scale:
     def watching(self, model: nn.Module) -> Iterator[None]:
         """See the losses that are computed on the way to that of `training_step`."""
         with ExitStack() as stack:
+            stack.callback(self._losses.clear)  # who holds a loss holds its graph
             handle = model.register_forward_hook(lambda _, __, found: self._see("model", found))
             stack.callback(handle.remove)
             for name in ("compute_loss_func", "label_smoother"):

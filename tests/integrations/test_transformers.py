@@ -1,11 +1,13 @@
 """In a Trainer, statistics are those of one example at a time, at every step."""
 
 import copy
+import gc
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -624,6 +626,8 @@ def ranks_train(rank: int, folder: str) -> tuple[dict[str, list[float]], str]:
         ]
     with pytest.raises(pc.UnsupportedError) as refused:
         Run(causal(), data, Path(folder), kind=OwnSmoothed, **options)
+    with pytest.raises(pc.UnsupportedError):
+        Run(causal(), data, Path(folder), PerExampleCallback(rule=pc.NormClip(1.0)), **options)
     return errors, str(refused.value)
 
 
@@ -636,3 +640,35 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
             assert len(found) == 4
             assert max(found) < EXACT
         assert "give TrainingArguments(average_tokens_across_devices=False)" in said
+
+
+def test_no_graph_outlives_its_step(tmp_path: Path) -> None:
+    """It would be freed by the garbage collector alone, and memory taken anew for the next."""
+
+    class Mark:
+        pass
+
+    marks: list[weakref.ref[Mark]] = []
+
+    def mark(module: nn.Module, args: Any, found: Any) -> None:
+        if module.training:
+            marks.append(weakref.ref(here := Mark()))
+            found.logits.grad_fn.metadata["mark"] = here
+
+    class Look(TrainerCallback):
+        alive: ClassVar[list[int]] = []
+
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            self.alive.append(sum(one() is not None for one in marks))
+
+    model = causal()
+    model.register_forward_hook(mark)
+    gc.collect()
+    gc.disable()
+    try:
+        data = Texts(9, padded=False)
+        Run(model, data, tmp_path, before=lambda trainer: trainer.add_callback(Look()))
+    finally:
+        gc.enable()
+    assert len(marks) == 3
+    assert Look.alive == [0, 0, 0]
