@@ -128,9 +128,10 @@ class aggregate:
             with a communication hook, or without `group` if the rule is over whole examples.
 
     Cost: See the rule. Statistics are measured as in `pycoherence.collect`; `SqNorms` makes the
-    ordinary weight gradients too, of which the coherence is read. With `group`, each process
-    receives its slice of the gradients of others' examples, or their factors if these are fewer
-    numbers; docs/distributed.md has the formulas.
+    ordinary weight gradients too, of which the coherence is read. Norms and dot products that they
+    have are not taken again for a rule over whole examples. With `group`, each process receives its
+    slice of the gradients of others' examples, or their factors if these are fewer numbers;
+    docs/distributed.md has the formulas.
 
     Source: Chatterjee 2020, arXiv:2002.10657, for robust gradients against memorisation; each
     rule names its own.
@@ -416,17 +417,25 @@ class _Filler:
         batch: Batch,
     ) -> Choice:
         """The decision on some parameters together."""
+        across, measured = self._across, self._whole.outputs
         if isinstance(rule, GramRule):
             return decide(
-                rule, factors, centre, group, batch=batch, drop=self._drop, across=self._across
+                rule,
+                factors,
+                centre,
+                group,
+                batch=batch,
+                drop=self._drop,
+                across=across,
+                measured=measured,
             )
         assert isinstance(rule, Reweight)
         device = next(iter(factors.values())).device
         weights = rule.weigh(self._record, batch.size, device)
-        if self._across is not None:
-            weights = self._across.decided(weights)
+        if across is not None:
+            weights = across.decided(weights)
         if self._drop:
-            kept = measure(factors, batch, "sq_norms", None, self._across).kept
+            kept = measure(factors, batch, "sq_norms", None, across, measured).kept
             weights = torch.where(kept, weights, 0.0)
         return Choice(weights)
 

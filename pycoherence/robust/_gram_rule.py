@@ -15,7 +15,7 @@ from pycoherence.robust._space import GramSpace, Requirement, is_short, measure
 from pycoherence.robust._vectors import Stack
 from pycoherence.robust._weight_rule import Choice, WeightRule, fill
 from pycoherence.sites import of_rows
-from pycoherence.statistics import Batch
+from pycoherence.statistics import Batch, Raw
 
 
 class GramRule(WeightRule):
@@ -81,6 +81,7 @@ def decide(
     batch: Batch,
     drop: bool,
     across: Across | None = None,
+    measured: Mapping[str, Raw] | None = None,
     weights: Tensor | None = None,
 ) -> Choice:
     """Apply a rule to the gradients of some parameters together.
@@ -93,10 +94,11 @@ def decide(
         batch: Its size and share.
         drop: Whether to leave examples out that are not finite; else all weights are NaN.
         across: The part that several processes take together, if the examples are theirs.
+        measured: The outputs that the same pass has measured over the same examples, by parameter.
         weights: How much each example counts, `[B]`, float64; `None` if all count alike.
     """
     centre_or_none = None if rule.carries is None else centre
-    space = measure(factors, batch, rule.requires, centre_or_none, across)
+    space = measure(factors, batch, rule.requires, centre_or_none, across, measured)
     space.weights = None if weights is None else weights.to(space.gram.device)
     space.dtype = torch.float32 if any(map(is_short, factors.values())) else torch.float64
     if not batch.size:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Across, Factors
+from pycoherence.ops import Reduced
 from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.dispatch import fastest, forced_backend
 from pycoherence.ops.row_sq_norms import SPEC
 from pycoherence.sites import Site, norm_rows, sq_norm
-from pycoherence.statistics import Batch
+from pycoherence.statistics import Batch, Raw, raw_sq_norms
 
 Requirement = Literal["sq_norms", "gram", "distances", "double"]
 """The products that a rule requires; distances are differences of dot products, and may cancel.
@@ -117,6 +118,7 @@ def measure(
     requires: Requirement,
     centre: Mapping[str, Tensor] | None,
     across: Across | None = None,
+    measured: Mapping[str, Raw] | None = None,
 ) -> GramSpace:
     """The space of the gradients `g_b`, over the parameters given.
 
@@ -126,8 +128,16 @@ def measure(
         requires: The numbers that are needed; `centre` needs more than the norms.
         centre: Another point, by parameter, those left out being zero; `None` for no such point.
         across: The part that several processes take together, if the examples are theirs.
+        measured: The outputs that the same pass has measured over the same examples, by parameter;
+            norms and dot products among them are not taken again.
     """
     if requires == "sq_norms":
+        known = [] if measured is None else [raw_sq_norms(measured[name]) for name in factors]
+        if known and None not in known:
+            total = torch.zeros(batch.size, dtype=torch.float64, device=_device(factors, centre))
+            for norms in known:
+                total += _like(total, norms)
+            return GramSpace(total * batch.share**2, batch.size)
         size = batch.size if across is None else across.sizes[across.ranks.rank]
         total = torch.zeros(size, dtype=torch.float64, device=_device(factors, centre))
         _add_sq_norms(total, (kept.site for kept in factors.values()))
@@ -141,7 +151,7 @@ def measure(
     if requires == "double":
         return _products(double, batch, centre, device, across)
     sites = ((name, kept.site) for name, kept in factors.items())
-    space = _products(sites, batch, centre, device, across)
+    space = _products(sites, batch, centre, device, across, measured)
     short = requires == "distances" and any(is_short(kept) for kept in factors.values())
     # All that the host waits for: what it starts next depends on it.
     if short and bool(space.cancels if across is None else across.decided(space.cancels)):
@@ -177,16 +187,19 @@ def _products(
     centre: Mapping[str, Tensor] | None,
     device: torch.device,
     across: Across | None,
+    measured: Mapping[str, Raw] | None = None,
 ) -> GramSpace:
     if across is not None:
-        return _products_across(sites, batch, centre, device, across)
+        return _products_across(sites, batch, centre, device, across, measured)
     n = batch.size
     points = n + (centre is not None)
     total = torch.zeros(points, points, dtype=torch.float64, device=device)
     for name, site in sites:
         v = None if centre is None else centre.get(name)
-        found = site.reduce(("gram",) if v is None else ("gram", "dots"), direction=v)
-        total[:n, :n] += _like(total, found.gram) * batch.share**2
+        gram = None if measured is None else measured[name].get("gram")
+        want = ("gram",) * (gram is None) + ("dots",) * (v is not None)
+        found = site.reduce(want, direction=v) if want else Reduced()
+        total[:n, :n] += _like(total, found.gram if gram is None else gram) * batch.share**2
         if v is not None:
             dots = _like(total, found.dots) * batch.share
             total[:n, n] += dots
@@ -203,18 +216,23 @@ def _products_across(
     centre: Mapping[str, Tensor] | None,
     device: torch.device,
     across: Across,
+    measured: Mapping[str, Raw] | None,
 ) -> GramSpace:
     """The same over the examples of several processes, each with its slices of the parameters."""
     n = batch.size
-    gram = torch.zeros(n, n, dtype=torch.float64, device=device)
+    gram, whole = torch.zeros(2, n, n, dtype=torch.float64, device=device)
     mine = torch.zeros(across.sizes[across.ranks.rank], dtype=torch.float64, device=device)
     for name, site in sites:
-        gram += _like(gram, across.gram(name, site))
+        known = None if measured is None else measured[name].get("gram")
+        if known is None:
+            gram += _like(gram, across.gram(name, site))
+        else:
+            whole += _like(whole, known)
         v = None if centre is None else centre.get(name)
         if v is not None:
             mine += _like(mine, site.reduce(("dots",), direction=v).dots)
     across.ranks.step("dot products")
-    gram = across.total_gram(gram) * batch.share**2
+    gram = (across.total_gram(gram) + whole) * batch.share**2
     if centre is None:
         return GramSpace(gram, n)
     dots = across.gather(mine) * across.scales(mine) * batch.share

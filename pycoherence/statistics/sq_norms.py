@@ -37,7 +37,8 @@ class SqNorms(Statistic):
 
     def read(self, result: str, raw: Raw, batch: Batch) -> Tensor:
         """See `Statistic.read`."""
-        norms = raw["sq_norms"] if "sq_norms" in raw else raw["gram"].diagonal()
+        norms = raw_sq_norms(raw)
+        assert norms is not None
         return norms * batch.share**2
 
     def read_total(self, result: str, raws: Sequence[Raw], batch: Batch) -> Tensor | None:
@@ -47,6 +48,13 @@ class SqNorms(Statistic):
         if len(norms) < len(raws) or len(kinds) != 1:
             return None
         return torch.stack(norms).sum(0) * batch.share**2
+
+
+def raw_sq_norms(raw: Raw) -> Tensor | None:
+    """The squared norms of the loss as it is, if there is something to tell them."""
+    if "sq_norms" in raw:
+        return raw["sq_norms"]
+    return raw["gram"].diagonal() if "gram" in raw else None
 
 
 def can_tell_sum(raw: Raw) -> bool:

@@ -8,6 +8,7 @@ import torch
 from support.models import Batch, classification
 from support.steps import B, aggregated, assert_gradients, gradients, larger
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pycoherence as pc
 
@@ -57,6 +58,49 @@ def test_each_is_as_it_is_alone(name: str, rule: Any, reduction: Any) -> None:
             ours = getattr(record.by_parameter[parameter], result)
             torch.testing.assert_close(ours, getattr(each, result))
     assert record.coherence().m == pytest.approx(alone.coherence().m)
+
+
+class CountedOps(TorchDispatchMode):
+    """Counts the calls of ops of this library."""
+
+    calls = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls += func.namespace == "pycoherence"
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("rule", "statistic"),
+    [
+        (pc.NormClip(0.3), pc.SqNorms()),
+        (pc.NormClip(0.3), pc.Gram()),
+        (pc.AutoClip(per="parameter"), pc.SqNorms()),
+        (pc.Reweight(lambda record: torch.arange(record.batch_size)), pc.SqNorms()),
+        (pc.Krum(2, m=2), pc.Gram()),
+        (pc.FromWeighting(lambda gram: gram.sum(1) / gram.sum()), pc.Gram()),
+    ],
+)
+@pytest.mark.parametrize("shape", [(7, 5), (7, 3, 5)])
+def test_products_that_the_pass_has_measured_are_not_taken_again(
+    rule: Any, statistic: Any, shape: tuple[int, ...]
+) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    with pc.aggregate(model, rule, nonfinite="drop"):
+        model(x).square().mean().backward()
+    alone = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with CountedOps() as measured, pc.collect(model, statistic):
+        model(x).square().mean().backward()
+    model.zero_grad()
+    with CountedOps() as both, pc.aggregate(model, rule, statistic, nonfinite="drop"):
+        model(x).square().mean().backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert_gradients(found, alone)
+    assert both.calls == measured.calls + len(found)  # a weighted sum of each
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
