@@ -137,9 +137,9 @@ def test_norms_are_those_of_one_example_at_a_time(
 ) -> None:
     """At every step, the last with fewer micro-batches, and a smaller one."""
     make, kind, own_loss = MODELS[name]
-    data = Texts(22, padded=padded, kind=kind)
+    data = Texts(16, padded=padded, kind=kind)
     run = Run(make(), data, tmp_path, gradient_accumulation_steps=accumulate)
-    assert [len(step) for step in run.keep.steps] == ([1] * 8 if accumulate == 1 else [4, 4])
+    assert [len(step) for step in run.keep.steps] == ([1] * 6 if accumulate == 1 else [4, 2])
     assert len(run.norms[-1]) == 1
     assert_exact(run, own_loss)
 
