@@ -1,6 +1,6 @@
 """The record of a backward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args
 
 import torch
@@ -177,14 +177,13 @@ class Record:
                 "the pass of pc.weighted_sum does not measure the coherence; use pc.collect(..., "
                 "keep_factors=True), whose record has coherence() and weighted_sum(coef)"
             )
-        parts = {
-            name: (
-                sum_sq_norm(raw).item() * batch.share**2,
-                norms.read("sq_norms", raw, batch).double().sum().item(),
-            )
-            for name, raw in found.items()
-        }
-        return Coherence.of(parts, batch.size)
+        # One look at each device's numbers, since every look waits for it.
+        sums = on_host(sum_sq_norm(raw) for raw in found.values())
+        totals = on_host(
+            norms.read("sq_norms", raw, batch).double().sum() for raw in found.values()
+        )
+        parts = zip(found, sums, totals, strict=True)
+        return Coherence.of({name: (s * batch.share**2, q) for name, s, q in parts}, batch.size)
 
     def scalars(self) -> dict[str, float]:
         """A few numbers about the batch, for any logger.
@@ -374,6 +373,15 @@ def pooled_scalars(records: Sequence[Record]) -> dict[str, float]:
     if first._has("dots"):
         found |= scalars.of_dots([record.dots for record in records])
     return found
+
+
+def on_host(numbers: Iterable[Tensor]) -> list[float]:
+    """Tensors of no dimension as floats, after one wait for each device."""
+    found = list(numbers)
+    first = {x.device: x for x in found}
+    if len(first) != 1:
+        return [x.item() for x in found]
+    return torch.stack(found).tolist()
 
 
 def _check_coef(coef: Tensor, size: int, device: torch.device) -> None:

@@ -37,9 +37,12 @@ def of_coherences(parts: Sequence[Coherence]) -> dict[str, float]:
     """
     s, q = sum(c.sum_sq_norm for c in parts), sum(c.total_sq_norm for c in parts)
     n = sum(c.n for c in parts)
-    signal = ratio(s - q, sum(c.n * (c.n - 1) for c in parts))
-    spread = sum(c.total_sq_norm - c.sum_sq_norm / c.n for c in parts if c.n)
-    variance = ratio(spread, sum(c.n - 1 for c in parts if c.n))
+    # The two sums of a batch of one are the same number, but for rounding.
+    several = [c for c in parts if c.n > 1]
+    pairs = sum(c.n * (c.n - 1) for c in several)
+    signal = ratio(sum(c.sum_sq_norm - c.total_sq_norm for c in several), pairs)
+    spread = sum(c.total_sq_norm - c.sum_sq_norm / c.n for c in several)
+    variance = ratio(spread, sum(c.n - 1 for c in several))
     return {
         "coherence/m": ratio(s, q),
         "coherence/unbiased_alpha": ratio(signal, ratio(q, n)),
