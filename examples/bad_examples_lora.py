@@ -15,6 +15,7 @@ callback lists the examples with the largest gradients by their index in the dat
 # The model is trained on steps of 1 to 4 before, in place of a pretrained one.
 
 import logging
+import tempfile
 import warnings
 
 import matplotlib.pyplot as plt
@@ -91,7 +92,7 @@ data = [{"input_ids": ids, "labels": ids, "index": i} for i, ids in enumerate(ne
 adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
 callback = PerExampleCallback(pc.SqNorms(), top=len(data))
 arguments = TrainingArguments(
-    "fine-tuning",
+    tempfile.mkdtemp(),
     per_device_train_batch_size=8,
     gradient_accumulation_steps=2,
     num_train_epochs=4,
