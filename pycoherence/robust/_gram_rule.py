@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pycoherence.capture import Across, Factors
 from pycoherence.robust._rule import NETWORK, Report, groups_of
-from pycoherence.robust._space import GramSpace, Requirement, is_short, measure
+from pycoherence.robust._space import GramSpace, Measured, Requirement, is_short, measure
 from pycoherence.robust._vectors import Stack
 from pycoherence.robust._weight_rule import Choice, WeightRule, fill
 from pycoherence.sites import of_rows
-from pycoherence.statistics import Batch, Raw
+from pycoherence.statistics import Batch
 
 
 class GramRule(WeightRule):
@@ -81,7 +81,7 @@ def decide(
     batch: Batch,
     drop: bool,
     across: Across | None = None,
-    measured: Mapping[str, Raw] | None = None,
+    measured: Measured | None = None,
     weights: Tensor | None = None,
 ) -> Choice:
     """Apply a rule to the gradients of some parameters together.

@@ -14,13 +14,16 @@ from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.dispatch import fastest, forced_backend
 from pycoherence.ops.row_sq_norms import SPEC
 from pycoherence.sites import Site, norm_rows, sq_norm
-from pycoherence.statistics import Batch, Raw, raw_sq_norms
+from pycoherence.statistics import Batch, raw_sq_norms
 
 Requirement = Literal["sq_norms", "gram", "distances", "double"]
 """The products that a rule requires; distances are differences of dot products, and may cancel.
 
 For `"distances"` products are taken in float64 if they do, for `"double"` always.
 """
+
+Measured = Mapping[str, Mapping[str, Tensor]]
+"""The outputs of a backward pass, by parameter and by name."""
 
 # Below this share of their squared norms a squared distance of float32 products is too inexact.
 _CANCELS = 2.0**-10
@@ -118,7 +121,7 @@ def measure(
     requires: Requirement,
     centre: Mapping[str, Tensor] | None,
     across: Across | None = None,
-    measured: Mapping[str, Raw] | None = None,
+    measured: Measured | None = None,
 ) -> GramSpace:
     """The space of the gradients `g_b`, over the parameters given.
 
@@ -187,7 +190,7 @@ def _products(
     centre: Mapping[str, Tensor] | None,
     device: torch.device,
     across: Across | None,
-    measured: Mapping[str, Raw] | None = None,
+    measured: Measured | None = None,
 ) -> GramSpace:
     if across is not None:
         return _products_across(sites, batch, centre, device, across, measured)
@@ -216,7 +219,7 @@ def _products_across(
     centre: Mapping[str, Tensor] | None,
     device: torch.device,
     across: Across,
-    measured: Mapping[str, Raw] | None,
+    measured: Measured | None,
 ) -> GramSpace:
     """The same over the examples of several processes, each with its slices of the parameters."""
     n = batch.size

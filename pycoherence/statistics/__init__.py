@@ -1,7 +1,7 @@
 """Statistics: requests to a backward pass, and what is made of the answers."""
 
 from pycoherence.statistics._parameter import ParameterRecord, provider
-from pycoherence.statistics._statistic import Batch, Raw, Statistic, combine
+from pycoherence.statistics._statistic import Batch, Statistic, combine
 from pycoherence.statistics.coherence import Coherence
 from pycoherence.statistics.dots import Dots
 from pycoherence.statistics.gram import Gram
@@ -21,7 +21,6 @@ __all__ = [
     "Gram",
     "Moments",
     "ParameterRecord",
-    "Raw",
     "SignSum",
     "SqNorms",
     "Statistic",
