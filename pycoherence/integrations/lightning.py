@@ -17,7 +17,7 @@ from pycoherence.errors import UnsupportedError
 from pycoherence.monitor import GradientMonitor
 from pycoherence.ranks import Group
 from pycoherence.record import LossReduction, Record
-from pycoherence.robust import GramRule, Report, Rule
+from pycoherence.robust import Report, Rule, State
 from pycoherence.statistics import Statistic
 
 __all__ = ["PerExampleCallback"]
@@ -129,7 +129,6 @@ class PerExampleCallback:
     ) -> None:
         self._statistics = statistics
         self._rule = rule
-        self._centre = rule.carries if isinstance(rule, GramRule) else None
         self._options: dict[str, Any] = {
             "every": every,
             "loss_reduction": loss_reduction,
@@ -209,13 +208,17 @@ class PerExampleCallback:
         self._pending = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The centre that the rule carries along, for the Trainer's checkpoints."""
-        return {} if self._centre is None else {"centre": self._centre.state_dict()}
+        """The states that the rule carries along, for the Trainer's checkpoints."""
+        return {name: state.state_dict() for name, state in self._states().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the centre back."""
-        if self._centre is not None and "centre" in state_dict:
-            self._centre.load_state_dict(state_dict["centre"])
+        """Take the states of the rule back."""
+        for name, state in self._states().items():
+            if name in state_dict:
+                state.load_state_dict(state_dict[name])
+
+    def _states(self) -> Mapping[str, State]:
+        return {} if self._rule is None else self._rule.states
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be measured, and make the monitor."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from pycoherence.capture import Factors
 from pycoherence.ops.core.chunks import mirrored
 from pycoherence.robust._gram_rule import GramRule
-from pycoherence.robust._rule import NETWORK, CoordinateRule, Per, Rule, check_rule
+from pycoherence.robust._rule import NETWORK, CoordinateRule, Per, Rule, State, check_rule
 from pycoherence.robust._space import GramSpace, Requirement
 from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.centre import Centre
@@ -63,6 +63,11 @@ class Mixing(GramRule):
     def carries(self) -> Centre | None:
         """See `GramRule.carries`."""
         return self.rule.carries if isinstance(self.rule, GramRule) else None
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """See `Rule.states`: those of the inner rule."""
+        return self.rule.states
 
     @property
     def order(self) -> tuple[str, float] | None:

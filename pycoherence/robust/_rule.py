@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, Protocol, get_args, overload
 
 import torch
 from torch import Tensor
@@ -142,6 +142,18 @@ def _short(value: Any) -> str:
     return f"[{first}]" if len(value) <= 4 else f"[{first}, ... {len(value) - 4} more]"
 
 
+class State(Protocol):
+    """A part of a rule that batches move."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy, for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace it by what `state_dict` gave."""
+        ...
+
+
 class Rule(ABC):
     """A robust replacement for the mean of per-example gradients, or of other vectors."""
 
@@ -153,6 +165,11 @@ class Rule(ABC):
     def weighs(self) -> bool:
         """Whether vectors may have weights, so that some count more than others."""
         return False
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """The states that it carries from one batch to the next, for checkpoints, by name."""
+        return {}
 
     @overload
     def __call__(

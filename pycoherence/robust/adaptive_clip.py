@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.robust._clipping import Clipping
-from pycoherence.robust._rule import groups_of
+from pycoherence.robust._rule import State, groups_of
 from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.threshold import Threshold
 
@@ -92,6 +92,11 @@ class AdaptiveClip(Clipping):
             object.__setattr__(self, "count_noise", 0.0 if expected is None else expected / 20)
         self.coerce_float("count_noise", positive=False)
         self.noise_of(1)
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """See `Rule.states`."""
+        return {"threshold": self.threshold}
 
     def factors(self, norms: Tensor, limit: Any) -> Tensor:
         """See `Clipping.factors`."""

@@ -1,12 +1,13 @@
 """Centred clipping."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from pycoherence.robust._gram_rule import GramRule
-from pycoherence.robust._rule import Per, check_per
+from pycoherence.robust._rule import Per, State, check_per
 from pycoherence.robust._space import GramSpace, Requirement
 from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.centre import Centre
@@ -76,6 +77,11 @@ class CenteredClip(GramRule):
     def carries(self) -> Centre | None:
         """See `WeightRule.carries`."""
         return self.centre
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """See `Rule.states`."""
+        return {"centre": self.centre}
 
     @property
     def weighs(self) -> bool:

@@ -738,9 +738,17 @@ class Derived(PerExampleCallback):
         self.seen = [1]
 
 
-def test_a_checkpoint_has_the_centre_of_a_rule(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda: pc.CenteredClip(0.1),
+        lambda: pc.AdaptiveClip(0.1),
+        lambda: pc.NNM(1, pc.CenteredClip(0.1)),
+    ],
+)
+def test_a_checkpoint_has_the_states_of_a_rule(tmp_path: Path, rule: Callable[[], Any]) -> None:
     def fit(net: nn.Module, epochs: int, **options: Any) -> Any:
-        run = trainer(PerExampleCallback(rule=pc.CenteredClip(0.1)), max_epochs=epochs)
+        run = trainer(PerExampleCallback(rule=rule()), max_epochs=epochs)
         run.fit(module(net, cross_entropy), loader(data), **options)
         return run
 
