@@ -27,8 +27,9 @@ class CenteredClip(GramRule):
     for all steps of a training run, and another one for another model; put `centre.state_dict()`
     into checkpoints. It moves when `backward()` returns, unless the result is not finite.
 
-    Never scale or divide the loss (`GradScaler`, `loss / 4`), which would change what the radius
-    means; to accumulate over several batches, divide `.grad` after the blocks.
+    If the loss is scaled or divided (`GradScaler`, `loss / 4`), say so with the `loss_scale` of
+    `pycoherence.aggregate`; otherwise the radius means something else. Each batch of a step of
+    several moves the centre.
 
     Give it to `pycoherence.aggregate`. The report has `weights` (what is missing to one is the
     weight of the old `v`), `iterations`, and `clipped`: the fraction of examples beyond the radius
