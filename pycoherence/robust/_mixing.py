@@ -29,6 +29,11 @@ class Mixing(GramRule):
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
+        if not isinstance(self.rule, (GramRule, CoordinateRule)):
+            raise TypeError(
+                f"expected a rule over the mixtures' coordinates or dot products inside "
+                f"{type(self).__name__}, got {self.rule}, which reads the record of the examples"
+            )
         if getattr(self.rule, "noise_multiplier", 0):
             raise ValueError(
                 f"expected a rule without noise inside {type(self).__name__}, got {self.rule}: an "

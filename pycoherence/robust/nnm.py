@@ -18,8 +18,8 @@ class NNM(Mixing):
         N_b = \text{the } B - f \text{ examples nearest to } g_b, \ b \text{ among them}
 
     Examples then differ less, which is what robust rules need when honest ones disagree. Ties go to
-    the earlier example. Any rule may be inside; for one over whole examples the dot products of the
-    mixtures follow from those of the examples, so that nothing is mixed in memory.
+    the earlier example. Any rule but `Reweight` may be inside; for one over whole examples the dot
+    products of the mixtures follow from those of the examples, so that nothing is mixed in memory.
 
     Give it to `pycoherence.aggregate`, or call it on vectors. The report has `weights`, those of
     the examples.

@@ -201,6 +201,7 @@ test_types = raising(
     TypeError,
     {
         "class": (lambda: pc.NNM(1, pc.Median), r"got a class; write pc.Median\(\.\.\.\)"),
+        "record": (lambda: pc.NNM(1, pc.Reweight(len)), "reads the record of the examples"),
         "rule": (lambda: pc.ARC(1, "median"), "a rule such as pc.Winsorized.*got 'median'"),
         "generator": (lambda: pc.Bucketing(2, pc.Median(), 3), "torch.Generator, got int"),
     },
