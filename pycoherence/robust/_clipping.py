@@ -16,6 +16,9 @@ from pycoherence.robust._rule import NETWORK, Per, check_number, check_per, grou
 from pycoherence.robust._space import GramSpace, Requirement
 from pycoherence.robust._weight_rule import Choice
 
+Limit = float | Tensor
+"""The largest norm that is left, a number or a tensor of no dimension."""
+
 
 class Unfinished:
     """The parameters, while batches of a step have been added up that got no noise yet."""
@@ -96,15 +99,15 @@ class Clipping(GramRule):
             )
 
     @abstractmethod
-    def factors(self, norms: Tensor, limit: Any) -> Tensor:
+    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
         """The numbers that the examples' gradients are multiplied by, from their norms."""
 
-    def clipped(self, norms: Tensor, limit: Any) -> Tensor | None:
+    def clipped(self, norms: Tensor, limit: Limit) -> Tensor | None:
         """The fraction of the examples beyond the limit."""
         return (norms > limit).double().sum() / len(norms)
 
-    def limit(self, group: str) -> Any:
-        """The largest norm that is left in one group, a number or a tensor of no dimension."""
+    def limit(self, group: str) -> Limit:
+        """The largest norm that is left in one group."""
         return self.max_norm[group] if isinstance(self.max_norm, Mapping) else self.max_norm
 
     def noise_of(self, groups: int) -> float:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycoherence.robust._clipping import Clipping
+from pycoherence.robust._clipping import Clipping, Limit
 from pycoherence.robust._rule import State, groups_of
 from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.threshold import Threshold
@@ -98,11 +97,11 @@ class AdaptiveClip(Clipping):
         """See `Rule.states`."""
         return {"threshold": self.threshold}
 
-    def factors(self, norms: Tensor, limit: Any) -> Tensor:
+    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
         """See `Clipping.factors`."""
         return (limit / norms).clamp(max=1)
 
-    def limit(self, group: str) -> Any:
+    def limit(self, group: str) -> Limit:
         """See `Clipping.limit`."""
         found = self.threshold.value.get(group)
         return super().limit(group) if found is None else found

@@ -1,11 +1,11 @@
 """Automatic clipping: every gradient has about the same length."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
-from pycoherence.robust._clipping import Clipping
+from pycoherence.robust._clipping import Clipping, Limit
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class AutoClip(Clipping):
         tensor([[0.2994, 0.8942]])
     """
 
-    max_norm: Any = 1.0
+    max_norm: float | Mapping[str, float] = 1.0
     gamma: float = field(default=0.01, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.coerce_float("gamma")
 
-    def factors(self, norms: Tensor, limit: Any) -> Tensor:
+    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
         """See `Clipping.factors`."""
         return limit / (norms + self.gamma)
 
-    def clipped(self, norms: Tensor, limit: Any) -> Tensor | None:
+    def clipped(self, norms: Tensor, limit: Limit) -> Tensor | None:
         """See `Clipping.clipped`: all are, more or less."""
         return None

@@ -1,11 +1,10 @@
 """Norm clipping, with noise for differential privacy."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from pycoherence.robust._clipping import Clipping
+from pycoherence.robust._clipping import Clipping, Limit
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,6 @@ class NormClip(Clipping):
         (tensor([[0.3000, 0.6500]]), 0.5)
     """
 
-    def factors(self, norms: Tensor, limit: Any) -> Tensor:
+    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
         """See `Clipping.factors`."""
         return (limit / norms).clamp(max=1)
