@@ -104,10 +104,10 @@ def check_loss_scale(value: Any) -> LossScale:
     known: LossScale = value
     if isinstance(known, torch.amp.GradScaler) or callable(known):
         return known
-    return check_number(value)
+    return check_scale(value)
 
 
-def check_number(value: Any) -> float:
+def check_scale(value: Any) -> float:
     """The value, if it is a number that losses can be multiplied by."""
     why = (
         "expected loss_scale to be a positive number, a torch.amp.GradScaler, or a function that "
@@ -136,4 +136,4 @@ def scale_of(loss_scale: LossScale, roots: Sequence[Tensor]) -> float:
             f"expected one loss, since loss_scale is a function of it, got {len(roots)}; add the "
             "losses up before backward()"
         )
-    return check_number(loss_scale(roots[0]))
+    return check_scale(loss_scale(roots[0]))

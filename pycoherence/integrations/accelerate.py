@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from pycoherence.capture.request import check_number
+from pycoherence.capture.request import check_scale
 from pycoherence.errors import UnsupportedError
 from pycoherence.integrations._losses import derivatives, edge_of, replaced
 from pycoherence.monitor import GradientMonitor
@@ -89,7 +89,7 @@ class PerExampleMonitor(GradientMonitor):
         Raises:
             RuntimeError: No backward pass of the model was seen in the block.
         """
-        own, losses = check_number(loss_scale), list[GradientEdge]()
+        own, losses = check_scale(loss_scale), list[GradientEdge]()
         accelerator = self._accelerator
         check_accelerator(accelerator)  # as prepare() may have come since
         backward = accelerator.backward
