@@ -351,29 +351,34 @@ class _Filler:
         groups = list(groups_of(rule.per, parameters))
         examples = rule.examples(size)
         scale = (1 if self._is_mean else examples or 1) * results.loss_scale
+        divisor = examples if self._is_mean else 1
+        # That of an example in `.grad`; an empty batch has none.
+        part = results.loss_scale / divisor if divisor else 0.0
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():
-            noise = self._noise(rule, name, p, groups, examples) if self._last else None
+            noise = self._noise(rule, name, p, groups, part) if self._last else None
             mean = means.pop(name, None)
             if noise is not None and is_dtensor(mean):
                 noise = placed(noise, p)
             scaled = None if mean is None else mean * scale
-            parts = [part for part in (scaled, noise) if part is not None]
-            if parts:
-                gradients[name] = placed(sum(parts[1:], parts[0]).to(p.dtype), p)
+            terms = [term for term in (scaled, noise) if term is not None]
+            if terms:
+                gradients[name] = placed(sum(terms[1:], terms[0]).to(p.dtype), p)
         # A backward pass fills it in this way: added to what is there, in the parameter's layout.
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))
-        rule.end(parameters, self.by_group, groups, size, self._last, self._decided)
+        rule.end(parameters, self.by_group, groups, size, part, self._last, self._decided)
 
     def _noise(
-        self, rule: WeightRule, name: str, p: Tensor, groups: Sequence[str], examples: float
+        self, rule: WeightRule, name: str, p: Tensor, groups: Sequence[str], part: float
     ) -> Tensor | None:
         """The noise in `.grad` of one parameter."""
         noise = rule.noise(p, groups)
         if noise is None:
             return None
-        if self._is_mean and not examples:
+        # Those of a smaller batch have larger parts, and the noise has to hide any example.
+        part = max(part, rule.largest_part)
+        if not part:
             raise ValueError(
                 f"an empty batch has no mean for the noise of {rule} to be added to; give the rule "
                 "expected_batch_size=, which is right under Poisson sampling, or add up: "
@@ -382,8 +387,7 @@ class _Filler:
         if self._across is not None:
             # All draw, so that their generators stay in step, and one draw counts.
             self._across.ranks.step(f"noise of {name}")
-        noise = self._decided(noise)
-        return noise * (self._results.loss_scale / (examples if self._is_mean else 1))
+        return self._decided(noise) * part
 
     def _decided(self, x: Tensor) -> Tensor:
         return x if self._across is None else self._across.decided(x)

@@ -21,21 +21,27 @@ Limit = float | Tensor
 
 
 class Unfinished:
-    """The parameters, while batches of a step have been added up that got no noise yet."""
+    """The parameters, while batches of a step have been added up that got no noise yet.
+
+    Attributes:
+        largest_part: The largest number that an example's term was multiplied by in them.
+    """
 
     def __init__(self) -> None:
         self._versions: list[tuple[weakref.ref[Tensor], int]] = []
+        self.largest_part = 0.0
 
     def __reduce__(self) -> Any:
         return Unfinished, ()  # a copy is for other parameters
 
-    def begin(self, parameters: Mapping[str, Tensor]) -> None:
-        """Remember the parameters as they are."""
+    def add(self, parameters: Mapping[str, Tensor], part: float) -> None:
+        """Remember the parameters as they are, and a batch's `part`."""
+        self.largest_part = max(self.largest_part, part)
         self._versions = [(weakref.ref(p), p._version) for p in parameters.values()]
 
     def end(self) -> None:
         """Forget them, since the step got its noise."""
-        self._versions = []
+        self._versions, self.largest_part = [], 0.0
 
     def check(self) -> None:
         """Raise `RuntimeError` if the parameters have moved since, and thus without noise."""
@@ -134,6 +140,11 @@ class Clipping(GramRule):
         """See `WeightRule.examples`."""
         return batch_size if self.expected_batch_size is None else self.expected_batch_size
 
+    @property
+    def largest_part(self) -> float:
+        """See `WeightRule.largest_part`."""
+        return self.unfinished.largest_part
+
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         return self.choose_in(NETWORK, space)
@@ -175,6 +186,7 @@ class Clipping(GramRule):
         choices: Mapping[str, Choice],
         groups: Sequence[str],
         batch_size: int,
+        part: float,
         last: bool,
         decided: Callable[[Tensor], Tensor],
     ) -> None:
@@ -182,4 +194,4 @@ class Clipping(GramRule):
         if last:
             self.unfinished.end()
         elif self.noise_multiplier:
-            self.unfinished.begin(parameters)
+            self.unfinished.add(parameters, part)

@@ -66,7 +66,9 @@ class GramRule(WeightRule):
                 raise ValueError(f"no vectors have no mean for the noise of {self} to be added to")
             if noise is not None:
                 means[name] = means[name] + noise / divisor
-        self.end(examples, found.by_group, groups, n, True, lambda x: x)
+        self.end(
+            examples, found.by_group, groups, n, 1 / divisor if divisor else 0.0, True, lambda x: x
+        )
         network = found.network
         decisions = {name: choice.decision for name, choice in found.choices.items()}
         return means, Report(n, decisions, None if network is None else network.decision)

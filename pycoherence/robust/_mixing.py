@@ -130,12 +130,13 @@ class Mixing(GramRule):
         choices: Mapping[str, Choice],
         groups: Sequence[str],
         batch_size: int,
+        part: float,
         last: bool,
         decided: Callable[[Tensor], Tensor],
     ) -> None:
         """See `WeightRule.end`."""
         if isinstance(self.rule, GramRule):
-            self.rule.end(parameters, choices, groups, batch_size, last, decided)
+            self.rule.end(parameters, choices, groups, batch_size, part, last, decided)
 
 
 def _aggregate_of(rule: Rule) -> tuple[str, float]:

@@ -98,6 +98,11 @@ class WeightRule(Rule):
         """The state that it keeps from one batch to the next."""
         return None
 
+    @property
+    def largest_part(self) -> float:
+        """The largest `part` of the step's batches before this one, as `end` was told."""
+        return 0.0
+
     def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
         """The robust mean of one parameter, without centre and noise.
 
@@ -124,6 +129,7 @@ class WeightRule(Rule):
         choices: Mapping[str, Choice],
         groups: Sequence[str],
         batch_size: int,
+        part: float,
         last: bool,
         decided: Callable[[Tensor], Tensor],
     ) -> None:
@@ -134,6 +140,8 @@ class WeightRule(Rule):
             choices: The choice for each group that took part.
             groups: All groups of `per`.
             batch_size: `B`.
+            part: The number that each example's term was multiplied by in the gradient; zero if
+                there was none.
             last: Whether the optimizer's step follows, and no other batch of it.
             decided: Makes a random number the same on all processes that take part.
         """

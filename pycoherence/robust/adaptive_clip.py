@@ -139,11 +139,12 @@ class AdaptiveClip(Clipping):
         choices: Mapping[str, Choice],
         groups: Sequence[str],
         batch_size: int,
+        part: float,
         last: bool,
         decided: Callable[[Tensor], Tensor],
     ) -> None:
         """See `WeightRule.end`."""
-        super().end(parameters, choices, groups, batch_size, last, decided)
+        super().end(parameters, choices, groups, batch_size, part, last, decided)
         # Gradients of a group that took no part are zero, and so inside.
         inside: dict[str, Tensor | float] = dict.fromkeys(groups, float(batch_size))
         for group, choice in choices.items():

@@ -83,6 +83,31 @@ def test_the_noise_of_a_step_is_that_of_one_batch() -> None:
     std_is(model.weight.grad, 2.0)
 
 
+@pytest.mark.parametrize("sizes", [(1, 8), (8, 1), (8, 1, 0), (0, 4, 1, 8)])
+def test_the_noise_of_a_step_hides_an_example_of_its_smallest_batch(sizes: Any) -> None:
+    """An example of a batch of one moves the sum of means by the limit, others by less."""
+    model, x, rule = wide(), torch.zeros(8, 100).double(), pc.NormClip(1.0, 2.0)
+    for scale in (4.0, 0.5):  # the second step begins anew
+        model.zero_grad()
+        for i, n in enumerate(sizes):
+            with pc.aggregate(model, rule, loss_scale=scale, last=i == len(sizes) - 1):
+                (model(x[:n]).sum() * scale / max(n, 1)).backward()
+        std_is(model.weight.grad, 2.0 * scale / min(n for n in sizes if n))
+    model.zero_grad()
+    with pc.aggregate(model, rule):
+        model(x).sum(1).mean().backward()
+    std_is(model.weight.grad, 2.0 / 8)
+
+
+def test_the_noise_of_a_step_has_the_largest_scale_of_its_losses() -> None:
+    model, x, rule = wide(), torch.zeros(3, 100).double(), pc.NormClip(1.0, 2.0)
+    for last, scale in ((False, 1 / 5), (False, 1 / 2), (True, 1 / 40)):
+        options: Any = {"loss_reduction": "sum", "loss_scale": scale}
+        with pc.aggregate(model, rule, **options, last=last):
+            (model(x).sum() * scale).backward()
+    std_is(model.weight.grad, 2.0 / 2)
+
+
 def test_an_empty_batch_has_the_noise_of_a_sum() -> None:
     model, x = wide(), torch.zeros(0, 100).double()
     for expected, reduction, std in ((None, "sum", 2.0), (8, "sum", 2.0), (8, "mean", 0.25)):
