@@ -15,16 +15,19 @@ from pycoherence.capture import (
     Capture,
     Factors,
     FactorsAcross,
+    GradScale,
     GroupBy,
     LossScale,
     OnUnsupported,
     Request,
     check_batch_norm,
+    check_grad_scale,
     check_grouping,
     check_loss_scale,
     expect_same_ranks,
     expect_unchanged,
     resting,
+    scale_of,
     tracked_parameters,
     without_sync,
 )
@@ -94,6 +97,10 @@ class aggregate:
             gives the number for the loss that `backward()` is called on.
             A rule sees gradients that are divided by it; those in `.grad` are multiplied by it
             again, as the scaler expects.
+        grad_scale: The number, or the scaler, that those in `.grad` are multiplied by instead if
+            the rule has `expected_batch_size`, such as 1 for a loss that is divided by the number
+            of micro-batches: that size counts the examples of a step, and the sum over them is
+            divided by nothing else. `None` for `loss_scale`.
         group: The processes over whose examples the rule is taken, a
             `torch.distributed.ProcessGroup` or a `DeviceMesh`; `None` for this process alone. All
             of them run the block. `.grad` is then the same on each, that of one process with all
@@ -163,6 +170,7 @@ class aggregate:
         group_by: GroupBy | None = None,
         on_unsupported: OnUnsupported = "auto",
         loss_scale: LossScale = 1.0,
+        grad_scale: GradScale | None = None,
         group: Group | None = None,
         last: bool = True,
         outvoted: bool = False,
@@ -181,6 +189,7 @@ class aggregate:
         self._grouping = check_grouping(group_size, group_by)
         self._on_unsupported = check_on_unsupported(on_unsupported)
         self._loss_scale = check_loss_scale(loss_scale)
+        self._grad_scale = None if grad_scale is None else check_grad_scale(grad_scale)
         self._group = check_group(group)
         self._last, self._outvoted = bool(last), bool(outvoted)
         if group is not None and on_unsupported == "skip":
@@ -189,7 +198,8 @@ class aggregate:
                 "since gradients that no rule makes would differ between the processes"
             )
         self._stack = ExitStack()
-        self._filler = _Filler(rule, loss_reduction == "mean", self._drop, self._last)
+        is_mean = loss_reduction == "mean"
+        self._filler = _Filler(rule, is_mean, self._drop, self._last, self._grad_scale)
         self._capture: Capture | None = None
         self._record: Record | None = None
 
@@ -257,7 +267,8 @@ class aggregate:
             grouping=self._grouping,
             on_unsupported=self._on_unsupported,
             loss_scale=self._loss_scale,
-            rule=_words(self._rule, self._drop, self._last) + ", outvoted" * self._outvoted,
+            rule=_words(self._rule, self._drop, self._last, self._grad_scale)
+            + ", outvoted" * self._outvoted,
             ranks=ranks,
             is_mean=self._loss_reduction == "mean",
         )
@@ -305,8 +316,11 @@ class _Filler:
         done: Whether a backward pass has run.
     """
 
-    def __init__(self, rule: Rule, is_mean: bool, drop: bool, last: bool) -> None:
+    def __init__(
+        self, rule: Rule, is_mean: bool, drop: bool, last: bool, grad_scale: GradScale | None
+    ) -> None:
         self._rule, self._is_mean, self._drop, self._last = rule, is_mean, drop, last
+        self._grad_scale = grad_scale
         self.choices: dict[str, Choice] = {}
         self.by_group: dict[str, Choice] = {}
         self.network: Choice | None = None
@@ -350,10 +364,13 @@ class _Filler:
         parameters = {name: p for name, p in self._parameters.items() if name not in skipped}
         groups = list(groups_of(rule.per, parameters))
         examples = rule.examples(size)
-        scale = (1 if self._is_mean else examples or 1) * results.loss_scale
+        loss_scale = results.loss_scale
+        if rule.expected is not None and self._grad_scale is not None:
+            loss_scale = scale_of(self._grad_scale, ())
+        scale = (1 if self._is_mean else examples or 1) * loss_scale
         divisor = examples if self._is_mean else 1
         # That of an example in `.grad`; an empty batch has none.
-        part = results.loss_scale / divisor if divisor else 0.0
+        part = loss_scale / divisor if divisor else 0.0
         gradients: dict[str, Tensor] = {}
         for name, p in parameters.items():
             noise = self._noise(rule, name, p, groups, part) if self._last else None
@@ -458,10 +475,14 @@ def _refuse_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _words(rule: Rule, drop: bool, last: bool) -> str:
+def _words(rule: Rule, drop: bool, last: bool, grad_scale: GradScale | None) -> str:
     """The part of a rule on which several processes have to agree."""
     words = f"rule {_told(rule)}, nonfinite={'drop' if drop else 'nan'}"
-    return words if last else f"{words}, last=False"
+    words = words if last else f"{words}, last=False"
+    if grad_scale is None:
+        return words
+    # A scaler's number is that of `loss_scale`, which they agree on too.
+    return f"{words}, grad_scale={grad_scale if isinstance(grad_scale, float) else 'of a scaler'}"
 
 
 def _told(rule: Rule) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from pycoherence import scalars
 from pycoherence.aggregate import NonFinite, aggregate
-from pycoherence.capture import GroupBy, LossScale, OnUnsupported
+from pycoherence.capture import GradScale, GroupBy, LossScale, OnUnsupported
 from pycoherence.collect import collect
 from pycoherence.ranks import Group
 from pycoherence.record import LossReduction, Record, pooled_scalars
@@ -145,6 +145,7 @@ class GradientMonitor:
         loss_scale: LossScale = 1.0,
         loss_reduction: LossReduction | None = None,
         last: bool = True,
+        grad_scale: GradScale | None = None,
     ) -> Iterator[None]:
         """Run the forward and backward pass of one micro-batch inside.
 
@@ -153,11 +154,14 @@ class GradientMonitor:
             loss_reduction: That of this loss, if it is another than the monitor's.
             last: Whether the step has no other after it, which a rule with noise has to know, as in
                 `pycoherence.aggregate`.
+            grad_scale: The number or scaler by which a rule with `expected_batch_size` multiplies
+                `.grad`, as in `pycoherence.aggregate`.
 
         Raises:
             RuntimeError: No backward pass of the model was seen in the block.
         """
-        self.open(loss_scale=loss_scale, loss_reduction=loss_reduction, last=last)
+        options: dict[str, Any] = {"loss_reduction": loss_reduction, "grad_scale": grad_scale}
+        self.open(loss_scale=loss_scale, last=last, **options)
         try:
             yield
         except BaseException as error:
@@ -171,6 +175,7 @@ class GradientMonitor:
         loss_scale: LossScale = 1.0,
         loss_reduction: LossReduction | None = None,
         last: bool = True,
+        grad_scale: GradScale | None = None,
     ) -> None:
         """Begin a micro-batch, for loops that call hooks; `close` or `abandon` ends it.
 
@@ -178,13 +183,14 @@ class GradientMonitor:
             loss_scale: See `micro_batch`.
             loss_reduction: See `micro_batch`.
             last: See `micro_batch`.
+            grad_scale: See `micro_batch`.
 
         Raises:
             RuntimeError: One is open.
         """
         if self._block is not None:
             raise RuntimeError("a micro-batch is open; call close() or abandon() first")
-        block = self._make(loss_scale, loss_reduction or self._loss_reduction, last)
+        block = self._make(loss_scale, loss_reduction or self._loss_reduction, last, grad_scale)
         if block is None:
             return
         entered = block.__enter__()
@@ -279,13 +285,18 @@ class GradientMonitor:
         return scalars.ratio(variance, sum(at["gradient/sq_norm"] for at in found))
 
     def _make(
-        self, loss_scale: LossScale, loss_reduction: LossReduction, last: bool = True
+        self,
+        loss_scale: LossScale,
+        loss_reduction: LossReduction,
+        last: bool = True,
+        grad_scale: GradScale | None = None,
     ) -> collect | aggregate | None:
         """The block of a micro-batch; `None` if there is nothing to do in it."""
         options = {**self._options, "loss_scale": loss_scale, "loss_reduction": loss_reduction}
         asked = self._statistics if self.measures else ()
         if self._rule is not None:
-            return aggregate(self._model, self._rule, *asked, **options, last=last)
+            options |= {"last": last, "grad_scale": grad_scale}
+            return aggregate(self._model, self._rule, *asked, **options)
         return collect(self._model, *asked, **options) if asked else None
 
 

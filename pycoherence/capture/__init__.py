@@ -23,14 +23,17 @@ from pycoherence.capture.model import (
 from pycoherence.capture.passes import LossFn, run_pass
 from pycoherence.capture.request import (
     Aggregate,
+    GradScale,
     LossScale,
     OnUnsupported,
     Request,
     Shape,
+    check_grad_scale,
     check_loss_scale,
     like_parameter,
     per_example,
     per_pair,
+    scale_of,
 )
 from pycoherence.capture.results import (
     Factors,
@@ -48,6 +51,7 @@ __all__ = [
     "Capture",
     "Factors",
     "FactorsAcross",
+    "GradScale",
     "GroupBy",
     "Grouping",
     "Groups",
@@ -60,6 +64,7 @@ __all__ = [
     "Results",
     "Shape",
     "check_batch_norm",
+    "check_grad_scale",
     "check_grouping",
     "check_loss_scale",
     "check_not_sharded",
@@ -77,6 +82,7 @@ __all__ = [
     "register_site",
     "resting",
     "run_pass",
+    "scale_of",
     "tracked_parameters",
     "without_sync",
 ]

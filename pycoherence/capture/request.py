@@ -20,6 +20,9 @@ OnUnsupported = Literal["auto", "raise", "skip", "vmap"]
 LossScale = float | torch.amp.GradScaler | Callable[[Tensor], float]
 """A number, the scaler that multiplies the loss, or a function of what `backward()` starts from."""
 
+GradScale = float | torch.amp.GradScaler
+"""A number, or the scaler by which the optimizer divides gradients again."""
+
 
 def per_example(batch: int, parameter: tuple[int, ...]) -> tuple[int, ...]:
     """One number for each example."""
@@ -94,6 +97,12 @@ class Request(NamedTuple):
         return tuple({*self.outputs, "weighted_sum"} if total else self.outputs)
 
 
+_WHY = (
+    "expected loss_scale to be a positive number, a torch.amp.GradScaler, or a function that gives "
+    "the number for the loss, got {value!r}"
+)
+
+
 def check_loss_scale(value: Any) -> LossScale:
     """The value, if losses can be multiplied by it.
 
@@ -107,12 +116,25 @@ def check_loss_scale(value: Any) -> LossScale:
     return check_scale(value)
 
 
-def check_scale(value: Any) -> float:
-    """The value, if it is a number that losses can be multiplied by."""
-    why = (
-        "expected loss_scale to be a positive number, a torch.amp.GradScaler, or a function that "
-        f"gives the number for the loss, got {value!r}"
+def check_grad_scale(value: Any) -> GradScale:
+    """The value, if gradients can be multiplied by it.
+
+    Raises:
+        TypeError: It is neither a number nor a scaler.
+        ValueError: It is not positive and finite.
+    """
+    known: GradScale = value
+    if isinstance(known, torch.amp.GradScaler):
+        return known
+    return check_scale(
+        known,
+        "expected grad_scale to be a positive number or a torch.amp.GradScaler, got {value!r}",
     )
+
+
+def check_scale(value: Any, why: str = _WHY) -> float:
+    """The value, if it is a number that losses can be multiplied by."""
+    why = why.format(value=value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(why)
     if not 0 < value < math.inf:

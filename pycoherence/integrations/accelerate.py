@@ -27,7 +27,8 @@ class PerExampleMonitor(GradientMonitor):
 
     for the loss that `accelerator.backward` is given. It divides that by
     `gradient_accumulation_steps`, and multiplies it by the scale of its `GradScaler`, both of which
-    are undone. A loss on which `backward()` itself is called is taken as it is.
+    are undone. A loss on which `backward()` itself is called is taken as it is. A rule with
+    `expected_batch_size`, which counts the examples of a whole step, divides by that alone.
 
     Args:
         accelerator: Whose loop it is.
@@ -110,6 +111,7 @@ class PerExampleMonitor(GradientMonitor):
                     loss_scale=scale,
                     loss_reduction=loss_reduction,
                     last=accelerator.sync_gradients if last is None else last,
+                    grad_scale=accelerator.scaler or 1.0,
                 )
             )
             yield

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pycoherence.capture import OnUnsupported
+from pycoherence.capture import GradScale, OnUnsupported
 from pycoherence.errors import UnsupportedError
 from pycoherence.monitor import GradientMonitor
 from pycoherence.ranks import Group
@@ -64,7 +64,8 @@ class PerExampleCallback:
         statistics: The statistics to measure, as in `pycoherence.collect`; `pc.SqNorms()` if none
             is given.
         rule: The robust rule that makes `.grad` of each step, as in `pycoherence.aggregate`.
-            Gradient clipping and the optimizer get its result.
+            Gradient clipping and the optimizer get its result. Its `expected_batch_size` counts the
+            examples of a whole step, and Lightning does not divide once more what that divides.
         every: Measure each `every`-th optimizer step. A rule is applied in all of them.
         loss_reduction: How `training_step` joins the examples' losses, by a `"mean"` or a `"sum"`.
         group_size: How many consecutive rows of the batch make one example.
@@ -203,6 +204,7 @@ class PerExampleCallback:
         self._opened = True
         scale = loss_scale * _scale(self._precision)
         options: dict[str, Any] = {"loss_reduction": loss_reduction, "last": last}
+        options["grad_scale"] = _grad_scale(self._precision)
         with self._measuring.micro_batch(loss_scale=scale, **options):
             yield
         self._pending = True
@@ -245,7 +247,11 @@ class PerExampleCallback:
             precision, divisor = self._precision, trainer.accumulate_grad_batches
             # A scaler is asked in measured passes alone, since the host waits for its answer.
             last = not trainer.fit_loop._should_accumulate()
-            self._measuring.open(loss_scale=lambda _: _scale(precision) / divisor, last=last)
+            self._measuring.open(
+                loss_scale=lambda _: _scale(precision) / divisor,
+                last=last,
+                grad_scale=_grad_scale(precision),
+            )
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Watch what the backward pass begins with."""
@@ -377,6 +383,11 @@ def _scale(precision: Any) -> float:
     """The number by which a precision plugin multiplies losses."""
     scaler = getattr(precision, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()
+
+
+def _grad_scale(precision: Any) -> GradScale:
+    """The part of the loss's scale that the optimizer divides gradients by again."""
+    return getattr(precision, "scaler", None) or 1.0
 
 
 def _is_overridden(value: Any, name: str) -> bool:

@@ -136,9 +136,10 @@ class Clipping(GramRule):
             self._check_limits(list(groups_of(self.per, parameters)))
         self.unfinished.check()
 
-    def examples(self, batch_size: int) -> float:
-        """See `WeightRule.examples`."""
-        return batch_size if self.expected_batch_size is None else self.expected_batch_size
+    @property
+    def expected(self) -> float | None:
+        """See `WeightRule.expected`."""
+        return self.expected_batch_size
 
     @property
     def largest_part(self) -> float:

@@ -88,9 +88,10 @@ class Mixing(GramRule):
         if isinstance(self.rule, GramRule):
             self.rule.check_parameters(parameters)
 
-    def examples(self, batch_size: int) -> float:
-        """See `WeightRule.examples`."""
-        return self.rule.examples(batch_size) if isinstance(self.rule, GramRule) else batch_size
+    @property
+    def expected(self) -> float | None:
+        """See `WeightRule.expected`."""
+        return self.rule.expected if isinstance(self.rule, GramRule) else None
 
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""

@@ -89,9 +89,14 @@ class WeightRule(Rule):
         if self.carries is not None:
             self.carries.check(parameters)
 
+    @property
+    def expected(self) -> float | None:
+        """The examples of a step, by which it divides sums; `None` for those of a batch."""
+        return None
+
     def examples(self, batch_size: int) -> float:
         """The number that a sum over the batch is divided by, to be the mean of the rule."""
-        return batch_size
+        return batch_size if self.expected is None else self.expected
 
     @property
     def carries(self) -> Centre | None:

@@ -168,6 +168,25 @@ def test_a_rule_fills_the_gradient() -> None:
     assert 0 < scalars["rule/clipped"] <= 1
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_what_a_step_was_expected_to_have_is_its_only_divisor(scaled: bool) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    if scaled:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model = accelerator.prepare(network())
+    monitor = PerExampleMonitor(accelerator, model, rule=pc.NormClip(0.5, expected_batch_size=50))
+    data = tokens(6, padded=True).tensors
+    want = torch.zeros(sum(p.numel() for p in model.parameters())).double()
+    for rows in (slice(0, 3), slice(3, 6)):
+        batch = tuple(x[rows] for x in data)
+        gradients = joined(per_example_gradients(model, own_mean, batch))
+        want += (0.5 / gradients.norm(dim=1)).clamp(max=1) @ gradients / 50
+        with accelerator.accumulate(model), monitor.micro_batch():
+            accelerator.backward(own_mean(model, batch))
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert relative_error(found, want * (8 if scaled else 1)) < EXACT
+
+
 def test_trackers_of_the_accelerator_are_written_to(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -233,9 +233,47 @@ def test_noise_comes_once_a_step() -> None:
     callback = PerExampleCallback(rule=pc.NormClip(1.0, 2.0, expected_batch_size=1))
     run = trainer(callback, watch, accumulate_grad_batches=4)
     run.fit(module(net, lambda net, batch: net(batch[0]).sum(1).mean() * 0), loader(data))
-    for noise in found:  # that of the whole step, over the 4 by which the loss is divided
-        assert abs(noise.std().item() / (2.0 / 4) - 1) < 0.05
+    for noise in found:  # that of the whole step, which the division of the loss leaves as it is
+        assert abs(noise.std().item() / 2.0 - 1) < 0.05
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("by", ["itself", "hand", "scaler"])
+def test_what_a_step_was_expected_to_have_is_its_only_divisor(by: str) -> None:
+    """`.grad` is the sum of clipped gradients over that number, the 4 micro-batches of a step."""
+    found: list[Tensor] = []
+
+    def take(_: Any, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        found.append(torch.cat([p.grad.flatten() for p in pl_module.parameters()]))
+
+    watch = type("Watch", (L.Callback,), {"on_before_optimizer_step": take})()
+    net, data = classifier(), batches(4)
+    total = torch.zeros(sum(p.numel() for p in net.parameters()))
+    for batch in data:
+        rows = oracle.joined(oracle.per_example_gradients(net, cross_entropy, batch))
+        weights = (0.05 / rows.norm(dim=1)).clamp(max=1)
+        total += (weights @ rows).float()
+    callback = PerExampleCallback(rule=pc.NormClip(0.05, expected_batch_size=100))
+    options: dict[str, Any] = {"accumulate_grad_batches": 4}
+    methods: dict[str, Any] = {}
+    if by == "scaler":
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        options["plugins"] = [L.plugins.MixedPrecision("16-mixed", "cpu", scaler)]
+    if by == "hand":
+        options = {}
+
+        def training_step(self: Any, batch: Batch, index: int) -> None:
+            with callback.micro_batch(loss_scale=1 / 4):
+                self.manual_backward(cross_entropy(self.net, batch) / 4)
+            if index == 3:
+                self.optimizers().step()
+
+        methods = {"training_step": training_step, "automatic_optimization": False}
+    run = trainer(callback, watch, **options)
+    run.fit(module(net, cross_entropy, **methods), loader(data))
+    assert len(found) == 1
+    error = (found[0] - total / 100).norm() / (0.05 * 20 / 100)  # of what it could be at most
+    assert error < (1e-2 if by == "scaler" else 1e-5)  # the scaler's is in half precision
 
 
 def test_a_scheduler_changes_how_much_is_accumulated() -> None:

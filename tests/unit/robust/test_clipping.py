@@ -69,6 +69,40 @@ def test_batches_of_a_step_add_up_to_one(reduction: Any, scale: float) -> None:
     assert_gradients(grads(model), {n: x * scale for n, x in expected.items()}, 1e-11)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("scaler", [False, True])
+def test_what_a_loss_is_divided_by_is_left_out_of_the_gradient(
+    reduction: Any, scaler: bool
+) -> None:
+    """The sum over a step is divided by the number that was expected, and by nothing else."""
+    model, (inputs, labels) = larger("cnn")
+    expected, _ = aggregated(model, (inputs, labels), of(expected_batch_size=7), reduction)
+    model.zero_grad()
+    rule, kept = of(expected_batch_size=7), 8.0 if scaler else 1.0
+    scale: Any = torch.amp.GradScaler("cpu", init_scale=8.0) if scaler else 1
+    for i, part in enumerate(PARTS):
+        options: Any = {"loss_reduction": reduction, "loss_scale": kept / 4, "grad_scale": scale}
+        with pc.aggregate(model, rule, **options, last=i == len(PARTS) - 1):
+            loss = cross_entropy(model(inputs[part]), labels[part], reduction=reduction)
+            (loss * kept / 4).backward()
+    assert_gradients(grads(model), {n: x * kept for n, x in expected.items()}, 1e-11)
+
+
+def test_other_rules_keep_the_scale_of_the_loss() -> None:
+    model, (inputs, labels) = larger("mlp")
+    expected, _ = aggregated(model, (inputs, labels), pc.NormClip(C))
+    model.zero_grad()
+    with pc.aggregate(model, pc.NormClip(C), loss_scale=1 / 4, grad_scale=1.0):
+        (cross_entropy(model(inputs), labels) / 4).backward()
+    assert_gradients(grads(model), {n: x / 4 for n, x in expected.items()}, 1e-11)
+
+
+@pytest.mark.parametrize(("scale", "kind"), [("2", TypeError), (0, ValueError), (abs, TypeError)])
+def test_gradients_are_multiplied_by_numbers(scale: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="expected grad_scale to be a positive number or"):
+        pc.aggregate(wide(), pc.NormClip(C), grad_scale=scale)
+
+
 def wide() -> nn.Module:
     return nn.Linear(100, 50, bias=False).double()
 
