@@ -87,8 +87,9 @@ class PerExampleCallback(TrainerCallback):
             `pycoherence.collect`.
 
     Raises:
-        ValueError: `top` without `SqNorms`, numbers that are too small; from a step: the batch has
-            no indices. See `pycoherence.GradientMonitor` also.
+        ValueError: `top` without `SqNorms`, numbers that are too small, a rule with
+            `expected_batch_size`, since the Trainer divides the sum itself; from a step: the batch
+            has no indices. See `pycoherence.GradientMonitor` also.
         UnsupportedError: From `train()`: the Trainer compiles the model, or runs it by FSDP1,
             DeepSpeed, `nn.DataParallel` or in slices of the sequence; its optimizer steps inside
             `backward()`. From a step: the loss does not show how it is scaled.
@@ -123,6 +124,12 @@ class PerExampleCallback(TrainerCallback):
             raise ValueError("expected pc.SqNorms() among the statistics, which top= sorts by")
         if loss_reduction is not None:
             check_loss_reduction(loss_reduction)
+        if getattr(rule, "expected_batch_size", None) is not None:
+            raise ValueError(
+                "expected a rule without expected_batch_size, as the Trainer divides the sum over "
+                f"examples itself, got {rule!r}; leave it out, or divide by it in a loop of your "
+                "own with pc.aggregate"
+            )
         self._rule, self._index = rule, index
         self._loss_reduction: LossReduction | None = loss_reduction
         check_grouping(group_size, None)
@@ -363,23 +370,41 @@ class KeepIndex:
 
 
 class _Measured:
-    """Stands in a Trainer's place of `training_step` during a run."""
+    """Stands in a Trainer's place of `training_step` during a run.
+
+    A step's error does not end it, as the caller may leave that batch out and go on. No event says
+    that an error has ended the run; the next run removes what was left.
+    """
 
     def __init__(self, trainer: Trainer, callback: PerExampleCallback) -> None:
+        left = vars(trainer).get("training_step")
+        if isinstance(left, _Measured) and left.is_stale(callback):
+            left.remove()
         self._trainer, self._callback = trainer, callback
-        self._stack = ExitStack()
+        self._before = vars(trainer).get("training_step")
         self._step = trainer.training_step
-        self._stack.enter_context(replaced(trainer, "training_step", self))
+        self._is_removed = False
+        vars(trainer)["training_step"] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        try:
-            return self._callback.training_step(self._trainer, self._step, *args, **kwargs)
-        except BaseException:
-            self.remove()  # no event tells a callback that a run has ended by an error
-            raise
+        if self._is_removed:
+            return self._step(*args, **kwargs)
+        return self._callback.training_step(self._trainer, self._step, *args, **kwargs)
+
+    def is_stale(self, callback: PerExampleCallback) -> bool:
+        """Whether it is of an earlier run, when one with this callback begins."""
+        others = self._trainer.callback_handler.callbacks
+        return self._callback is callback or self._callback not in others
 
     def remove(self) -> None:
-        self._stack.close()
+        """Give the place back; do nothing more for a function that was put over it."""
+        own, self._is_removed = vars(self._trainer), True
+        if own.get("training_step") is not self:
+            return
+        if self._before is None:
+            del own["training_step"]
+        else:
+            own["training_step"] = self._before
 
 
 Source = Literal["function", "model", "compute_loss"]

@@ -485,7 +485,7 @@ def test_examples_without_an_index_are_refused(tmp_path: Path) -> None:
 
 class Broken(Plain):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        super().compute_loss(*args, **kwargs)
+        Trainer.compute_loss(self, *args, **kwargs)
         raise ZeroDivisionError
 
 
@@ -501,12 +501,64 @@ def test_an_error_leaves_nothing_open(kind: type[Trainer], tmp_path: Path) -> No
     )
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    assert not {"training_step", "compute_loss"} & set(vars(trainer))
+    assert "compute_loss" not in vars(trainer)
     assert not model._forward_hooks
     x = collate([Texts(6, padded=False)[0]])
     with pc.collect(model, pc.SqNorms()) as record:
         model(**x).loss.backward()
     assert record.sq_norms.shape == (1,)
+
+
+class Careful(Plain):
+    """Leaves out a batch that does not fit into memory, and goes on."""
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        inner, model, calls = self.training_step, self.model, list[int]()
+
+        def step(*given: Any) -> Tensor:
+            calls.append(1)
+            handle = model.register_forward_hook(self.fail) if len(calls) == 1 else None
+            try:
+                return inner(*given)
+            except torch.OutOfMemoryError:
+                return torch.tensor(0.0)
+            finally:
+                if handle is not None:
+                    handle.remove()
+
+        self.training_step = step  # and stays there
+        return super()._run_epoch(*args, **kwargs)
+
+    @staticmethod
+    def fail(*args: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_step_that_is_left_out_does_not_end_the_rule(tmp_path: Path) -> None:
+    data, callback = Texts(12, padded=True), PerExampleCallback(rule=pc.NormClip(1e-3))
+    run = Run(causal(), data, tmp_path, callback, kind=Careful, max_grad_norm=0.0)
+    assert [len(step) for step in run.keep.steps] == [0, 1, 1, 1]
+    for grads in run.keep.grads[1:]:
+        assert 0 < sum(g.square().sum() for g in grads.values()).sqrt() < 1e-3
+    assert vars(run.trainer)["training_step"].__name__ == "step"
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["same callback", "another"])
+def test_training_after_an_error(other: bool, tmp_path: Path) -> None:
+    callback, data = PerExampleCallback(), Texts(6, padded=True)
+    options = arguments(tmp_path, learning_rate=0.0)
+    given: Any = {"train_dataset": data, "data_collator": collate, "callbacks": [callback]}
+    trainer = Plain(causal(), options, **given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plain, "compute_loss", Broken.compute_loss)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    if other:
+        trainer.remove_callback(callback)
+        trainer.add_callback(callback := PerExampleCallback())
+    trainer.train()
+    assert len(callback.history) == 2
+    assert "training_step" not in vars(trainer)
 
 
 def test_training_twice(tmp_path: Path) -> None:
@@ -530,6 +582,8 @@ def test_bad_options_are_refused() -> None:
         ({"top": -1}, ValueError),
         ({"loss_reduction": "token"}, ValueError),
         ({"group_size": 0}, ValueError),
+        ({"rule": pc.NormClip(1.0, expected_batch_size=8)}, ValueError),
+        ({"rule": pc.AdaptiveClip(1.0, expected_batch_size=8)}, ValueError),
     ):
         with pytest.raises(error, match="expected"):
             PerExampleCallback(**options)
