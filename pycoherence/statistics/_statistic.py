@@ -79,7 +79,7 @@ def combine(statistics: Sequence[Statistic], parameters: Mapping[str, Tensor]) -
         if not isinstance(statistic, Statistic):
             raise TypeError(
                 "expected statistics such as pc.SqNorms(), each as an argument of its own, got "
-                f"{kind.__name__}"
+                f"{kind.__name__}; a rule is the second argument of pc.aggregate, or rule="
             )
         if kinds.count(kind) > 1:
             raise ValueError(
