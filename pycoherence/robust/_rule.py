@@ -490,7 +490,10 @@ def check_rule(rule: Any) -> None:
     if isinstance(rule, type) and issubclass(rule, Rule):
         raise TypeError(f"expected an object, got a class; write pc.{rule.__name__}(...)")
     if not isinstance(rule, Rule):
-        raise TypeError(f"expected a rule such as pc.Winsorized(2), got {rule!r}")
+        raise TypeError(
+            f"expected a rule such as pc.Winsorized(2), got {rule!r}; pc.FromWeighting(...) and "
+            "pc.Reweight(...) make rules of functions"
+        )
 
 
 def check_clip(k: int, n: int) -> str | None:
