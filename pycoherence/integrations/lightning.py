@@ -17,7 +17,7 @@ from pycoherence.errors import UnsupportedError
 from pycoherence.monitor import GradientMonitor
 from pycoherence.ranks import Group
 from pycoherence.record import LossReduction, Record
-from pycoherence.robust import Report, Rule, State
+from pycoherence.robust import Report, Rule
 from pycoherence.statistics import Statistic
 
 __all__ = ["PerExampleCallback"]
@@ -210,17 +210,13 @@ class PerExampleCallback:
         self._pending = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The states that the rule carries along, for the Trainer's checkpoints."""
-        return {name: state.state_dict() for name, state in self._states().items()}
+        """What the rule carries from step to step, for the Trainer's checkpoints."""
+        return {} if self._rule is None else self._rule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the states of the rule back."""
-        for name, state in self._states().items():
-            if name in state_dict:
-                state.load_state_dict(state_dict[name])
-
-    def _states(self) -> Mapping[str, State]:
-        return {} if self._rule is None else self._rule.states
+        """Take it back; a rule of another kind begins anew."""
+        if self._rule is not None and state_dict.keys() == self._rule.state_dict().keys():
+            self._rule.load_state_dict(state_dict)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be measured, and make the monitor."""

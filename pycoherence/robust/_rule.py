@@ -132,6 +132,10 @@ class Report(Printed):
         }
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
 def _short(value: Any) -> str:
     """A number, or what there is to say of many."""
     if not isinstance(value, Tensor):
@@ -165,6 +169,30 @@ class Rule(ABC):
     def weighs(self) -> bool:
         """Whether vectors may have weights, so that some count more than others."""
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what the rule carries from one step to the next, for a checkpoint.
+
+        Returns:
+            The `"centre"` of `CenteredClip`, the `"threshold"` of `AdaptiveClip`, those of
+            the rule inside a mixing one, and nothing for others.
+        """
+        return {name: part.state_dict() for name, part in self.states.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace it by what `state_dict` of a rule of this kind gave.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        mine = self.states
+        if set(state) != set(mine):
+            raise ValueError(
+                f"expected the state of a rule such as {self}, with {_listed(mine)}, got one with "
+                f"{_listed(state)}; give what state_dict() of such a rule gave"
+            )
+        for name, part in mine.items():
+            part.load_state_dict(state[name])
 
     @property
     def states(self) -> Mapping[str, State]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pycoherence.capture import Factors
-from pycoherence.robust._rule import NETWORK, Decision, Per, Rule, check_groups, groups_of
+from pycoherence.robust._rule import NETWORK, Decision, Per, Rule, State, check_groups, groups_of
 from pycoherence.robust._space import GramSpace
 from pycoherence.robust.centre import Centre
 
@@ -100,8 +100,13 @@ class WeightRule(Rule):
 
     @property
     def carries(self) -> Centre | None:
-        """The state that it keeps from one batch to the next."""
+        """The centre that it keeps from one batch to the next."""
         return None
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """See `Rule.states`."""
+        return {} if self.carries is None else {"centre": self.carries}
 
     @property
     def largest_part(self) -> float:

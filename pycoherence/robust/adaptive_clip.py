@@ -31,7 +31,7 @@ class AdaptiveClip(Clipping):
     times `C`, for `m` groups of `per`, each with a threshold of its own. Account for `sigma`.
 
     State: the threshold belongs to this object, as its attribute `threshold` (a `Threshold`). Use
-    one rule object for all steps of a training run; put `threshold.state_dict()` into checkpoints.
+    one rule object for all steps of a training run; put `rule.state_dict()` into checkpoints.
 
     Everything else is as with `NormClip`. Give it to `pycoherence.aggregate`. The report has
     `weights` and `clipped`, the fraction of examples beyond the threshold.

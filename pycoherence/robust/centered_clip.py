@@ -1,13 +1,12 @@
 """Centred clipping."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from pycoherence.robust._gram_rule import GramRule
-from pycoherence.robust._rule import Per, State, check_per
+from pycoherence.robust._rule import Per, check_per
 from pycoherence.robust._space import GramSpace, Requirement
 from pycoherence.robust._weight_rule import Choice
 from pycoherence.robust.centre import Centre
@@ -24,7 +23,7 @@ class CenteredClip(GramRule):
     the next batch; at first it is zero.
 
     State: `v` belongs to this object, as its attribute `centre` (a `Centre`). Use one rule object
-    for all steps of a training run, and another one for another model; put `centre.state_dict()`
+    for all steps of a training run, and another one for another model; put `rule.state_dict()`
     into checkpoints. It moves when `backward()` returns, unless the result is not finite.
 
     If the loss is scaled or divided (`GradScaler`, `loss / 4`), say so with the `loss_scale` of
@@ -78,11 +77,6 @@ class CenteredClip(GramRule):
     def carries(self) -> Centre | None:
         """See `WeightRule.carries`."""
         return self.centre
-
-    @property
-    def states(self) -> Mapping[str, State]:
-        """See `Rule.states`."""
-        return {"centre": self.centre}
 
     @property
     def weighs(self) -> bool:

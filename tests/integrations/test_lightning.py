@@ -776,17 +776,17 @@ class Derived(PerExampleCallback):
         self.seen = [1]
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        lambda: pc.CenteredClip(0.1),
-        lambda: pc.AdaptiveClip(0.1),
-        lambda: pc.NNM(1, pc.CenteredClip(0.1)),
-    ],
-)
-def test_a_checkpoint_has_the_states_of_a_rule(tmp_path: Path, rule: Callable[[], Any]) -> None:
+RULES_WITH_A_STATE: list[Callable[[], Rule]] = [
+    lambda: pc.CenteredClip(0.1),
+    lambda: pc.AdaptiveClip(100.0, learning_rate=1.0),
+    lambda: pc.NNM(1, pc.AdaptiveClip(100.0, learning_rate=1.0)),
+]
+
+
+@pytest.mark.parametrize("make_rule", RULES_WITH_A_STATE)
+def test_a_checkpoint_has_the_state_of_a_rule(make_rule: Any, tmp_path: Path) -> None:
     def fit(net: nn.Module, epochs: int, **options: Any) -> Any:
-        run = trainer(PerExampleCallback(rule=rule()), max_epochs=epochs)
+        run = trainer(PerExampleCallback(rule=make_rule()), max_epochs=epochs)
         run.fit(module(net, cross_entropy), loader(data), **options)
         return run
 
@@ -797,6 +797,10 @@ def test_a_checkpoint_has_the_states_of_a_rule(tmp_path: Path, rule: Callable[[]
     run = fit(other, 2, ckpt_path=tmp_path / "half.ckpt")
     assert run.global_step == 6
     torch.testing.assert_close(other.state_dict(), whole.state_dict())
+    callback = PerExampleCallback(rule=pc.GAF(0.9) if "NNM" in str(make_rule()) else pc.Median())
+    run = trainer(callback, max_epochs=2)  # a rule of another kind begins anew
+    run.fit(module(net, cross_entropy), loader(data), ckpt_path=tmp_path / "half.ckpt")
+    assert len(callback.history) == 3
 
 
 def test_a_second_fit_begins_anew() -> None:

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.nn.functional import cross_entropy
 
 import pycoherence as pc
+from pycoherence.robust import Rule
 
 START, Q, RATE = 0.3, 0.7, 0.5
 
@@ -157,6 +158,36 @@ def test_it_can_be_saved_and_reset() -> None:
     other.threshold.load_state_dict({"head": 1.0})
     with pytest.raises(ValueError, match=r"one for head.*rule\.threshold\.reset\(\)"):
         pc.aggregate(model, other).__enter__()
+
+
+RULES: list[Callable[[], Rule]] = [
+    lambda: rule_of(),
+    lambda: pc.CenteredClip(0.1),
+    lambda: pc.ARC(1, rule_of()),
+    lambda: pc.NNM(1, pc.CenteredClip(0.1)),
+]
+
+
+@pytest.mark.parametrize("make", RULES)
+def test_a_rule_goes_on_from_its_state(make: Callable[[], Rule]) -> None:
+    model, batch = larger("mlp")
+    rule, other, new = make(), make(), make()
+    for _ in range(3):
+        aggregated(model, batch, rule)
+    other.load_state_dict(rule.state_dict())
+    found = [aggregated(model, batch, each)[0] for each in (rule, other, new)]
+    assert all(torch.equal(x, found[1][n]) for n, x in found[0].items())
+    assert not all(torch.equal(x, found[2][n]) for n, x in found[0].items())
+    with pytest.raises(ValueError, match=r"with (centre|threshold), got one with nothing; give"):
+        rule.load_state_dict({})
+
+
+@pytest.mark.parametrize("rule", [pc.NormClip(1.0), pc.Median(), pc.NNM(1, pc.Median())])
+def test_most_rules_have_no_state(rule: Rule) -> None:
+    assert rule.state_dict() == {}
+    rule.load_state_dict({})
+    with pytest.raises(ValueError, match="with nothing, got one with centre; give"):
+        rule.load_state_dict({"centre": {}})
 
 
 def check_ranks(rank: int) -> None:
