@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -266,23 +267,32 @@ class GradientMonitor:
     def noise_scale(self, last: int | None = None) -> float:
         r"""The noise scale over measured steps: the mean variance over the mean squared norm.
 
-        One step's own ratio is biased and noisy; means of both sides are taken first.
+        One step's own ratio is biased and noisy; means of both sides are taken first. Steps that
+        cannot tell, such as one of a single example, are left out.
 
         Args:
             last: Over how many of them; all if `None`.
 
         Raises:
             ValueError: `last` is less than one.
-            RuntimeError: No step has measured norms.
+            RuntimeError: No step has measured norms of two examples or more.
         """
         if last is not None:
             check_count("last", last, 1)
-        found = [at for at in self.history if "gradient/variance" in at]
+        found = [
+            (at["gradient/variance"], at["gradient/sq_norm"])
+            for at in self.history
+            if "gradient/variance" in at
+        ]
+        found = [sides for sides in found if not any(map(math.isnan, sides))]
         if not found:
-            raise RuntimeError("no step has measured norms; give pc.SqNorms(), and call step()")
+            raise RuntimeError(
+                "no step has measured norms of two examples or more; give pc.SqNorms(), and call "
+                "step()"
+            )
         found = found if last is None else found[-last:]
-        variance = sum(at["gradient/variance"] for at in found)
-        return scalars.ratio(variance, sum(at["gradient/sq_norm"] for at in found))
+        variance, sq_norm = map(sum, zip(*found, strict=True))
+        return scalars.ratio(variance, sq_norm)
 
     def _make(
         self,

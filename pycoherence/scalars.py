@@ -83,11 +83,14 @@ def of_dots(dots: Sequence[Tensor]) -> dict[str, float]:
 def of_reports(reports: Sequence[Report]) -> dict[str, float]:
     """The means over batches of what a rule reports; over parameters too, if each decides alone.
 
+    Empty batches count if there are no others.
+
     Args:
         reports: The report on each batch.
     """
+    told = [one for one in reports if one.batch_size] or reports
     found = {"clipped": list[float](), "kept": list[float](), "iterations": list[float]()}
-    for report in reports:
+    for report in told:
         decisions = report.by_parameter.values() if report.network is None else [report.network]
         for name, values in found.items():
             mine = [x for x in (_number(one, name) for one in decisions) if x is not None]

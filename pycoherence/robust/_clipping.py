@@ -3,7 +3,7 @@
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -149,6 +149,10 @@ class Clipping(GramRule):
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         return self.choose_in(NETWORK, space)
+
+    def choose_none(self, space: GramSpace) -> Choice:
+        """See `GramRule.choose_none`."""
+        return replace(super().choose_none(space), clipped=self.clipped(space.sq_norms, 1.0))
 
     def choose_in(self, group: str, space: GramSpace) -> Choice:
         """See `GramRule.choose_in`."""

@@ -43,6 +43,10 @@ class GramRule(WeightRule):
         count, nor does anything if it keeps fewer than `least`.
         """
 
+    def choose_none(self, space: GramSpace) -> Choice:
+        """The choice among no examples: it has all that `choose` reports, for one log of both."""
+        return Choice(space.sq_norms, torch.ones_like(space.n))
+
     def choose_in(self, group: str, space: GramSpace) -> Choice:
         """Weigh the examples by their gradients in one group of `per`, as `choose` does."""
         return self.choose(space)
@@ -104,7 +108,7 @@ def decide(
     space.weights = None if weights is None else weights.to(space.gram.device)
     space.dtype = torch.float32 if any(map(is_short, factors.values())) else torch.float64
     if not batch.size:
-        return Choice(space.sq_norms, torch.ones_like(space.n))
+        return rule.choose_none(space)
     choice = rule.choose_in(group, space)
     if across is not None:
         # A rank with another processor may round otherwise, and choose another example.

@@ -93,6 +93,11 @@ class Mixing(GramRule):
         """See `WeightRule.expected`."""
         return self.rule.expected if isinstance(self.rule, GramRule) else None
 
+    def choose_none(self, space: GramSpace) -> Choice:
+        """See `GramRule.choose_none`."""
+        inner = self.rule if isinstance(self.rule, GramRule) else super()
+        return inner.choose_none(space)
+
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""
         return self.choose_in(NETWORK, space)
@@ -118,9 +123,8 @@ class Mixing(GramRule):
 
     def mean(self, factors: Factors, share: float, choice: Choice, drop: bool) -> Tensor:
         """See `GramRule.mean`."""
-        if self.order is None:
+        if self.order is None or choice.mixing is None:  # which no examples have not
             return super().mean(factors, share, choice, drop)
-        assert choice.mixing is not None
         # Points that are left out show as NaN, and NaN in a point that is not shows as itself.
         found = factors.order_of_mixtures(choice.mixing, *self.order, drop)
         return found * torch.where(choice.weights.isnan().any(), torch.nan, share).to(found.device)

@@ -1,5 +1,6 @@
 """The declarations that every robust rule makes of itself."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -49,7 +50,7 @@ class Decision:
         chosen: Indices of the examples that a choosing rule took, in the order it took them.
         iterations: How many an iterative rule ran.
         clipped: Fraction clipped or cut away: of the values of each coordinate for `Winsorized` and
-            `TrimmedMean`, of the examples for `NormClip` and `CenteredClip`.
+            `TrimmedMean`, of the examples for `NormClip` and `CenteredClip`. NaN of none.
         kept: Fraction of the coordinates that a rule did not set to zero.
         outvoted: `[B]`, float64, with `outvoted=True`: the share of the coordinates in which the
             value of each example was clipped or cut away. It lay beyond all that the rule left as
@@ -409,7 +410,9 @@ class CoordinateRule(Rule):
                 for.
             skipped: Parameters that were left out.
         """
-        clipped = self.clipped(n) if n else None
+        clipped = self.clipped(max(1, n))
+        if not n and clipped is not None:
+            clipped = math.nan
         out = {name: count.cpu() for name, count in outvoted.items()}
         decisions: dict[str, Decision] = {}
         for name, count in nonzero.items():

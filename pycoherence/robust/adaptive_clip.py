@@ -148,7 +148,7 @@ class AdaptiveClip(Clipping):
         # Gradients of a group that took no part are zero, and so inside.
         inside: dict[str, Tensor | float] = dict.fromkeys(groups, float(batch_size))
         for group, choice in choices.items():
-            if choice.clipped is not None:
+            if batch_size and choice.clipped is not None:
                 inside[group] = batch_size * (1 - choice.clipped)
         self.threshold.count(inside, batch_size)
         if last:

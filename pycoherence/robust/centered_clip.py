@@ -1,6 +1,6 @@
 """Centred clipping."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -86,6 +86,10 @@ class CenteredClip(GramRule):
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         return None
+
+    def choose_none(self, space: GramSpace) -> Choice:
+        """See `GramRule.choose_none`."""
+        return replace(super().choose_none(space), iterations=0, clipped=space.n * torch.nan)
 
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""

@@ -1,6 +1,6 @@
 """Geometric median."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pycoherence.ops.gram_median import gram_median, weiszfeld
@@ -70,6 +70,10 @@ class GeometricMedian(GramRule):
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         return None
+
+    def choose_none(self, space: GramSpace) -> Choice:
+        """See `GramRule.choose_none`."""
+        return replace(super().choose_none(space), iterations=0)
 
     def choose(self, space: GramSpace) -> Choice:
         """See `GramRule.choose`."""

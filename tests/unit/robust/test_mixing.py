@@ -155,6 +155,25 @@ def test_too_few_left() -> None:
         assert rule(v, nonfinite="drop").isnan().all(), rule
 
 
+COORDINATES = [
+    pc.NNM(1, pc.Median()),
+    pc.ARC(1, pc.Median()),
+    pc.Bucketing(2, pc.Median()),
+    pc.NNM(0, pc.Bulyan(0)),
+    pc.Bucketing(2, pc.NNM(1, pc.Median())),
+    pc.NNM(1, pc.Krum(1)),
+]
+
+
+@pytest.mark.parametrize("rule", COORDINATES)
+def test_no_examples_have_no_gradient(rule: Any) -> None:
+    assert torch.equal(rule(torch.zeros(0, 3)), torch.zeros(3))
+    model, x = nn.Linear(3, 1, bias=False), torch.zeros(0, 3)
+    with pc.aggregate(model, rule, loss_reduction="sum"):
+        model(x).sum().backward()
+    assert torch.equal(model.weight.grad, torch.zeros(1, 3))
+
+
 def test_empty_buckets_are_left_out() -> None:
     v = rows(4)
     v[[0, 2]] = torch.nan

@@ -132,6 +132,57 @@ def test_noise_scale_over_steps() -> None:
         pc.GradientMonitor(model, pc.Gram()).noise_scale()
 
 
+def test_noise_scale_leaves_out_steps_that_cannot_tell() -> None:
+    model, x, y = make()
+    monitor, single = pc.GradientMonitor(model), pc.GradientMonitor(model)
+    found = [run(monitor, model, x[:n], y[:n], (n,)) for n in (4, 1, 6)]
+    sides = [(at["gradient/variance"], at["gradient/sq_norm"]) for at in (found[0], found[2])]
+    monitor.history[1]["gradient/variance"] = monitor.history[1]["gradient/sq_norm"] = math.nan
+    for last in (None, 2):
+        variance, signal = (sum(x) for x in zip(*sides, strict=True))
+        assert monitor.noise_scale(last) == pytest.approx(variance / signal)
+    run(single, model, x[:1], y[:1], (1,))
+    single.history[0]["gradient/sq_norm"] = math.nan
+    with pytest.raises(RuntimeError, match="of two examples or more"):
+        single.noise_scale()
+
+
+RULES = [
+    pc.NormClip(1.0, expected_batch_size=4),
+    pc.AutoClip(1.0),
+    pc.AdaptiveClip(1.0, expected_batch_size=4),
+    pc.CenteredClip(1.0),
+    pc.GeometricMedian(),
+    pc.Winsorized(1),
+    pc.SignAgreement(0.5),
+    pc.NNM(1, pc.NormClip(1.0)),
+    pc.ARC(1, pc.Median()),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("first", [5, 0])
+def test_an_empty_step_of_a_rule_has_the_columns_of_others(
+    rule: Any, first: int, tmp_path: Path
+) -> None:
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    monitor = pc.GradientMonitor(model, rule=rule, log=tmp_path / "steps.csv")
+
+    def step(*sizes: int) -> Any:
+        for n in sizes:
+            with monitor.micro_batch(loss_reduction="sum"):
+                model(x[:n]).square().sum().backward()
+        return monitor.step()
+
+    steps = [step(first), step(5 - first), step(5, 0)]
+    shares = [name for name in ("rule/clipped", "rule/iterations") if name in steps[0]]
+    for name in shares:
+        empty = next(at for at in steps if not at["batch_size"])
+        assert empty[name] == 0 or math.isnan(empty[name])
+        assert math.isfinite(steps[2][name])  # an empty part of a step does not count
+    assert all(math.isfinite(c) for c in rule.state_dict().get("threshold", {}).values())
+
+
 def test_an_error_leaves_no_block_open() -> None:
     model, x, y = make()
     monitor = pc.GradientMonitor(model)
