@@ -1,5 +1,6 @@
 """Per-example gradients in a loop of one's own with accelerate."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -89,6 +90,7 @@ class PerExampleMonitor(GradientMonitor):
 
         Raises:
             RuntimeError: No backward pass of the model was seen in the block.
+            UnsupportedError: `accelerator.backward` was called by a reference from before it.
         """
         own, losses = check_scale(loss_scale), list[GradientEdge]()
         accelerator = self._accelerator
@@ -101,6 +103,14 @@ class PerExampleMonitor(GradientMonitor):
 
         def scale(root: Tensor) -> float:
             (factor,) = derivatives(root, losses[-1:]) or [None]
+            scales = accelerator.gradient_accumulation_steps > 1 or accelerator.scaler is not None
+            refuse(
+                factor is None and scales and _is_running_backward(accelerator),
+                "accelerator.backward was called by a reference from before the block, which does "
+                "not show the loss before it is scaled",
+                "write accelerator.backward(loss) in the block, and keep no `backward = "
+                "accelerator.backward`",
+            )
             return own if factor is None else own * factor
 
         with ExitStack() as stack:
@@ -160,6 +170,16 @@ def check_accelerator(accelerator: Accelerator) -> None:
         "a LOMO optimizer steps inside backward()",
         "take an optimizer that steps after it",
     )
+
+
+def _is_running_backward(accelerator: Accelerator) -> bool:
+    """Whether its `backward`, by whatever name, is among the callers."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is Accelerator.backward.__code__ and frame.f_locals["self"] is accelerator:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def refuse(refused: bool, why: str, way_out: str) -> None:

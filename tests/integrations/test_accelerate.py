@@ -215,6 +215,35 @@ def test_an_error_leaves_nothing_open() -> None:
     assert monitor.records[0].batch_size == 2
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_backward_that_cannot_be_seen_is_refused(scaled: bool) -> None:
+    """Its division by the number of micro-batches would be taken for the loss's own."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=1 if scaled else 4)
+    if scaled:
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+    model = accelerator.prepare(network())
+    backward, batch = accelerator.backward, tokens(2, padded=False).tensors
+    monitor = PerExampleMonitor(accelerator, model)
+    with (
+        pytest.raises(pc.UnsupportedError, match=r"by a reference.*write accelerator\.backward"),
+        monitor.micro_batch(),
+    ):
+        backward(own_mean(model, batch))
+    assert all(p.grad is None for p in model.parameters())
+    with monitor.micro_batch():
+        accelerator.backward(own_mean(model, batch))
+    assert relative_error(monitor.records[0].sq_norms.sqrt(), truth(model, own_mean, batch)) < EXACT
+
+
+def test_a_backward_from_before_the_block_that_scales_nothing_is_fine() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, batch = accelerator.prepare(network()), tokens(2, padded=False).tensors
+    backward, monitor = accelerator.backward, PerExampleMonitor(accelerator, model)
+    with monitor.micro_batch():
+        backward(own_mean(model, batch))
+    assert relative_error(monitor.records[0].sq_norms.sqrt(), truth(model, own_mean, batch)) < EXACT
+
+
 REFUSALS = {
     "compiled": "is compiled.*leave the compiler out",
     "FSDP1": "FSDP1 flattens.*take FSDP2",
