@@ -28,6 +28,9 @@ Measured = Mapping[str, Mapping[str, Tensor]]
 # Below this share of their squared norms a squared distance of float32 products is too inexact.
 _CANCELS = 2.0**-10
 
+# Squared norms below have lost terms that are less than the least float32.
+_UNDERFLOWS = 2.0**-100
+
 
 class GramSpace:
     """Points in float64, where the gradients are: the examples, and behind them a centre if any.
@@ -109,10 +112,16 @@ class GramSpace:
 
     @property
     def cancels(self) -> Tensor:
-        """Whether points are so close together that float32 products cannot tell how close."""
+        """Whether points are so close together that float32 products cannot tell how close.
+
+        So are examples near zero, whose products underflow; those of zero are not told apart.
+        """
         norms = self.gram.diagonal()
         scale = norms[:, None] + norms
-        return (self.sq_distances < _CANCELS * scale).fill_diagonal_(False).any()
+        near = self.sq_distances < _CANCELS * scale
+        n = self.batch_size
+        near[:n, :n] |= (scale[:n, :n] < _UNDERFLOWS) & self.kept[:, None] & self.kept
+        return near.fill_diagonal_(False).any()
 
 
 def measure(

@@ -280,3 +280,18 @@ test_types = raising(
         "words": (lambda: pc.GeometricMedian()(rows(2), weights=["a", "b"]), "weights to be 2"),
     },
 )
+
+
+TINY = [pc.Krum(2), pc.MoNNA(2), pc.MDA(2), pc.Bulyan(1), pc.GeometricMedian()]
+
+
+@pytest.mark.parametrize("rule", TINY)
+@pytest.mark.parametrize("far", [False, True])
+def test_vectors_whose_products_underflow(rule: Any, far: bool) -> None:
+    """Products of them are zero in float32, as if all were in one place."""
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)) * 1e-25
+    x[3] *= 0.01
+    if far:
+        x[5] = 1.0
+    found, expected = rule(x).double(), rule(x.double())
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
