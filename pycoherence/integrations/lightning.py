@@ -241,6 +241,11 @@ class PerExampleCallback:
         if self._automatic:
             # Lightning divides by it in each batch, also in a last incomplete accumulation.
             precision, divisor = self._precision, trainer.accumulate_grad_batches
+            begins = batch_idx % divisor == 0
+            if self._pending and begins and not _is_overridden(pl_module, "optimizer_zero_grad"):
+                # An optimizer_step of the module's own took no step, and its gradients are zeroed.
+                self._measuring.restart()
+                self._pending = False
             # A scaler is asked in measured passes alone, since the host waits for its answer.
             last = not trainer.fit_loop._should_accumulate()
             self._measuring.open(

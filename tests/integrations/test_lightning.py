@@ -432,6 +432,35 @@ def test_a_step_that_a_hook_ends_is_left_out() -> None:
     assert [row["batch_size"] for row in callback.history] == [10, 10, 10]
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_batches_that_take_no_step_are_left_out_unless_their_gradients_stay(keeps: bool) -> None:
+    """Lightning zeroes gradients before each backward pass, whether a step used them or not."""
+    callback, seen = PerExampleCallback(), list[float]()
+
+    def optimizer_step(self: Any, epoch: int, index: int, optimizer: Any, closure: Any) -> None:
+        if index % 2:
+            optimizer.step(closure)
+        else:
+            closure()
+
+    def on_before_optimizer_step(self: Any, optimizer: Any) -> None:
+        seen.append(sum(p.grad.square().sum().item() for p in self.net.parameters()))
+
+    def optimizer_zero_grad(self: Any, epoch: int, index: int, optimizer: Any) -> None:
+        if index % 2 == 0:
+            optimizer.zero_grad()
+
+    methods: dict[str, Any] = {"optimizer_step": optimizer_step}
+    methods["on_before_optimizer_step"] = on_before_optimizer_step
+    if keeps:
+        methods["optimizer_zero_grad"] = optimizer_zero_grad
+    fitted(classifier(), cross_entropy, batches(6), callback, methods=methods)
+    assert [row["batch_size"] for row in callback.history] == [10 if keeps else 5] * 3
+    if not keeps:
+        last = callback.records[0].coherence().sum_sq_norm / 25
+        assert seen[-1] == pytest.approx(last, rel=1e-4)
+
+
 HOOKS = [
     "training_step",
     "on_train_batch_start",
