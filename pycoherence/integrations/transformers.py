@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from pycoherence.capture import OnUnsupported, check_grouping
 from pycoherence.errors import UnsupportedError
 from pycoherence.integrations._losses import (
+    Average,
     GradientEdge,
     averages,
     batch_size,
+    depends_on_others,
     derivatives,
     edge_of,
     only_sum,
@@ -220,7 +222,7 @@ class PerExampleCallback(TrainerCallback):
         if not monitor.measures and self._rule is None:
             return step(model, inputs, num_items_in_batch)
         model.train()  # as training_step begins, but before the block looks at the modules
-        scale = _Scale(trainer, inputs, num_items_in_batch, self._loss_reduction)
+        scale = _Scale(trainer, inputs, num_items_in_batch, self._loss_reduction, self._group_size)
         with (
             scale.watching(model),
             monitor.micro_batch(
@@ -430,10 +432,11 @@ class _Scale:
         inputs: Mapping[str, Any],
         items: Tensor | int | None,
         loss_reduction: LossReduction | None,
+        group_size: int,
     ) -> None:
         self._trainer, self._loss_reduction = trainer, loss_reduction
-        self._labels = inputs.get("labels")
-        self._losses: list[tuple[Source, GradientEdge]] = []
+        self._labels, self._group_size = inputs.get("labels"), group_size
+        self._losses: list[tuple[Source, _Loss]] = []
         self.items: Tensor | None = None
         if items is not None:
             known = torch.as_tensor(items).detach()
@@ -445,7 +448,9 @@ class _Scale:
         """See the losses that are computed on the way to that of `training_step`."""
         with ExitStack() as stack:
             stack.callback(self._losses.clear)  # who holds a loss holds its graph
-            handle = model.register_forward_hook(lambda _, __, found: self._see("model", found))
+            # A wrapper may pass what the model gives through a function of its own.
+            inner = self._trainer.accelerator.unwrap_model(model)
+            handle = inner.register_forward_hook(lambda _, __, found: self._see("model", found))
             stack.callback(handle.remove)
             for name in ("compute_loss_func", "label_smoother"):
                 if getattr(self._trainer, name, None) is not None:
@@ -469,7 +474,8 @@ class _Scale:
         elif isinstance(found, (tuple, list)):
             found = found[0] if found else None
         if isinstance(found, Tensor) and found.requires_grad and found.numel() == 1:
-            self._losses.append((source, edge_of(found)))
+            # The Trainer multiplies it in place.
+            self._losses.append((source, _Loss(edge_of(found), found.detach().clone())))
 
     def __call__(self, root: Tensor) -> float:
         """The number, found from what `backward()` is called on.
@@ -477,40 +483,50 @@ class _Scale:
         Raises:
             UnsupportedError: It cannot be known.
         """
-        known = [loss for _, loss in self._losses]
-        if self.items is None:
-            factors, by_items = derivatives(root, known), None
-        else:
-            *factors, by_items = derivatives(root, [*known, edge_of(self.items)])
-        source, loss, factor = self._loss_of(factors)
-        rows = batch_size()
+        items = [] if self.items is None else [edge_of(self.items)]
+        factors = derivatives(root, [*(loss.edge for _, loss in self._losses), *items])
+        by_items = factors.pop() if items else None
+        source, loss, factor = self._loss_of(root, factors)
+        rows = self._rows()
         if self._loss_reduction is not None:
-            return _scale(factor, rows if self._loss_reduction == "mean" else 1)
+            return _scale(factor, batch_size() if self._loss_reduction == "mean" else 1)
         if by_items is not None and source == "compute_loss" and self._is_average_of_all():
-            return self._scale_of_sum(root, loss)
+            return self._scale_of_sum(root, loss.edge)
         if by_items is not None:
             assert self.items is not None
+            if not loss.is_divided_by(self.items, by_items / factor):
+                self._refuse("has terms that num_items_in_batch does not divide")
             return _scale(factor, self.items.item())
-        found = averages(loss)
-        if found is not None and found.weight is not None:
-            return _scale(factor, found.weight)
-        if found is not None and found.targets <= rows:
-            return _scale(factor, rows)
-        if found is None and self.items is None and not self._has_token_labels(rows):
+        found = averages(loss.edge)
+        if found is not None:
+            divisors = {self._divisor(one, len(found) == 1) for one in found}
+            if len(divisors) > 1:
+                self._refuse("is a mean of several means")
+            (divisor,) = divisors
+            if divisor is None:
+                self._refuse(
+                    f"is a mean of {found[0].terms} terms, which are neither the {rows} rows of "
+                    "the batch nor its labels"
+                )
+            return _scale(factor, divisor)
+        if self.items is None and self._group_size == 1 and self._has_labels_of(rows):
             return _scale(factor, rows)  # the Trainer takes it for a mean as well
-        why = (
-            "is a mean of several means"
-            if found is not None
-            else "shows neither that it was divided by num_items_in_batch nor that it is a mean"
+        self._refuse(
+            "shows neither that it was divided by num_items_in_batch nor that it is a mean"
         )
+
+    def _refuse(self, why: str) -> NoReturn:
         raise UnsupportedError(
             f"the loss {why}, so that its scale would be a guess. What to do: {_SAY}."
         )
 
-    def _loss_of(self, factors: Sequence[float | None]) -> tuple[Source, GradientEdge, float]:
-        """The loss before the Trainer has scaled it, and by how much it has."""
+    def _loss_of(
+        self, root: Tensor, factors: Sequence[float | None]
+    ) -> tuple[Source, "_Loss", float]:
+        """The first loss that the whole is a multiple of, and by how much."""
+        beside = False
         for source in _SOURCES:
-            reached: list[tuple[Source, GradientEdge, float]] = [
+            reached: list[tuple[Source, _Loss, float]] = [
                 (by, loss, factor)
                 for (by, loss), factor in zip(self._losses, factors, strict=True)
                 if by == source and factor is not None
@@ -521,13 +537,37 @@ class _Scale:
                     "the loss function in one training_step. What to do: compute them from one "
                     "call, or measure with pc.GradientMonitor in a training_step of your own."
                 )
-            if reached:
+            if not reached:
+                continue
+            # By how much the Trainer has multiplied one part of several is not known.
+            known = not beside or self._loss_reduction or not self._is_average_of_all()
+            if known and not depends_on_others(root, reached[0][1].edge, self.items):
                 return reached[0]
+            beside = True
+        if beside:
+            self._refuse("has other terms beside that of the model or the loss function")
         raise UnsupportedError(
             "backward() was called on a loss that is not from compute_loss, so that its scale is "
             "not known. What to do: return the loss from compute_loss, or measure with "
             "pc.GradientMonitor in a training_step of your own."
         )
+
+    def _rows(self) -> int:
+        return batch_size() * self._group_size
+
+    def _divisor(self, one: Average, is_all: bool) -> float | None:
+        """The number by which an average divides the sum over rows or tokens, if it is known."""
+        rows, labels = self._rows(), self._labels
+        if one.weight is not None and (is_all or one.terms != rows):
+            return one.weight
+        if one.terms in (rows, batch_size()):
+            return one.terms
+        if isinstance(labels, Tensor) and not labels.is_floating_point():
+            return one.terms if one.terms > rows and one.terms in _counts(labels) else None
+        by_row = one.by_element and one.shape[:1] == (rows,)
+        if isinstance(labels, Tensor):
+            by_row = by_row or (labels.shape[:1] == (rows,) and labels.numel() == one.terms)
+        return rows if by_row else None
 
     def _is_average_of_all(self) -> bool:
         """Whether a loss that is divided by the number of items may be multiplied in turn."""
@@ -548,11 +588,42 @@ class _Scale:
             )
         return _scale(factor, 1)
 
-    def _has_token_labels(self, rows: int) -> bool:
+    def _has_labels_of(self, rows: int) -> bool:
+        """Whether each row has one label, or several numbers."""
         labels = self._labels
-        if not isinstance(labels, Tensor) or labels.is_floating_point():
+        if not isinstance(labels, Tensor):
             return False
-        return labels.numel() > rows
+        return labels.numel() == rows or (labels.is_floating_point() and len(labels) == rows)
+
+
+class _Loss(NamedTuple):
+    """A loss that was computed on the way.
+
+    Attributes:
+        edge: Its place in the graph.
+        value: Its value.
+    """
+
+    edge: GradientEdge
+    value: Tensor
+
+    def is_divided_by(self, number: Tensor, derivative: float) -> bool:
+        """Whether all of it is divided by a number, by which it has this derivative.
+
+        By Euler, a function is a constant over x if its derivative by x, times x, is its negative.
+        """
+        value, other = self.value.item(), -number.item() * derivative
+        if not math.isfinite(value):
+            return True  # and so are the gradients
+        precision = 16 * torch.finfo(self.value.dtype).eps
+        return abs(value - other) <= precision * max(abs(value), abs(other))
+
+
+def _counts(labels: Tensor) -> set[int]:
+    """How many tokens a mean over labels may be of: all, those that follow others, or count."""
+    after = labels[..., 1:]
+    counted = [int((some != -100).sum()) for some in (labels, after)]
+    return {labels.numel(), after.numel(), *counted}
 
 
 def _scale(factor: float, divisor: float) -> float:
