@@ -182,7 +182,7 @@ def test_missing_extra_is_one_line(missing, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main(["study", "coherent-gradients", "--out", str(tmp_path)])
     assert missing in str(stop.value)
-    assert 'pip install "pycoherence[studies]"' in str(stop.value)
+    assert "pip install matplotlib rich scikit-learn tqdm" in str(stop.value)
 
 
 def test_a_share_that_a_seed_lacks_is_none_of_all():
