@@ -210,7 +210,7 @@ class PerExampleCallback:
         self._pending = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule carries from step to step, for the Trainer's checkpoints."""
+        """The state that the rule carries from step to step, for the Trainer's checkpoints."""
         return {} if self._rule is None else self._rule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
