@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import accelerate
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
@@ -38,9 +40,9 @@ class PerExampleMonitor(GradientMonitor):
         options: Those of `pycoherence.GradientMonitor`; `log=accelerator` writes to its trackers.
 
     Raises:
-        UnsupportedError: The accelerator compiles the model, or runs it by FSDP1, DeepSpeed or
-            Megatron-LM; it has an optimizer that steps inside `backward()`. See
-            `pycoherence.GradientMonitor` also.
+        UnsupportedError: accelerate is older than 1.6; the accelerator compiles the model, or
+            runs it by FSDP1, DeepSpeed or Megatron-LM; it has an optimizer that
+            steps inside `backward()`. See `pycoherence.GradientMonitor` also.
 
     Cost: That of `pycoherence.GradientMonitor`; the scale waits for the device once in a
     micro-batch.
@@ -142,6 +144,7 @@ def check_accelerator(accelerator: Accelerator) -> None:
     Raises:
         UnsupportedError: See `PerExampleMonitor`.
     """
+    check_version("accelerate", accelerate.__version__, "1.6")
     compiler: Any = accelerator.state.dynamo_plugin
     kind = accelerator.distributed_type
     refuse(
@@ -180,6 +183,15 @@ def _is_running_backward(accelerator: Accelerator) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def check_version(host: str, version: str, least: str) -> None:
+    """Refuse a host that is older than the first that was found to give right numbers."""
+    refuse(
+        Version(version).release < Version(least).release,
+        f"{host} {version} scales losses in other ways than this library knows",
+        f"install {host} {least} or later",
+    )
 
 
 def refuse(refused: bool, why: str, way_out: str) -> None:

@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
+import transformers
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 from transformers.training_args import OptimizerNames, ParallelMode
 
@@ -25,7 +27,7 @@ from pycoherence.integrations._losses import (
     only_sum,
     replaced,
 )
-from pycoherence.integrations.accelerate import check_accelerator, refuse
+from pycoherence.integrations.accelerate import check_accelerator, check_version, refuse
 from pycoherence.monitor import GradientMonitor
 from pycoherence.record import (
     LossReduction,
@@ -33,7 +35,7 @@ from pycoherence.record import (
     check_loss_reduction,
     check_on_unsupported,
 )
-from pycoherence.robust import Report, Rule, check_count
+from pycoherence.robust import Report, Rule, WeightRule, check_count
 from pycoherence.statistics import SqNorms, Statistic
 
 __all__ = ["KeepIndex", "PerExampleCallback", "PerExampleTrainer", "Surprise"]
@@ -84,7 +86,8 @@ class PerExampleCallback(TrainerCallback):
             not show it, which is an error then, need `"mean"` or `"sum"`, as in
             `pycoherence.collect`: `g_b` is that of the loss that the model, `compute_loss_func` or
             `compute_loss` returns.
-        group_size: How many consecutive rows make one example, as in `pycoherence.collect`.
+        group_size: How many consecutive rows make one example, as in `pycoherence.collect`. Its
+            gradient is the sum of those of its rows, unless the loss is a mean over groups.
         on_unsupported: The treatment of a parameter that is used in a way that is not known, as in
             `pycoherence.collect`.
 
@@ -92,9 +95,10 @@ class PerExampleCallback(TrainerCallback):
         ValueError: `top` without `SqNorms`, numbers that are too small, a rule with
             `expected_batch_size`, since the Trainer divides the sum itself; from a step: the batch
             has no indices. See `pycoherence.GradientMonitor` also.
-        UnsupportedError: From `train()`: the Trainer compiles the model, or runs it by FSDP1,
-            DeepSpeed, `nn.DataParallel` or in slices of the sequence; its optimizer steps inside
-            `backward()`. From a step: the loss does not show how it is scaled.
+        UnsupportedError: From `train()`: transformers is older than 5.12; the Trainer compiles the
+            model, or runs it by FSDP1, DeepSpeed, `nn.DataParallel` or in slices of the
+            sequence; its optimizer steps inside `backward()`; a rule over whole examples meets
+            `DistributedDataParallel`. From a step: the loss does not show how it is scaled.
 
     Cost: That of `pycoherence.collect`, or `pycoherence.aggregate` with a rule. Scalars, and the
     scale of the loss, wait for the device once in a micro-batch.
@@ -172,6 +176,14 @@ class PerExampleCallback(TrainerCallback):
 
     def _begin(self, trainer: Trainer) -> None:
         _check(trainer)
+        refuse(
+            isinstance(self._rule, WeightRule)
+            and isinstance(trainer.model_wrapped, DistributedDataParallel),
+            "DistributedDataParallel averages gradients in the backward pass, and those of a rule "
+            "over whole examples are made after it",
+            "take a rule over coordinates such as pc.Median(), train in one process, or call "
+            "pc.aggregate with group= in a loop of your own",
+        )
         model = trainer.model
         assert isinstance(model, nn.Module)
         self._monitor = GradientMonitor(
@@ -660,6 +672,7 @@ def _check(trainer: Trainer) -> None:
     """Refuse Trainers whose passes cannot be measured."""
     args, step = trainer.args, (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
     sliced = [getattr(trainer, f"get_{kind}_size", lambda: 1)() for kind in ("cp", "sp")]
+    check_version("transformers", transformers.__version__, "5.12")
     check_accelerator(trainer.accelerator)
     refuse(
         args.parallel_mode not in (ParallelMode.NOT_PARALLEL, ParallelMode.DISTRIBUTED),

@@ -224,6 +224,94 @@ def test_losses_of_other_origin(name: str, tmp_path: Path) -> None:
     assert_exact(run, own_loss)
 
 
+def own(loss_of: Callable[[Any, Tensor], Tensor]) -> type[Plain]:
+    """A Trainer with a loss of its own, of what the model gives and the labels."""
+
+    class Own(Plain):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return loss_of(model(**inputs), inputs["labels"])
+
+    return Own
+
+
+def each_token(outputs: Any, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.logits[:, :-1].mT, labels[:, 1:], reduction="none")
+
+
+def test_a_mean_over_tokens_is_no_mean_over_rows(tmp_path: Path) -> None:
+    """With those that do not count, or without."""
+    for kind in (
+        own(lambda outputs, labels: each_token(outputs, labels).mean()),
+        own(lambda outputs, labels: each_token(outputs, labels)[labels[:, 1:] != -100].mean()),
+    ):
+        assert_exact(Run(causal(), Texts(6, padded=True), tmp_path, kind=kind), token_sum)
+
+
+def pairs(outputs: Any, labels: Tensor) -> Tensor:
+    chosen, rejected = each_token(outputs, labels).sum(1).chunk(2)
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "said"),
+    [
+        (pairs, "mean of 2 terms"),
+        (lambda outputs, labels: outputs.loss + outputs.logits.mean(), "mean of several means"),
+        (
+            lambda outputs, labels: 0.5 * outputs.loss + outputs.logits.var(),
+            "neither that it was divided",
+        ),
+    ],
+    ids=["pairs", "a mean beside", "a variance beside"],
+)
+def test_means_of_others_are_refused(loss_of: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(pc.UnsupportedError, match=rf"{said}.*loss_reduction='mean'"):
+        Run(
+            causal(),
+            Texts(4, padded=False),
+            tmp_path,
+            kind=own(loss_of),
+            per_device_train_batch_size=4,
+        )
+
+
+class Beside(Plain):
+    """With a term of its own beside the model's loss, which num_items_in_batch divides."""
+
+    def compute_loss(self, *args: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss, outputs = super().compute_loss(*args, return_outputs=True, **kwargs)
+        loss = 0.5 * loss + 0.5 * outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_a_term_beside_the_loss_of_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(pc.UnsupportedError, match="terms that num_items_in_batch does not divide"):
+        Run(causal(), Texts(3, padded=False), tmp_path, kind=Beside)
+    callback = PerExampleCallback(loss_reduction="mean")
+    Run(causal(), Texts(3, padded=False), tmp_path, callback, kind=Beside)
+    assert callback.records[0].batch_size == 3
+
+
+def test_a_term_beside_what_items_divide_is_refused(tmp_path: Path) -> None:
+    def more(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return sum_over_items(outputs, labels, num_items_in_batch) + outputs["logits"].mean()
+
+    with pytest.raises(pc.UnsupportedError, match="terms that num_items_in_batch does not divide"):
+        Run(causal(), Texts(3, padded=False), tmp_path, given={"compute_loss_func": more})
+
+
+@pytest.mark.parametrize("name", ["classes", "classes by a mean", "numbers"])
+def test_the_gradient_of_a_group_is_the_sum_of_its_rows(name: str, tmp_path: Path) -> None:
+    make, kind, own_loss = MODELS[name]
+    data = Texts(4, padded=True, kind=kind)
+    callback = PerExampleCallback(group_size=2)
+    run = Run(make(), data, tmp_path, callback, per_device_train_batch_size=4)
+    gradients = gradients_one_at_a_time(run.model, run.seen[0], own_loss)
+    sums = [g.unflatten(0, (2, 2)).sum(1).flatten(1) for g in gradients.values()]
+    truth = sum(g.square().sum(1) for g in sums).sqrt()
+    assert relative_error(run.norms[0], truth) < EXACT
+
+
 class MaskedMean(Plain):
     """With a mean that no function of torch has taken."""
 
@@ -626,6 +714,22 @@ def test_bad_settings_are_refused(
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.parametrize("host", ["transformers", "accelerate"])
+def test_old_versions_are_refused(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {
+        "train_dataset": Texts(3, padded=False),
+        "callbacks": [PerExampleCallback()],
+    }
+    trainer = Plain(causal(), arguments(tmp_path), **options)
+    monkeypatch.setattr(f"{host}.__version__", "1.5.2")
+    with pytest.raises(
+        pc.UnsupportedError, match=rf"{host} 1.5.2 .*install {host} [\d.]+ or later"
+    ):
+        trainer.train()
+
+
 class Stated:
     """An accelerator that says another kind of itself."""
 
@@ -680,8 +784,15 @@ def ranks_train(rank: int, folder: str) -> tuple[dict[str, list[float]], str]:
         ]
     with pytest.raises(pc.UnsupportedError) as refused:
         Run(causal(), data, Path(folder), kind=OwnSmoothed, **options)
-    with pytest.raises(pc.UnsupportedError):
+    with pytest.raises(pc.UnsupportedError, match="take a rule over coordinates"):
         Run(causal(), data, Path(folder), PerExampleCallback(rule=pc.NormClip(1.0)), **options)
+    # Here the wrapper passes what the model gives through a function of its own.
+    options |= {"ddp_find_unused_parameters": True}
+    run = Run(bert(), Texts(22, padded=True, kind="classes"), Path(folder), **options)
+    errors["a mean"] = [
+        relative_error(found, norms_one_at_a_time(run.model, seen, class_loss))
+        for found, seen in zip(run.norms, run.seen, strict=True)
+    ]
     return errors, str(refused.value)
 
 
