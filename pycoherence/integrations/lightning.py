@@ -232,6 +232,10 @@ class PerExampleCallback:
         )
         self._precision = trainer.precision_plugin
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count on from the step of a checkpoint, which is known by now."""
+        self._measuring.steps = trainer.global_step
+
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -195,6 +195,7 @@ class PerExampleCallback(TrainerCallback):
             group_size=self._group_size,
             on_unsupported=self._on_unsupported,
         )
+        self._monitor.steps = trainer.state.global_step  # after a checkpoint not zero
         self._unlogged = {}
         self._surprising = {}
         # Trackers read the logs in their turn, so that what is added has to come before them.

@@ -825,6 +825,7 @@ def test_a_checkpoint_has_the_state_of_a_rule(make_rule: Any, tmp_path: Path) ->
     fit(net, 1).save_checkpoint(tmp_path / "half.ckpt")
     run = fit(other, 2, ckpt_path=tmp_path / "half.ckpt")
     assert run.global_step == 6
+    assert [row["step"] for row in run.callbacks[0].history] == [3, 4, 5]
     torch.testing.assert_close(other.state_dict(), whole.state_dict())
     callback = PerExampleCallback(rule=pc.GAF(0.9) if "NNM" in str(make_rule()) else pc.Median())
     run = trainer(callback, max_epochs=2)  # a rule of another kind begins anew

@@ -434,6 +434,19 @@ def test_lora(tmp_path: Path) -> None:
     }
 
 
+def test_steps_count_on_from_a_checkpoint(tmp_path: Path) -> None:
+    data, options = Texts(12, padded=False), {"save_strategy": "steps", "save_steps": 2}
+    run = Run(causal(), data, tmp_path, max_steps=2, **options)
+    assert [at["step"] for at in run.callback.history] == [0, 1]
+    callback = PerExampleCallback()
+    more = arguments(tmp_path, max_steps=4)
+    trainer = Trainer(
+        causal(), more, train_dataset=data, callbacks=[callback], data_collator=collate
+    )
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [at["step"] for at in callback.history] == [2, 3]
+
+
 def test_each_nth_step(tmp_path: Path) -> None:
     callback = PerExampleCallback(every=3)
     run = Run(causal(), Texts(12, padded=False), tmp_path, callback)
