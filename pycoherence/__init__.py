@@ -18,6 +18,7 @@ from pycoherence.aggregate import aggregate
 from pycoherence.batch_norm import replace_batch_norm
 from pycoherence.capture import LayerRule, close_blocks, mark_examples, register_rule, register_site
 from pycoherence.collect import collect
+from pycoherence.compiled import compile
 from pycoherence.errors import RanksError, UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
 from pycoherence.monitor import GradientMonitor
@@ -120,6 +121,7 @@ __all__ = [
     "backend",
     "close_blocks",
     "collect",
+    "compile",
     "mark_examples",
     "metrics",
     "ops",

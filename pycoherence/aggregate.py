@@ -20,6 +20,7 @@ from pycoherence.capture import (
     LossScale,
     OnUnsupported,
     Request,
+    Results,
     check_batch_norm,
     check_grad_scale,
     check_grouping,
@@ -41,6 +42,7 @@ from pycoherence.record import (
     record_of,
 )
 from pycoherence.robust import (
+    NETWORK,
     Choice,
     CoordinateRule,
     GramRule,
@@ -296,14 +298,39 @@ class aggregate:
             raise RuntimeError(
                 "no backward pass has run to its end in the block; call loss.backward() in it first"
             )
-        size, skipped = results.batch_size, tuple(results.skipped)
-        if not isinstance(self._rule, CoordinateRule):
-            by_name = {name: choice.decision for name, choice in self._filler.choices.items()}
-            whole = None if self._filler.network is None else self._filler.network.decision
-            return Report(size, by_name, whole, skipped)
-        numbers = {name: prod(info.shape) for name, info in results.parameters.items()}
-        nonzero = {n: results.aggregated[n] for n in results.parameters if n in results.aggregated}
-        return self._rule.report(size, numbers, nonzero, results.outvoted, skipped)
+        return report_of(self._rule, results, self._filler.choices)
+
+    @property
+    def capture(self) -> Capture:
+        """The capture of the block."""
+        if self._capture is None:
+            raise RuntimeError("the block has not been entered")
+        return self._capture
+
+    @property
+    def choices(self) -> Mapping[str, Choice]:
+        """The choices of a rule over whole examples, by parameter."""
+        return self._filler.choices
+
+
+def report_of(rule: Rule, results: Results, choices: Mapping[str, Choice]) -> Report:
+    """The report of a rule.
+
+    Args:
+        rule: Which.
+        results: The results of a backward pass that has run to its end.
+        choices: By parameter, those of a rule over whole examples.
+    """
+    size, skipped = results.batch_size, tuple(results.skipped)
+    assert size is not None
+    if isinstance(rule, WeightRule):
+        by_name = {name: choice.decision for name, choice in choices.items()}
+        whole = next(iter(by_name.values()), None) if rule.per == NETWORK else None
+        return Report(size, by_name, whole, skipped)
+    assert isinstance(rule, CoordinateRule)
+    numbers = {name: prod(info.shape) for name, info in results.parameters.items()}
+    nonzero = {n: results.aggregated[n] for n in results.parameters if n in results.aggregated}
+    return rule.report(size, numbers, nonzero, results.outvoted, skipped)
 
 
 class _Filler:
@@ -312,7 +339,6 @@ class _Filler:
     Attributes:
         choices: The choices of a rule over whole examples, by parameter.
         by_group: The same, by the groups of the rule's `per`.
-        network: The same for all together, if it was.
         done: Whether a backward pass has run.
     """
 
@@ -323,7 +349,6 @@ class _Filler:
         self._grad_scale = grad_scale
         self.choices: dict[str, Choice] = {}
         self.by_group: dict[str, Choice] = {}
-        self.network: Choice | None = None
         self.done = False
 
     def begin(
@@ -426,7 +451,7 @@ class _Filler:
                 factors[name] = FactorsAcross(kept.site, kept.versions, across, name)
         choose = partial(self._choose, rule, batch=Batch(size, share))
         found = fill(rule, factors, results.parameters, share, self._drop, choose)
-        self.choices, self.by_group, self.network = found.choices, found.by_group, found.network
+        self.choices, self.by_group = found.choices, found.by_group
         return found.means
 
     def _choose(

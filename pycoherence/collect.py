@@ -166,3 +166,10 @@ class collect:
             self._capture.__exit__(kind, error, trace)
             self._capture.forget()
             self._capture.leave(kind)
+
+    @property
+    def capture(self) -> Capture:
+        """The capture of the block."""
+        if self._capture is None:
+            raise RuntimeError("the block has not been entered")
+        return self._capture

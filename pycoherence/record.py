@@ -117,6 +117,20 @@ class Record:
         return dict(self._results.fallbacks)
 
     @property
+    def loss(self) -> Tensor:
+        """The loss of the batch, without its graph; of a step of `pycoherence.compile`.
+
+        Raises:
+            AttributeError: The record is of a block, in which the loss is in your hands.
+        """
+        if self._results.loss is None:
+            raise AttributeError(
+                "the record of a block does not have the loss, on which you call backward(); that "
+                "of a step of pc.compile does"
+            )
+        return self._results.loss
+
+    @property
     def sq_norms(self) -> Tensor:
         """Squared norms over all tracked parameters, `[B]`; needs `SqNorms`."""
         return self._total("sq_norms")

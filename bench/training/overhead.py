@@ -10,7 +10,8 @@ function looked at; they hold what it costs to open and close the block. The flo
 what Functions that only compute take, under an empty mode (`floor.py`).
 
 Then small models take a step with `collect(model, SqNorms())`, in which the norms are read, as a
-multiple of a plain step. The norms are first compared with those of one example at a time.
+multiple of a plain step, and the same by replay (`pc.compile`). The norms are first compared with
+those of one example at a time, and the first replay with the block.
 Everything runs on one thread.
 """
 
@@ -22,12 +23,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+import pycoherence as pc
 from bench.shared import options
-from bench.shared.tasks import GPT, Task, make, plain, with_norms
+from bench.shared.tasks import GPT, Task, loss, make, plain, with_norms
 from bench.shared.timing import seconds_of
 from bench.training.floor import Empty, floor_of
 from bench.training.truth import LIMITS
@@ -158,18 +160,32 @@ def deep() -> Task:
     return classifier(nn.Sequential(*layers), 8, 16, classes=16)
 
 
+def shallow() -> Task:
+    """Six layers of 16, which have 12 parameters."""
+    layers = [layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    return classifier(nn.Sequential(*layers), 16, 16, classes=16)
+
+
+def transformer() -> Task:
+    """Six layers of width 64, on 8 sequences of 16."""
+    model = GPT(vocabulary=64, length=16, width=64, layers=6, heads=4, mean=True)
+    return Task(model, torch.randint(64, (8, 16)), torch.randint(64, (8,)))
+
+
 SMALL: Mapping[str, Callable[[], Task]] = {
     "MLP 64-64-64-10, B=64": mlp,
     "LeNet 1x28x28, B=64": lenet,
     "20 layers of 16, B=8": deep,
+    "6 layers of 16, B=16": shallow,
+    "Transformer of 6 layers of 64, B=8": transformer,
 }
 
 
 def error_of_norms(task: Task) -> float:
     """Largest error of the squared norms over the largest of them, one example at a time."""
     truth, parameters = [], list(task.model.parameters())
-    for loss in task.losses():
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for each in task.losses():
+        gradients = torch.autograd.grad(each, parameters, retain_graph=True)
         truth.append(sum(g.double().square().sum() for g in gradients))
     expected = torch.stack(truth)
     return ((with_norms(task).double() - expected).abs().max() / expected.max()).item()
@@ -181,11 +197,21 @@ def compare(title: str, task: Task, rounds: int) -> bool:
     if not error <= LIMITS[torch.float32]:
         print(f"{title}: FAILED, squared norms are off by {error:.1e}")
         return False
-    without, measured = least(task, rounds, plain, with_norms)
+    loss_fn = lambda model, batch: loss(model(batch[0]), batch[1])  # noqa: E731
+    step = pc.compile(task.model, loss_fn, pc.SqNorms())
+    batch = task.x, task.y
+
+    def replayed(task: Task) -> Tensor:
+        task.model.zero_grad()
+        return step(batch).sq_norms
+
+    without, measured, replay = least(task, rounds, plain, with_norms, replayed)
     layers = sum(isinstance(module, (nn.Linear, nn.Conv2d)) for module in task.model.modules())
     added = (measured - without) / layers
     print(f"{title}: {without * 1e3:.3f} ms plain, {measured / without:.2f} times that with norms")
     print(f"  added: {added * 1e6:.1f} us each layer")
+    share = (replay - without) / (measured - without)
+    print(f"  by replay: {replay / without:.2f} times a plain step, {share:.0%} of what is added")
     return True
 
 

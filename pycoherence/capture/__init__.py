@@ -8,7 +8,12 @@ Each file of `functions/` teaches one torch function or a family.
 
 from pycoherence.capture import functions
 from pycoherence.capture.across import Across, FactorsAcross
-from pycoherence.capture.blocks import close_blocks, resting
+from pycoherence.capture.blocks import (
+    close_blocks,
+    current,
+    expect_not_compiling,
+    resting,
+)
 from pycoherence.capture.custom import register_site
 from pycoherence.capture.groups import GroupBy, Grouping, Groups, check_grouping
 from pycoherence.capture.layer import LayerRule
@@ -18,6 +23,7 @@ from pycoherence.capture.model import (
     check_batch_norm,
     check_not_sharded,
     lasting_parameters,
+    modules_of,
     tracked_parameters,
 )
 from pycoherence.capture.passes import LossFn, run_pass
@@ -30,6 +36,7 @@ from pycoherence.capture.request import (
     Shape,
     check_grad_scale,
     check_loss_scale,
+    check_scale,
     like_parameter,
     per_example,
     per_pair,
@@ -43,6 +50,7 @@ from pycoherence.capture.results import (
     outvoted_in,
 )
 from pycoherence.capture.rules import register_rule
+from pycoherence.capture.torch_internals import below_autograd, is_fake, set_aside
 from pycoherence.capture.wrappers import expect_same_ranks, without_sync
 
 __all__ = [
@@ -63,18 +71,24 @@ __all__ = [
     "Request",
     "Results",
     "Shape",
+    "below_autograd",
     "check_batch_norm",
     "check_grad_scale",
     "check_grouping",
     "check_loss_scale",
     "check_not_sharded",
+    "check_scale",
     "close_blocks",
+    "current",
+    "expect_not_compiling",
     "expect_same_ranks",
     "expect_unchanged",
     "functions",
+    "is_fake",
     "lasting_parameters",
     "like_parameter",
     "mark_examples",
+    "modules_of",
     "outvoted_in",
     "per_example",
     "per_pair",
@@ -83,6 +97,7 @@ __all__ = [
     "resting",
     "run_pass",
     "scale_of",
+    "set_aside",
     "tracked_parameters",
     "without_sync",
 ]

@@ -149,6 +149,7 @@ class Results:
         loss_scale: The number that the loss was multiplied by.
         failed: Whether a backward pass has raised, and left some results without the others.
         measured: Parameters that have met examples in a captured call.
+        loss: The loss as it is, without its graph, where it is known.
     """
 
     parameters: dict[str, ParameterInfo]
@@ -163,6 +164,7 @@ class Results:
     loss_scale: float = 1.0
     failed: bool = False
     measured: set[str] = field(default_factory=set)
+    loss: Tensor | None = None
 
     def forget(self, name: str) -> None:
         """Take back what was measured of a parameter."""

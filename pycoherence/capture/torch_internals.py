@@ -3,12 +3,13 @@
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Variable, _make_grads
 from torch.autograd.function import BackwardCFunction
 from torch.nn.parallel import DistributedDataParallel
@@ -324,6 +325,42 @@ def counted_gradients(parameters: Mapping[str, Tensor]) -> Iterator[Counter[str]
 
 
 _COUNTER = "pycoherence"
+
+
+@contextmanager
+def set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Have parameters without gradients, and without hooks on them, while the block lasts."""
+    met = list(parameters)
+    before = [(p, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks) for p in met]
+    try:
+        for p in met:
+            p.grad = None
+            # Torch takes hooks from what is set here, and would call them where they are left.
+            setattr(p, "_backward_hooks", None)  # noqa: B010
+            setattr(p, "_post_accumulate_grad_hooks", None)  # noqa: B010
+        yield
+    finally:
+        for p, grad, hooks, later in before:
+            p.grad = grad
+            setattr(p, "_backward_hooks", hooks)  # noqa: B010
+            setattr(p, "_post_accumulate_grad_hooks", later)  # noqa: B010
+
+
+def is_fake(x: Tensor) -> bool:
+    """Whether a tensor has no numbers, since what is done with it is being traced."""
+    return type(x) is FakeTensor
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """A context in which functions keep no graph and cast nothing, as a graph has written down."""
+    stack = ExitStack()
+    for guard in (
+        torch.no_grad(),
+        torch._C._AutoDispatchBelowAutograd(),
+        torch._C._DisableAutocast(),
+    ):
+        stack.enter_context(guard)  # pyright: ignore
+    return stack
 
 
 def active_ddp() -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pycoherence.capture import Across, Factors
+from pycoherence.capture import Across, Factors, is_fake
 from pycoherence.ops import Reduced
 from pycoherence.ops.core.call import call_unchecked
 from pycoherence.ops.core.dispatch import fastest, forced_backend
@@ -161,13 +161,18 @@ def measure(
     # One at a time, since copies in float64 are twice as much to hold.
     double = ((name, kept.with_tensors(_double)) for name, kept in factors.items())
     if requires == "double":
-        return _products(double, batch, centre, device, across)
+        return GramSpace(_products(double, batch, centre, device, across), batch.size)
     sites = ((name, kept.site) for name, kept in factors.items())
-    space = _products(sites, batch, centre, device, across, measured)
-    short = requires == "distances" and any(is_short(kept) for kept in factors.values())
-    # All that the host waits for: what it starts next depends on it.
-    if short and bool(space.cancels if across is None else across.decided(space.cancels)):
-        space = _products(double, batch, centre, device, across)
+    products = _products(sites, batch, centre, device, across, measured)
+    space = GramSpace(products, batch.size)
+    if requires != "distances" or not any(is_short(kept) for kept in factors.values()):
+        return space
+    cancels = space.cancels if across is None else across.decided(space.cancels)
+    # All that the host waits for: what it starts next depends on it. A trace cannot, and has both.
+    if is_fake(cancels) or bool(cancels):
+        exact = _products(double, batch, centre, device, across)
+        exact = torch.where(cancels, exact, products) if is_fake(cancels) else exact
+        space = GramSpace(exact, batch.size)
     return space
 
 
@@ -200,7 +205,8 @@ def _products(
     device: torch.device,
     across: Across | None,
     measured: Measured | None = None,
-) -> GramSpace:
+) -> Tensor:
+    """The dot products of all points."""
     if across is not None:
         return _products_across(sites, batch, centre, device, across, measured)
     n = batch.size
@@ -219,7 +225,7 @@ def _products(
     if centre is not None:
         for v in centre.values():
             total[n, n] += _like(total, sq_norm(v))
-    return GramSpace(total, n)
+    return total
 
 
 def _products_across(
@@ -229,7 +235,7 @@ def _products_across(
     device: torch.device,
     across: Across,
     measured: Measured | None,
-) -> GramSpace:
+) -> Tensor:
     """The same over the examples of several processes, each with its slices of the parameters."""
     n = batch.size
     gram, whole = torch.zeros(2, n, n, dtype=torch.float64, device=device)
@@ -246,13 +252,12 @@ def _products_across(
     across.ranks.step("dot products")
     gram = (across.total_gram(gram) + whole) * batch.share**2
     if centre is None:
-        return GramSpace(gram, n)
+        return gram
     dots = across.gather(mine) * across.scales(mine) * batch.share
     norm = torch.zeros(1, 1, dtype=torch.float64, device=device)
     for v in centre.values():
         norm += _like(norm, sq_norm(v))
-    total = torch.cat([torch.cat([gram, dots[:, None]], 1), torch.cat([dots[None], norm], 1)])
-    return GramSpace(total, n)
+    return torch.cat([torch.cat([gram, dots[:, None]], 1), torch.cat([dots[None], norm], 1)])
 
 
 def _device(factors: Mapping[str, Factors], centre: Mapping[str, Tensor] | None) -> torch.device:
