@@ -18,7 +18,7 @@ from pycoherence.aggregate import aggregate
 from pycoherence.batch_norm import replace_batch_norm
 from pycoherence.capture import LayerRule, close_blocks, mark_examples, register_rule, register_site
 from pycoherence.collect import collect
-from pycoherence.compiled import compile
+from pycoherence.compiled import Aggregated, CompiledStep, compile
 from pycoherence.errors import RanksError, UnsupportedError, VerificationError
 from pycoherence.meter import CoherenceMeter
 from pycoherence.monitor import GradientMonitor
@@ -81,6 +81,7 @@ __all__ = [
     "NNM",
     "SMEA",
     "AdaptiveClip",
+    "Aggregated",
     "AutoClip",
     "Bucketing",
     "Bulyan",
@@ -88,6 +89,7 @@ __all__ = [
     "Centre",
     "Coherence",
     "CoherenceMeter",
+    "CompiledStep",
     "Decision",
     "Dots",
     "FromWeighting",

@@ -340,9 +340,9 @@ def _expect_new_step(rule: Rule | None) -> None:
     """Refuse to end a step that blocks with `last=False` have begun."""
     if isinstance(rule, WeightRule) and rule.largest_part:
         raise UnsupportedError(
-            f"pc.compile: {rule} has seen batches with last=False, whose noise is that of a step of "
-            "several batches, and a compiled step is one alone. What to do: give the last of them "
-            "to pc.aggregate too."
+            f"pc.compile: {rule} has seen batches with last=False, whose noise is that of a step "
+            "of several batches, and a compiled step is one alone. What to do: give the last of "
+            "them to pc.aggregate too."
         )
 
 
@@ -352,7 +352,7 @@ def _check_rule(rule: Rule, nonfinite: NonFinite) -> None:
     for part in _parts(rule):
         name = type(part).__name__
         for where, x in {**vars(part), **part.states}.items():
-            if x is not carried and hasattr(x, "state_dict"):
+            if x is not carried and not isinstance(x, Rule) and hasattr(x, "state_dict"):
                 raise UnsupportedError(
                     f"pc.compile: {name} keeps a state in {where!r} from batch to batch, which "
                     "replays would not move. What to do: use pc.aggregate."

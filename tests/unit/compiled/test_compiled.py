@@ -29,6 +29,14 @@ RULES: dict[str, Callable[[], Any]] = {
     "norm-clip-with-noise": lambda: pc.NormClip(0.3, noise_multiplier=0.5),
     "norm-clip-each": lambda: pc.NormClip(0.3, per="parameter"),
     "gaf": lambda: pc.GAF(1.0),
+    "bulyan": lambda: pc.Bulyan(1),
+    "monna": lambda: pc.MoNNA(3, 1),
+    "auto-clip-with-noise": lambda: pc.AutoClip(
+        {"a": 0.2, "b": 0.3}, 0.5, per={"a": ["0.*"], "b": ["*"]}, expected_batch_size=9
+    ),
+    "nnm-krum": lambda: pc.NNM(1, pc.Krum(1)),
+    "bucketing-trimmed-mean": lambda: pc.Bucketing(2, pc.TrimmedMean(1)),
+    "arc-centered-clip": lambda: pc.ARC(1, pc.CenteredClip(0.5)),
 }
 
 
@@ -142,21 +150,32 @@ def test_whole_networks(name: str) -> None:
     assert step.traces == 1
 
 
-SLOW = ("median", "sign-agreement", "geometric-median", "norm-clip", "gaf")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in RULES]
-)
+@pytest.mark.parametrize("name", RULES)
 def test_rules(name: str) -> None:
     model, twin = twins(mlp)
-    step = pc.compile(model, mean_loss, pc.SqNorms(), rule=RULES[name]())
+    statistics = pc.SqNorms(), pc.Gram()  # which rules by dot products reuse
+    step = pc.compile(model, mean_loss, *statistics, rule=RULES[name]())
     rule = RULES[name]()  # with a state of its own
     for _ in range(3):
         model.zero_grad()
         twin.zero_grad()
-        assert_same(step, model, twin, mean_loss, batch(), pc.SqNorms(), rule=rule)
-    assert step.traces == (2 if name == "centered-clip" else 1)  # which begins without a centre
+        assert_same(step, model, twin, mean_loss, batch(), *statistics, rule=rule)
+    assert step.traces == (2 if "centered-clip" in name else 1)  # which begins without a centre
+
+
+@pytest.mark.parametrize("name", ["winsorized", "krum", "bucketing-trimmed-mean"])
+def test_examples_that_are_not_finite_are_dropped(name: str) -> None:
+    model, twin = twins(mlp)
+    rule, options = RULES[name](), {"nonfinite": "drop"}
+    step = pc.compile(model, mean_loss, rule=rule, nonfinite="drop")
+    for bad in (0.0, torch.nan, torch.inf):
+        x, y = batch(9)
+        x[2, 3] = bad
+        model.zero_grad()
+        twin.zero_grad()
+        assert_same(step, model, twin, mean_loss, (x, y), rule=rule, **options)
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert step.traces == 1
 
 
 @pytest.mark.parametrize("close", [False, True])

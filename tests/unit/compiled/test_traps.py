@@ -417,7 +417,6 @@ def test_wrappers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"rule": pc.NormClip(1.0, generator=torch.Generator())}, pc.UnsupportedError, "generator"),
         ({"rule": pc.Median}, TypeError, "object"),
         ({"loss_scale": 0.0}, ValueError, "loss_scale"),
         ({"loss_reduction": "none"}, ValueError, "loss_reduction"),
@@ -432,6 +431,49 @@ def test_wrappers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments(options: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         pc.compile(mlp(), mean_loss, pc.SqNorms(), **options)
+
+
+def weighting(gram: Tensor) -> Tensor:
+    return gram.diagonal()
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (pc.NormClip(1.0, generator=torch.Generator()), "NormClip has a generator"),
+        (pc.AutoClip(1.0, 1.0, generator=pc.secure_normal), "AutoClip has a generator"),
+        (pc.Bucketing(2, pc.Krum(1), torch.Generator()), "Bucketing has a generator"),
+        (pc.AdaptiveClip(1.0), "AdaptiveClip keeps a state in 'threshold'"),
+        (pc.ARC(1, pc.AdaptiveClip(1.0)), "ARC keeps a state in 'threshold'"),
+        (pc.FromWeighting(weighting), "FromWeighting gives its function"),
+        (pc.MDA(1), "MDA reads numbers"),
+        (pc.NNM(1, pc.SMEA(1)), "SMEA reads numbers"),
+    ],
+    ids=str,
+)
+def test_rules_that_are_refused(rule: Any, says: str) -> None:
+    with pytest.raises(pc.UnsupportedError, match=rf"{says}.*What to do: "):
+        pc.compile(mlp(), mean_loss, pc.SqNorms(), rule=rule)
+
+
+def test_bulyan_that_drops_is_refused() -> None:
+    with pytest.raises(pc.UnsupportedError, match=r"Bulyan with nonfinite=.drop. reads"):
+        pc.compile(mlp(), mean_loss, rule=pc.Bulyan(1), nonfinite="drop")
+
+
+def test_a_step_that_blocks_have_begun_is_refused() -> None:
+    """Its noise is that of the largest part of its batches, which blocks know."""
+    model, rule = mlp(), pc.NormClip(1.0, 1.0)
+    step = pc.compile(model, mean_loss, rule=rule)
+    step(batch())
+    with pc.aggregate(model, rule, last=False):
+        mean_loss(model, batch()).backward()
+    with pytest.raises(pc.UnsupportedError, match=r"NormClip.* with last=False"):
+        step(batch())
+    with pc.aggregate(model, rule):
+        mean_loss(model, batch()).backward()
+    step(batch())
+    assert step.traces == 1
 
 
 def test_a_rule_with_a_state_of_its_own_is_refused() -> None:
