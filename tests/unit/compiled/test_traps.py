@@ -449,7 +449,7 @@ def weighting(gram: Tensor) -> Tensor:
         (pc.MDA(1), "MDA reads numbers"),
         (pc.NNM(1, pc.SMEA(1)), "SMEA reads numbers"),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
 )
 def test_rules_that_are_refused(rule: Any, says: str) -> None:
     with pytest.raises(pc.UnsupportedError, match=rf"{says}.*What to do: "):
