@@ -35,7 +35,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?s)(?!pycoherence\b).*"),
     # Types in signatures that no page describes.
-    (r"py:class", r"pycoherence\.(capture|ranks|ops\.core)\..*|pycoherence\.(.*\.)?_.*"),
+    (r"py:class", r"pycoherence\.(capture|ranks|replay|ops\.core)\..*|pycoherence\.(.*\.)?_.*"),
 ]
 default_role = "py:obj"  # `name` in a docstring
 

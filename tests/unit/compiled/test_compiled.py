@@ -314,6 +314,8 @@ def test_nothing_holds_the_batch_or_is_left_on_the_model() -> None:
 
 def test_blocks_are_as_they_were() -> None:
     """What a trace leaves in caches would have no numbers."""
+    gc.collect()
+    others = {id(x) for x in gc.get_objects() if type(x) is known.FakeTensor}  # of tests before
     model, twin = twins(Tied)
     step = pc.compile(model, mean_loss, pc.SqNorms())
     for _ in range(2):
@@ -325,7 +327,7 @@ def test_blocks_are_as_they_were() -> None:
             mean_loss(model, given).backward()
         assert type(record.sq_norms) is Tensor
     alive = [x for x in gc.get_objects() if type(x) is known.FakeTensor]
-    assert not alive
+    assert {id(x) for x in alive} <= others
 
 
 def test_the_record_of_a_block_says_who_has_the_loss() -> None:
