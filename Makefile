@@ -39,9 +39,8 @@ demo: $(if $(wildcard $(STAMP)),$(STAMP),$(QUICK))
 check: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) -m "not slow" $(CHECKED)
 
-# Files of few tests are the slow ones, and would come last by xdist's own order, to one worker alone.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=1
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations=30 --durations-min=1
 
 lint: $(STAMP)
 	$(BIN)/ruff check
