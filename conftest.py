@@ -1,4 +1,4 @@
-"""What tests and the examples in docstrings leave behind for each other: nothing."""
+"""Tests and the examples in docstrings leave nothing behind for each other."""
 
 import sys
 from collections.abc import Iterator

@@ -45,6 +45,7 @@ from pycoherence.robust import (
     NETWORK,
     Choice,
     CoordinateRule,
+    Done,
     GramRule,
     NonFinite,
     Report,
@@ -409,7 +410,8 @@ class _Filler:
         # A backward pass fills it in this way: added to what is there, in the parameter's layout.
         filled = [parameters[name] for name in gradients]
         torch.autograd.backward(filled, list(gradients.values()))
-        rule.end(parameters, self.by_group, groups, size, part, self._last, self._decided)
+        done = Done(parameters, self.by_group, groups, size, part, self._last, self._decided)
+        rule.end(done)
 
     def _noise(
         self, rule: WeightRule, name: str, p: Tensor, groups: Sequence[str], part: float

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from pycoherence.record import Record
+from pycoherence.scalars import quantile_ranks
 from pycoherence.statistics import Coherence
 
 __all__ = ["coherence", "norms"]
@@ -333,7 +334,7 @@ def _histogram(values: Sequence[float], axes: Axes | None) -> Figure:
         axes.set_xscale("log")
         _written_out(axes.xaxis)
     axes.hist(finite, bins=bins, color=BLUE, alpha=0.85)
-    middle, high = finite[(len(finite) - 1) // 2], finite[-(-9 * (len(finite) - 1) // 10)]
+    middle, high, _ = (finite[i] for i in quantile_ranks(len(finite)))
     axes.axvline(middle, color=VERMILION, linewidth=1.6)
     axes.axvline(high, color=VERMILION, linewidth=1.6, linestyle=(0, (4, 2)))
     axes.set_axisbelow(True)

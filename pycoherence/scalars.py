@@ -20,7 +20,7 @@ def of_norms(sq_norms: Sequence[Tensor]) -> dict[str, float]:
     norms = torch.cat([x.double().cpu() for x in sq_norms]).sqrt()
     if not norms.numel() or norms.isnan().any():
         return dict.fromkeys(["norm/mean", "norm/median", "norm/q90", "norm/max"], math.nan)
-    median, q90, most = norms.sort().values[_ranks(norms.numel())].tolist()
+    median, q90, most = norms.sort().values[quantile_ranks(norms.numel())].tolist()
     return {
         "norm/mean": norms.mean().item(),
         "norm/median": median,
@@ -111,6 +111,6 @@ def _number(decision: Decision, name: str) -> float | None:
     return values[name]
 
 
-def _ranks(n: int) -> list[int]:
+def quantile_ranks(n: int) -> list[int]:
     """Places of the median (the lower one), of the 0.9 quantile, and of the last of `n` values."""
-    return [(n - 1) // 2, math.ceil(0.9 * (n - 1)), n - 1]
+    return [(n - 1) // 2, -(-9 * (n - 1) // 10), n - 1]

@@ -1,1 +1,1 @@
-"""What statistics cost in the loops of other libraries."""
+"""The cost of statistics in the loops of other libraries."""

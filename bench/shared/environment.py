@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "triton", "pycoherence", "opacus", "backpack-for-pytorch", "torchjd")
+PACKAGES = """
+torch triton pycoherence opacus backpack-for-pytorch torchjd transformers accelerate lightning
+""".split()
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

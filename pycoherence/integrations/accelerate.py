@@ -8,13 +8,12 @@ from typing import Any
 import accelerate
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from pycoherence.capture.request import check_scale
-from pycoherence.errors import UnsupportedError
+from pycoherence.capture import check_scale
 from pycoherence.integrations._losses import derivatives, edge_of, replaced
+from pycoherence.integrations._refusals import check_version, refuse
 from pycoherence.monitor import GradientMonitor
 from pycoherence.record import LossReduction
 from pycoherence.statistics import Statistic
@@ -46,6 +45,9 @@ class PerExampleMonitor(GradientMonitor):
 
     Cost: That of `pycoherence.GradientMonitor`; the scale waits for the device once in a
     micro-batch.
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, for the noise scale; each statistic and rule
+    names its own.
 
     Example:
         >>> import torch, pycoherence as pc
@@ -183,18 +185,3 @@ def _is_running_backward(accelerator: Accelerator) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def check_version(host: str, version: str, least: str) -> None:
-    """Refuse a host that is older than the first that was found to give right numbers."""
-    refuse(
-        Version(version).release < Version(least).release,
-        f"{host} {version} scales losses in other ways than this library knows",
-        f"install {host} {least} or later",
-    )
-
-
-def refuse(refused: bool, why: str, way_out: str) -> None:
-    """Raise `UnsupportedError` if something is refused."""
-    if refused:
-        raise UnsupportedError(f"{why}. What to do: {way_out}.")

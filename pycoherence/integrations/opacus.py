@@ -256,8 +256,8 @@ def _unsupported(module: nn.Module) -> list[Any]:
 class _Clip(NormClip):
     """Opacus' clipping, which adds a little to the norms."""
 
-    def factors(self, norms: Tensor, limit: Any) -> Tensor:
-        """See `Clipping.factors`."""
+    def multipliers(self, norms: Tensor, limit: Any) -> Tensor:
+        """See `Clipping.multipliers`."""
         return (limit / (norms + 1e-6)).clamp(max=1)
 
 

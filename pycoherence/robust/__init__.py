@@ -16,7 +16,7 @@ from pycoherence.robust._rule import (
     groups_of,
 )
 from pycoherence.robust._space import measure
-from pycoherence.robust._weight_rule import Choice, WeightRule, fill
+from pycoherence.robust._weight_rule import Choice, Done, WeightRule, fill
 from pycoherence.robust.adaptive_clip import AdaptiveClip
 from pycoherence.robust.arc import ARC
 from pycoherence.robust.auto_clip import AutoClip
@@ -59,6 +59,7 @@ __all__ = [
     "Choice",
     "CoordinateRule",
     "Decision",
+    "Done",
     "FromWeighting",
     "GeometricMedian",
     "GramRule",

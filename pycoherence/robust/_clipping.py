@@ -2,7 +2,7 @@
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._noise import Normal
 from pycoherence.robust._rule import NETWORK, Per, check_number, check_per, groups_of
 from pycoherence.robust._space import GramSpace, Requirement
-from pycoherence.robust._weight_rule import Choice
+from pycoherence.robust._weight_rule import Choice, Done
 
 Limit = float | Tensor
 """The largest norm that is left, a number or a tensor of no dimension."""
@@ -105,7 +105,7 @@ class Clipping(GramRule):
             )
 
     @abstractmethod
-    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
+    def multipliers(self, norms: Tensor, limit: Limit) -> Tensor:
         """The numbers that the examples' gradients are multiplied by, from their norms."""
 
     def clipped(self, norms: Tensor, limit: Limit) -> Tensor | None:
@@ -157,7 +157,7 @@ class Clipping(GramRule):
     def choose_in(self, group: str, space: GramSpace) -> Choice:
         """See `GramRule.choose_in`."""
         norms, limit = space.sq_norms.sqrt(), self.limit(group)
-        weights = self.factors(norms, limit)
+        weights = self.multipliers(norms, limit)
         if space.weights is None:
             weights = weights / self.examples(space.batch_size)
         else:
@@ -185,18 +185,9 @@ class Clipping(GramRule):
             )
         return found
 
-    def end(
-        self,
-        parameters: Mapping[str, Tensor],
-        choices: Mapping[str, Choice],
-        groups: Sequence[str],
-        batch_size: int,
-        part: float,
-        last: bool,
-        decided: Callable[[Tensor], Tensor],
-    ) -> None:
+    def end(self, batch: Done) -> None:
         """See `WeightRule.end`."""
-        if last:
+        if batch.last:
             self.unfinished.end()
         elif self.noise_multiplier:
-            self.unfinished.add(parameters, part)
+            self.unfinished.add(batch.parameters, batch.part)

@@ -13,7 +13,7 @@ from pycoherence.capture import Across, Factors
 from pycoherence.robust._rule import NETWORK, Report, groups_of
 from pycoherence.robust._space import GramSpace, Measured, Requirement, is_short, measure
 from pycoherence.robust._vectors import Stack
-from pycoherence.robust._weight_rule import Choice, WeightRule, fill
+from pycoherence.robust._weight_rule import Choice, Done, WeightRule, fill
 from pycoherence.sites import of_rows
 from pycoherence.statistics import Batch
 
@@ -70,9 +70,8 @@ class GramRule(WeightRule):
                 raise ValueError(f"no vectors have no mean for the noise of {self} to be added to")
             if noise is not None:
                 means[name] = means[name] + noise / divisor
-        self.end(
-            examples, found.by_group, groups, n, 1 / divisor if divisor else 0.0, True, lambda x: x
-        )
+        part = 1 / divisor if divisor else 0.0
+        self.end(Done(examples, found.by_group, groups, n, part))
         network = found.network
         decisions = {name: choice.decision for name, choice in found.choices.items()}
         return means, Report(n, decisions, None if network is None else network.decision)

@@ -1,7 +1,7 @@
 """Rules that see mixtures of the examples in place of these."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from pycoherence.ops.core.chunks import mirrored
 from pycoherence.robust._gram_rule import GramRule
 from pycoherence.robust._rule import NETWORK, CoordinateRule, Per, Rule, State, check_rule
 from pycoherence.robust._space import GramSpace, Requirement
-from pycoherence.robust._weight_rule import Choice
+from pycoherence.robust._weight_rule import Choice, Done
 from pycoherence.robust.centre import Centre
 
 
@@ -129,19 +129,10 @@ class Mixing(GramRule):
         found = factors.order_of_mixtures(choice.mixing, *self.order, drop)
         return found * torch.where(choice.weights.isnan().any(), torch.nan, share).to(found.device)
 
-    def end(
-        self,
-        parameters: Mapping[str, Tensor],
-        choices: Mapping[str, Choice],
-        groups: Sequence[str],
-        batch_size: int,
-        part: float,
-        last: bool,
-        decided: Callable[[Tensor], Tensor],
-    ) -> None:
+    def end(self, batch: Done) -> None:
         """See `WeightRule.end`."""
         if isinstance(self.rule, GramRule):
-            self.rule.end(parameters, choices, groups, batch_size, part, last, decided)
+            self.rule.end(batch)
 
 
 def _aggregate_of(rule: Rule) -> tuple[str, float]:

@@ -96,7 +96,7 @@ class GramSpace:
 
     @property
     def kept_indices(self) -> Tensor:
-        """Which examples are not left out; it waits for the device."""
+        """The places of the examples that are kept; it waits for the device."""
         return self.kept.nonzero().flatten()
 
     def distances_to(self, a: Tensor) -> Tensor:

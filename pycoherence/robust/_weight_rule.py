@@ -133,28 +133,31 @@ class WeightRule(Rule):
         """
         return None
 
-    def end(
-        self,
-        parameters: Mapping[str, Tensor],
-        choices: Mapping[str, Choice],
-        groups: Sequence[str],
-        batch_size: int,
-        part: float,
-        last: bool,
-        decided: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Take note that gradients were made, before the next batch.
+    def end(self, batch: "Done") -> None:
+        """Take note that gradients were made of a batch, before the next one."""
 
-        Args:
-            parameters: Those that got a gradient.
-            choices: The choice for each group that took part.
-            groups: All groups of `per`.
-            batch_size: `B`.
-            part: The number that each example's term was multiplied by in the gradient; zero if
-                there was none.
-            last: Whether the optimizer's step follows, and no other batch of it.
-            decided: Makes a random number the same on all processes that take part.
-        """
+
+class Done(NamedTuple):
+    """A batch whose gradients a rule has made.
+
+    Attributes:
+        parameters: Those that got a gradient.
+        choices: The choice for each group that took part.
+        groups: All groups of `per`.
+        size: `B`.
+        part: The number that each example's term was multiplied by in the gradient; zero if there
+            was none.
+        last: Whether the optimizer's step follows, and no other batch of it.
+        decided: Makes a random number the same on all processes that take part.
+    """
+
+    parameters: Mapping[str, Tensor]
+    choices: Mapping[str, Choice]
+    groups: Sequence[str]
+    size: int
+    part: float
+    last: bool = True
+    decided: Callable[[Tensor], Tensor] = lambda x: x
 
 
 class Filled(NamedTuple):

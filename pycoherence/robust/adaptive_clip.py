@@ -1,19 +1,20 @@
 """Norm clipping whose threshold follows a quantile of the norms."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pycoherence.robust._clipping import Clipping, Limit
+from pycoherence.robust._clipping import Limit
 from pycoherence.robust._rule import State, groups_of
-from pycoherence.robust._weight_rule import Choice
+from pycoherence.robust._weight_rule import Done
+from pycoherence.robust.norm_clip import NormClip
 from pycoherence.robust.threshold import Threshold
 
 
 @dataclass(frozen=True)
-class AdaptiveClip(Clipping):
+class AdaptiveClip(NormClip):
     r"""`NormClip` with a threshold that moves towards a quantile of the examples' norms.
 
     .. math:: C \leftarrow C \exp\big( -\eta (\tilde b - q) \big), \qquad
@@ -97,10 +98,6 @@ class AdaptiveClip(Clipping):
         """See `Rule.states`."""
         return {"threshold": self.threshold}
 
-    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
-        """See `Clipping.factors`."""
-        return (limit / norms).clamp(max=1)
-
     def limit(self, group: str) -> Limit:
         """See `Clipping.limit`."""
         found = self.threshold.value.get(group)
@@ -133,27 +130,19 @@ class AdaptiveClip(Clipping):
                 f"{', '.join(other)}; use a rule for each model, or call rule.threshold.reset()"
             )
 
-    def end(
-        self,
-        parameters: Mapping[str, Tensor],
-        choices: Mapping[str, Choice],
-        groups: Sequence[str],
-        batch_size: int,
-        part: float,
-        last: bool,
-        decided: Callable[[Tensor], Tensor],
-    ) -> None:
+    def end(self, batch: Done) -> None:
         """See `WeightRule.end`."""
-        super().end(parameters, choices, groups, batch_size, part, last, decided)
+        super().end(batch)
+        n = float(batch.size)
         # Gradients of a group that took no part are zero, and so inside.
-        inside: dict[str, Tensor | float] = dict.fromkeys(groups, float(batch_size))
-        for group, choice in choices.items():
-            if batch_size and choice.clipped is not None:
-                inside[group] = batch_size * (1 - choice.clipped)
-        self.threshold.count(inside, batch_size)
-        if last:
-            device = next(iter(choices.values())).weights.device
-            self._move(device, decided)
+        inside: dict[str, Tensor | float] = dict.fromkeys(batch.groups, n)
+        for group, choice in batch.choices.items():
+            if batch.size and choice.clipped is not None:
+                inside[group] = n * (1 - choice.clipped)
+        self.threshold.count(inside, batch.size)
+        if batch.last:
+            device = next(iter(batch.choices.values())).weights.device
+            self._move(device, batch.decided)
 
     def _move(self, device: torch.device, decided: Callable[[Tensor], Tensor]) -> None:
         counts, seen = self.threshold.take()

@@ -57,8 +57,8 @@ class AutoClip(Clipping):
         super().__post_init__()
         self.coerce_float("gamma")
 
-    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
-        """See `Clipping.factors`."""
+    def multipliers(self, norms: Tensor, limit: Limit) -> Tensor:
+        """See `Clipping.multipliers`."""
         return limit / (norms + self.gamma)
 
     def clipped(self, norms: Tensor, limit: Limit) -> Tensor | None:

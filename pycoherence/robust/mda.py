@@ -1,17 +1,16 @@
 """Minimum diameter averaging."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from pycoherence.robust._gram_rule import GramRule
-from pycoherence.robust._rule import Per, check_majority, check_per
-from pycoherence.robust._space import GramSpace, Requirement
+from torch import Tensor
+
+from pycoherence.robust._space import GramSpace
+from pycoherence.robust._subset_rule import SubsetRule
 from pycoherence.robust._subsets import least_diameter
-from pycoherence.robust._weight_rule import Choice
 
 
 @dataclass(frozen=True)
-class MDA(GramRule):
+class MDA(SubsetRule):
     r"""The mean of the `B - f` examples whose largest distance from each other is least.
 
     .. math:: \frac{1}{B - f} \sum_{b \in S} g_b, \qquad
@@ -45,28 +44,6 @@ class MDA(GramRule):
         (tensor([2.3333]), tensor([0, 2, 3]))
     """
 
-    f: int
-    per: Per = "network"
-
-    requires: ClassVar[Requirement] = "distances"
-
-    def __post_init__(self) -> None:
-        self.coerce_int("f")
-        check_per(self.per)
-
-    def check_batch(self, n: int) -> str | None:
-        """See `Rule.check_batch`."""
-        return check_majority(self.f, n)
-
-    @property
-    def least(self) -> int:
-        """See `GramRule.least`."""
-        return 2 * self.f + 1
-
-    def choose(self, space: GramSpace) -> Choice:
-        """See `GramRule.choose`; it waits for the device."""
-        kept = space.kept_indices
-        if len(kept) < self.least:
-            return Choice.none(space)
-        near = least_diameter(space.sq_distances[kept][:, kept].cpu(), len(kept) - self.f)
-        return Choice.mean_of(kept[near], space)
+    def nearest(self, space: GramSpace, kept: Tensor, size: int) -> list[int]:
+        """See `SubsetRule.nearest`."""
+        return least_diameter(space.sq_distances[kept][:, kept].cpu(), size)

@@ -76,6 +76,6 @@ class NormClip(Clipping):
         (tensor([[0.3000, 0.6500]]), 0.5)
     """
 
-    def factors(self, norms: Tensor, limit: Limit) -> Tensor:
-        """See `Clipping.factors`."""
+    def multipliers(self, norms: Tensor, limit: Limit) -> Tensor:
+        """See `Clipping.multipliers`."""
         return (limit / norms).clamp(max=1)

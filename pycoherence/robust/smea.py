@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from math import comb
-from typing import ClassVar
 
-from pycoherence.robust._gram_rule import GramRule
-from pycoherence.robust._rule import Per, check_majority, check_per
-from pycoherence.robust._space import GramSpace, Requirement
+from torch import Tensor
+
+from pycoherence.robust._space import GramSpace
+from pycoherence.robust._subset_rule import SubsetRule
 from pycoherence.robust._subsets import least_spread
-from pycoherence.robust._weight_rule import Choice
 
 _MOST_SETS = 200_000
 
 
 @dataclass(frozen=True)
-class SMEA(GramRule):
+class SMEA(SubsetRule):
     r"""The mean of the `B - f` examples that spread least in the direction in which they do most.
 
     .. math:: \frac{1}{B - f} \sum_{b \in S} g_b, \qquad
@@ -51,15 +50,6 @@ class SMEA(GramRule):
         (tensor([0.3333, 0.3333]), tensor([0, 1, 2]))
     """
 
-    f: int
-    per: Per = "network"
-
-    requires: ClassVar[Requirement] = "distances"
-
-    def __post_init__(self) -> None:
-        self.coerce_int("f")
-        check_per(self.per)
-
     def check_batch(self, n: int) -> str | None:
         """See `Rule.check_batch`."""
         sets = comb(n, self.f)
@@ -68,17 +58,8 @@ class SMEA(GramRule):
                 f"compares all sets of B - f examples, of which {n} have {sets}, and takes up to "
                 f"{_MOST_SETS}; MDA chooses sets of any number"
             )
-        return check_majority(self.f, n)
+        return super().check_batch(n)
 
-    @property
-    def least(self) -> int:
-        """See `GramRule.least`."""
-        return 2 * self.f + 1
-
-    def choose(self, space: GramSpace) -> Choice:
-        """See `GramRule.choose`; it waits for the device."""
-        kept = space.kept_indices
-        if len(kept) < self.least:
-            return Choice.none(space)
-        near = least_spread(space.gram[kept][:, kept].cpu(), len(kept) - self.f)
-        return Choice.mean_of(kept[near], space)
+    def nearest(self, space: GramSpace, kept: Tensor, size: int) -> list[int]:
+        """See `SubsetRule.nearest`."""
+        return least_spread(space.gram[kept][:, kept].cpu(), size)

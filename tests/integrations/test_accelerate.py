@@ -128,7 +128,7 @@ def test_a_grad_scaler(accumulate: int) -> None:
 
 
 def test_bfloat16() -> None:
-    """As of a block by hand under the same autocast."""
+    """Norms are those of a block by hand under the same autocast."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, mixed_precision="bf16")
     plain, other = network(), network()
     model = accelerator.prepare(plain)

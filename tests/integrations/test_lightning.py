@@ -884,7 +884,7 @@ def launched(rank: int, ranks: int) -> Iterator[None]:
 def in_ranks(
     rank: int, rule: Rule | None, group: Any, accumulate: int, sharded: bool
 ) -> tuple[list[Any], list[Tensor]]:
-    """What is measured in each step, and the weights after the last."""
+    """The numbers of each step, and the weights after the last."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     net, data = classifier(), batches(8)
@@ -963,7 +963,7 @@ def test_a_rule_over_all_ranks(rule: Rule) -> None:
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_fabric(accumulate: int, scaled: bool) -> None:
-    """As docs/integrations-lightning.md says."""
+    """The recipe of docs/integrations-lightning.md."""
     fabric_package = import_module("lightning.fabric")
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     plugins = [fabric_package.plugins.MixedPrecision("16-mixed", "cpu", scaler)] if scaled else []

@@ -26,12 +26,12 @@ from opacus.utils.batch_memory_manager import BatchMemoryManager  # noqa: E402
 from pycoherence.integrations.opacus import PrivacyEngine, register  # noqa: E402
 
 pytestmark = [
-    # Of Opacus, about its secure mode, and about its hooks on layers whose input has no gradient.
+    # Opacus warns about its secure mode, and about its hooks on layers whose input has no gradient.
     pytest.mark.filterwarnings("ignore:Secure RNG turned off"),
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
-    # Of peft: it calls what newer versions of transformers deprecate.
+    # peft calls what newer versions of transformers deprecate.
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated"),
-    # Of Opacus: its accountants, about orders at which epsilon is smallest.
+    # The accountants of Opacus warn about orders at which epsilon is smallest.
     pytest.mark.filterwarnings("ignore:Optimal order is the"),
 ]
 

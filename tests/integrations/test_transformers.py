@@ -497,7 +497,7 @@ def test_a_rule_fills_the_gradient_at_each_step(
 
 
 def tags(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What lies in a folder of TensorBoard."""
+    """The events in a folder of TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (path,) = {file.parent for file in folder.rglob("events.*")}

@@ -92,7 +92,7 @@ def imported(path: Path) -> set[str]:
 @needs_gloo
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path: Path, tmp_path: Path) -> None:
-    """As they are, each in a process and a folder of its own."""
+    """Each runs as it is, in a process and a folder of its own."""
     for package in imported(path):
         pytest.importorskip(package)
     settings = {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}

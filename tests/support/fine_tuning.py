@@ -120,7 +120,7 @@ def seq2seq() -> nn.Module:
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    """What the model says of one example."""
+    """The outputs of the model for one example."""
     given = {name: x for name, x in batch.items() if x.dim() == 2 and name != "labels"}
     return model(**given).logits[0]
 
@@ -145,7 +145,7 @@ def square_error(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class MicroBatch(NamedTuple):
-    """What a forward pass of training has seen.
+    """The inputs of a forward pass of training.
 
     Attributes:
         state: The weights then.

@@ -313,7 +313,7 @@ def test_nothing_holds_the_batch_or_is_left_on_the_model() -> None:
 
 
 def test_blocks_are_as_they_were() -> None:
-    """What a trace leaves in caches would have no numbers."""
+    """A trace leaves no tensors without numbers in caches."""
     gc.collect()
     others = {id(x) for x in gc.get_objects() if type(x) is known.FakeTensor}  # of tests before
     model, twin = twins(Tied)

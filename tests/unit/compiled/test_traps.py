@@ -1,4 +1,4 @@
-"""What a trace would bake in is made anew, refused or found: none of it is silently wrong."""
+"""Things that a trace would bake in are traced anew, refused or found, none silently wrong."""
 
 import copy
 import gc
