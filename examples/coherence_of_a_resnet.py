@@ -100,7 +100,7 @@ for kind, history in runs.items():
     print(f"{kind} labels: {fitted:.0%} fitted, test accuracy {right:.0%}, m = {found.m:.1f}")
 
 # %%
-# What the blocks say
+# The blocks, one by one
 # -------------------
 # ``pc.plot.coherence`` draws the parts of the network over the steps. The lower panels tell how
 # many training labels are fitted, and how many test images are right.

@@ -109,7 +109,7 @@ print(f"one process: m = {record.coherence().m:.3f}")
 assert abs(record.coherence().m - first[0]["whole"]) < 1e-4
 
 # %%
-# What each rank sees
+# The view of each rank
 # -------------------
 # The m of 32 examples and that of 64 are not of one scale, since m counts examples.
 # ``unbiased_alpha`` estimates the same number from any of them: the mean dot product of two

@@ -130,7 +130,7 @@ for size, steps in zip(tried, needed, strict=True):
     print(f"batch of {size:3}: {steps:3} steps, {size * steps:6} examples")
 
 # %%
-# What came of it
+# The result
 # ---------------
 # The noise scale grows as training goes on, since the gradient shrinks faster than its noise. In
 # the middle is the share of the whole gradient in that of a batch, the squared cosine; the dashed

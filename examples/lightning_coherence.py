@@ -112,7 +112,7 @@ with torch.no_grad():
 print(f"{len(watch.history)} steps, test accuracy {accuracy:.0%}")
 
 # %%
-# What it saw
+# The result
 # -----------
 # ``history`` has a row for each step, the same that a logger of the Trainer gets.
 

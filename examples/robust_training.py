@@ -106,7 +106,7 @@ fits.legend(frameon=False, loc="upper left")
 plt.show()
 
 # %%
-# What this does not show
+# Limits
 # -----------------------
 # SGD that is stopped in time does as well, but when to stop is known only with true labels at hand:
 

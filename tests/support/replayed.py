@@ -40,7 +40,7 @@ def assert_same(
         options: Of the block.
 
     Returns:
-        What the step gave.
+        The result of the step.
     """
     state = torch.get_rng_state()
     found = step(batch)
