@@ -101,7 +101,7 @@ for kind, history in runs.items():
 
 # %%
 # The blocks, one by one
-# -------------------
+# ----------------------
 # ``pc.plot.coherence`` draws the parts of the network over the steps. The lower panels tell how
 # many training labels are fitted, and how many test images are right.
 

@@ -110,7 +110,7 @@ assert abs(record.coherence().m - first[0]["whole"]) < 1e-4
 
 # %%
 # The view of each rank
-# -------------------
+# ---------------------
 # The m of 32 examples and that of 64 are not of one scale, since m counts examples.
 # ``unbiased_alpha`` estimates the same number from any of them: the mean dot product of two
 # examples, over their mean squared norm. Estimates from the whole batch scatter less.

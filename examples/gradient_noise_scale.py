@@ -131,7 +131,7 @@ for size, steps in zip(tried, needed, strict=True):
 
 # %%
 # The result
-# ---------------
+# ----------
 # The noise scale grows as training goes on, since the gradient shrinks faster than its noise. In
 # the middle is the share of the whole gradient in that of a batch, the squared cosine; the dashed
 # line is the noise scale. On the right, larger batches save steps up to some 30 to 60 examples;

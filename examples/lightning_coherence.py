@@ -113,7 +113,7 @@ print(f"{len(watch.history)} steps, test accuracy {accuracy:.0%}")
 
 # %%
 # The result
-# -----------
+# ----------
 # ``history`` has a row for each step, the same that a logger of the Trainer gets.
 
 steps = [row["step"] for row in watch.history]

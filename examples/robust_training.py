@@ -107,7 +107,7 @@ plt.show()
 
 # %%
 # Limits
-# -----------------------
+# ------
 # SGD that is stopped in time does as well, but when to stop is known only with true labels at hand:
 
 for name, history in runs.items():
